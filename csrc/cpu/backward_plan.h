@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include "ops/slice_cut.h"
+
+namespace dcn {
+
+// How a backward pass is cut into tasks (image, tile of output positions, slice
+// of input channels), whatever the number of threads.
+struct BackwardPlan {
+  SliceCut cut;
+  int64_t tile; // output positions of one task
+  int64_t tiles; // per image
+  int64_t block; // output positions whose columns are made at once
+  int64_t slot_bytes; // workspace of a task
+
+  BackwardPlan(
+      const BackwardInputs& inputs,
+      bool wants_input,
+      bool sums_in_dtype,
+      int64_t element_bytes);
+
+  int64_t tasks(int64_t batch) const {
+    return batch * tiles * static_cast<int64_t>(cut.slices.size());
+  }
+};
+
+} // namespace dcn

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#include "cpu/columns.h"
+
+#include <algorithm>
+
+namespace dcn {
+namespace {
+
+// A channel stride of 1 known to the compiler, so that it can vectorise.
+struct UnitStride {
+  constexpr operator int64_t() const {
+    return 1;
+  }
+};
+
+template <typename S, typename T>
+struct Corners {
+  const S* pixel[4];
+  T weight[4];
+};
+
+template <typename S, typename T>
+DCN_INLINE Corners<S, T> corners_of(
+    const MapView<const S>& map,
+    const DeformTap<T>& tap) {
+  Corners<S, T> corners;
+  for (int k = 0; k < 4; ++k) {
+    corners.pixel[k] = map.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
+    corners.weight[k] = tap.weight(k);
+  }
+  return corners;
+}
+
+template <typename S, typename T, typename Stride>
+DCN_INLINE void sample(
+    const Corners<S, T>& from,
+    T mask,
+    Stride stride,
+    int64_t channels,
+    T* row) {
+  const S *p0 = from.pixel[0], *p1 = from.pixel[1];
+  const S *p2 = from.pixel[2], *p3 = from.pixel[3];
+  const T w0 = mask * from.weight[0], w1 = mask * from.weight[1];
+  const T w2 = mask * from.weight[2], w3 = mask * from.weight[3];
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t i = c * stride;
+    row[c] = w0 * static_cast<T>(p0[i]) + w1 * static_cast<T>(p1[i]) +
+        w2 * static_cast<T>(p2[i]) + w3 * static_cast<T>(p3[i]);
+  }
+}
+
+// Sum over channels of gradient * pixel, for each of the four corners.
+template <typename S, typename T, typename Stride>
+DCN_INLINE void correlate(
+    const Corners<S, T>& with,
+    const T* gradient,
+    Stride stride,
+    int64_t channels,
+    T (&sums)[4]) {
+  const S *p0 = with.pixel[0], *p1 = with.pixel[1];
+  const S *p2 = with.pixel[2], *p3 = with.pixel[3];
+  T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t i = c * stride;
+    s0 += gradient[c] * static_cast<T>(p0[i]);
+    s1 += gradient[c] * static_cast<T>(p1[i]);
+    s2 += gradient[c] * static_cast<T>(p2[i]);
+    s3 += gradient[c] * static_cast<T>(p3[i]);
+  }
+  sums[0] = s0;
+  sums[1] = s1;
+  sums[2] = s2;
+  sums[3] = s3;
+}
+
+template <typename T, typename Stride>
+DCN_INLINE void scatter_corner(
+    T* pixel,
+    T weight,
+    const T* gradient,
+    Stride stride,
+    int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    pixel[c * stride] += weight * gradient[c];
+  }
+}
+
+template <typename T>
+DCN_INLINE void scatter(
+    const DeformTap<T>& tap,
+    const T* gradient,
+    const MapView<T>& input,
+    int64_t channels) {
+  for (int k = 0; k < 4; ++k) {
+    const T weight = tap.mask * tap.weight(k);
+    // Half of the corners at integer coordinates, and those off the map.
+    if (weight == T(0)) {
+      continue;
+    }
+    T* pixel = input.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
+    if (input.channel_stride == 1) {
+      scatter_corner(pixel, weight, gradient, UnitStride{}, channels);
+    } else {
+      scatter_corner(pixel, weight, gradient, input.channel_stride, channels);
+    }
+  }
+}
+
+template <typename S, typename T, typename Stride>
+DCN_INLINE void backward_row(
+    const MapView<const S>& map,
+    Stride stride,
+    const DeformTap<T>& tap,
+    int64_t channels,
+    const ColumnGradients<T>& gradients,
+    T* row,
+    T* out) {
+  const auto corners = corners_of(map, tap);
+  if (out != nullptr) {
+    T sums[4];
+    correlate(corners, row, stride, channels, sums);
+    tap_gradient(tap, sums, out);
+  }
+  if (gradients.input.data != nullptr) {
+    scatter(tap, row, gradients.input, channels);
+  }
+  if (gradients.wants_columns) {
+    sample(corners, tap.mask, stride, channels, row);
+  }
+}
+
+template <typename S, typename T>
+DCN_INLINE void gather_columns_body(
+    const MapView<const S>& map,
+    const DeformTap<T>* taps,
+    const Columns<T>& columns) {
+  for (int64_t p = 0; p < columns.positions; ++p) {
+    for (int64_t k = 0; k < columns.taps_per_position; ++k) {
+      const auto& tap = taps[p * columns.taps_per_position + k];
+      T* row = columns.row(p, k);
+      if (tap.state != TapState::kInside) {
+        std::fill_n(row, columns.channels, tap.value_without_pixels());
+      } else if (map.channel_stride == 1) {
+        sample(
+            corners_of(map, tap),
+            tap.mask,
+            UnitStride{},
+            columns.channels,
+            row);
+      } else {
+        sample(
+            corners_of(map, tap),
+            tap.mask,
+            map.channel_stride,
+            columns.channels,
+            row);
+      }
+    }
+  }
+}
+
+template <typename S, typename T>
+DCN_INLINE void backward_columns_body(
+    const MapView<const S>& map,
+    const DeformTap<T>* taps,
+    const Columns<T>& columns,
+    const ColumnGradients<T>& gradients) {
+  for (int64_t p = 0; p < columns.positions; ++p) {
+    for (int64_t k = 0; k < columns.taps_per_position; ++k) {
+      const int64_t r = p * columns.taps_per_position + k;
+      const auto& tap = taps[r];
+      T* row = columns.row(p, k);
+      T* out = gradients.taps == nullptr ? nullptr : gradients.taps + 3 * r;
+      if (tap.state != TapState::kInside) {
+        if (out != nullptr) {
+          const T nothing[4] = {};
+          tap_gradient(tap, nothing, out);
+        }
+        if (gradients.wants_columns) {
+          std::fill_n(row, columns.channels, tap.value_without_pixels());
+        }
+      } else if (map.channel_stride == 1) {
+        backward_row(
+            map, UnitStride{}, tap, columns.channels, gradients, row, out);
+      } else {
+        backward_row(
+            map,
+            map.channel_stride,
+            tap,
+            columns.channels,
+            gradients,
+            row,
+            out);
+      }
+    }
+  }
+}
+
+} // namespace
+
+template <typename T>
+void locate_taps(
+    const TapSource& source,
+    int64_t image,
+    int64_t offset_group,
+    int64_t begin,
+    int64_t end,
+    DeformTap<T>* taps) {
+  for (int64_t position = begin; position < end; ++position) {
+    for (int tap = 0; tap < source.geometry.taps(); ++tap) {
+      *taps++ = source.locate<T>(image, offset_group, position, tap);
+    }
+  }
+}
+
+template void locate_taps(
+    const TapSource&,
+    int64_t,
+    int64_t,
+    int64_t,
+    int64_t,
+    DeformTap<float>*);
+template void locate_taps(
+    const TapSource&,
+    int64_t,
+    int64_t,
+    int64_t,
+    int64_t,
+    DeformTap<double>*);
+
+// One function per dtype of the map, each cloned per instruction set.
+#define DCN_DEFINE_COLUMNS(S, T)                          \
+  template <>                                             \
+  DCN_VECTOR_CLONES void gather_columns(                  \
+      const MapView<const S>& map,                        \
+      const DeformTap<T>* taps,                           \
+      const Columns<T>& columns) {                        \
+    gather_columns_body(map, taps, columns);              \
+  }                                                       \
+  template <>                                             \
+  DCN_VECTOR_CLONES void backward_columns(                \
+      const MapView<const S>& map,                        \
+      const DeformTap<T>* taps,                           \
+      const Columns<T>& columns,                          \
+      const ColumnGradients<T>& gradients) {              \
+    backward_columns_body(map, taps, columns, gradients); \
+  }
+
+DCN_DEFINE_COLUMNS(double, double)
+DCN_DEFINE_COLUMNS(float, float)
+DCN_DEFINE_COLUMNS(c10::Half, float)
+DCN_DEFINE_COLUMNS(c10::BFloat16, float)
+#undef DCN_DEFINE_COLUMNS
+
+} // namespace dcn

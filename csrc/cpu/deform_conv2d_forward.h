@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include "ops/deform_conv2d.h"
+
+namespace dcn {
+
+struct ForwardInputs {
+  const at::Tensor& input;
+  const at::Tensor& offset;
+  const at::Tensor& weight;
+  const OptionalTensor& bias;
+  const OptionalTensor& mask;
+};
+
+// Fills `output`. S is the dtype of the tensors, T that of the sums.
+template <typename S, typename T>
+void deform_conv2d_forward(
+    const DeformConvShape& shape,
+    const ForwardInputs& inputs,
+    const at::Tensor& output);
+
+} // namespace dcn

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+// The one place that launches kernels.
+#pragma once
+
+#include <algorithm>
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+
+namespace dcn {
+
+constexpr int kThreads = 256;
+// Enough blocks to fill any chip several times; loops cover the rest.
+constexpr int64_t kMaxBlocks = int64_t{1} << 16;
+
+// Runs kernel(params) with at least `threads` threads, up to the limits above,
+// on the current stream of the current device.
+template <typename Params>
+void launch(void (*kernel)(Params), const Params& params, int64_t threads) {
+  if (threads == 0) {
+    return;
+  }
+  const int64_t blocks =
+      std::min(kMaxBlocks, (threads + kThreads - 1) / kThreads);
+  kernel<<<
+      static_cast<unsigned>(blocks),
+      kThreads,
+      0,
+      at::cuda::getCurrentCUDAStream()>>>(params);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+} // namespace dcn

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+// The deterministic way into grad_input: the corners of a chunk's taps are
+// sorted by the pixel they read, then each pixel sums its own list.
+
+#include <limits>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sort.h>
+
+#include "cuda/chunk.cuh"
+#include "cuda/columns.cuh"
+
+namespace dcn {
+namespace {
+
+// The key of a corner without weight: sorted behind every pixel.
+constexpr int64_t kNoPixel = std::numeric_limits<int64_t>::max();
+
+template <typename S, typename T>
+struct KeyParams {
+  ColumnChunk<S, T> chunk;
+  int64_t* keys; // (units, 4)
+};
+
+template <typename S, typename T>
+__global__ void key_kernel(KeyParams<S, T> params) {
+  const auto& chunk = params.chunk;
+  const auto& geometry = chunk.taps.geometry;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       index < chunk.units();
+       index += step) {
+    const Unit<S, T> unit(chunk, index);
+    const DeformTap<T> tap = unit.locate(chunk);
+    for (int k = 0; k < 4; ++k) {
+      const bool reads =
+          tap.state == TapState::kInside && tap.mask * tap.weight(k) != T(0);
+      const int64_t row = unit.map_image * geometry.in_h + tap.y.at[k >> 1];
+      params.keys[4 * index + k] =
+          reads ? row * geometry.in_w + tap.x.at[k & 1] : kNoPixel;
+    }
+  }
+}
+
+template <typename S, typename T>
+struct SumParams {
+  ColumnChunk<S, T> chunk;
+  MapView<T> input;
+  int64_t input_stride;
+  const int64_t* keys; // sorted
+  const int64_t* corners; // 4 * unit + corner, in the order of the keys
+  int64_t count;
+};
+
+// Adds the list that starts at `first` to channel c of its pixel.
+template <typename S, typename T>
+__device__ __forceinline__ void sum_list(
+    const SumParams<S, T>& params,
+    int64_t first,
+    int64_t c) {
+  const auto& chunk = params.chunk;
+  const auto& geometry = chunk.taps.geometry;
+  const int64_t key = params.keys[first];
+  T sum = T(0);
+  for (int64_t i = first; i < params.count && params.keys[i] == key; ++i) {
+    const int64_t corner = params.corners[i];
+    const Unit<S, T> unit(chunk, corner / 4);
+    const DeformTap<T> tap = unit.locate(chunk);
+    sum += tap.mask * tap.weight(corner % 4) * static_cast<T>(unit.column[c]);
+  }
+  const int64_t row = key / geometry.in_w;
+  T* pixel = params.input.pixel(row % geometry.in_h, key % geometry.in_w) +
+      row / geometry.in_h * params.input_stride;
+  pixel[c * params.input.channel_stride] += sum;
+}
+
+template <typename S, typename T>
+__global__ void sum_kernel(SumParams<S, T> params) {
+  const int lanes = params.chunk.lanes;
+  const UnitLoop loop(lanes);
+  for (int64_t start = loop.first; start < params.count; start += loop.step) {
+    const int64_t i = loop.own(start, lanes);
+    if (i >= params.count || params.keys[i] == kNoPixel ||
+        (i > 0 && params.keys[i - 1] == params.keys[i])) {
+      continue; // not the head of a list
+    }
+    for (int64_t c = loop.lane; c < params.chunk.channels; c += lanes) {
+      sum_list(params, i, c);
+    }
+  }
+}
+
+} // namespace
+
+template <typename S, typename T>
+void scatter_in_order(
+    ColumnChunk<S, T> chunk,
+    const ChunkGradients<T>& gradients) {
+  const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCUDA);
+  const at::Tensor keys = at::empty({4 * chunk.units()}, options);
+  launch(
+      key_kernel<S, T>,
+      KeyParams<S, T>{chunk, keys.data_ptr<int64_t>()},
+      chunk.units());
+  const auto [sorted, corners] =
+      at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  chunk.lanes = lanes_for(chunk.channels, 1);
+  launch(
+      sum_kernel<S, T>,
+      SumParams<S, T>{
+          chunk,
+          gradients.input,
+          gradients.input_stride,
+          sorted.template data_ptr<int64_t>(),
+          corners.template data_ptr<int64_t>(),
+          keys.numel()},
+      keys.numel() * chunk.lanes);
+}
+
+#define DCN_INSTANTIATE_SCATTER(S, T) \
+  template void scatter_in_order(ColumnChunk<S, T>, const ChunkGradients<T>&);
+
+DCN_INSTANTIATE_SCATTER(double, double)
+DCN_INSTANTIATE_SCATTER(float, float)
+DCN_INSTANTIATE_SCATTER(c10::Half, float)
+DCN_INSTANTIATE_SCATTER(c10::BFloat16, float)
+#undef DCN_INSTANTIATE_SCATTER
+
+} // namespace dcn

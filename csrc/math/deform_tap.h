@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include <cstdint>
+
+#include "math/linear_tap.h"
+
+namespace dcn {
+
+// The shape of a convolution: where the taps of an output position lie.
+struct ConvGeometry {
+  int in_h, in_w;
+  int out_h, out_w;
+  int kernel_h, kernel_w;
+  int stride_h, stride_w;
+  int pad_h, pad_w;
+  int dilation_h, dilation_w;
+
+  DCN_INLINE int taps() const {
+    return kernel_h * kernel_w;
+  }
+  DCN_INLINE int64_t positions() const {
+    return static_cast<int64_t>(out_h) * out_w;
+  }
+};
+
+enum class TapState : int {
+  kInside, // reads the four corners
+  kOutside, // beyond the map: reads nothing, counts as zero
+  kNan // its offset or mask is NaN: so are its value and its own gradients
+};
+
+// One sampling location p0 + pn + dpn of Eq. 2, ready to be read and
+// differentiated.
+template <typename T>
+struct DeformTap {
+  TapState state;
+  T mask;
+  LinearTap<T> y;
+  LinearTap<T> x;
+
+  DCN_INLINE T weight(int corner) const {
+    return y.weight[corner >> 1] * x.weight[corner & 1];
+  }
+  DCN_INLINE T slope_y(int corner) const {
+    return y.slope[corner >> 1] * x.weight[corner & 1];
+  }
+  DCN_INLINE T slope_x(int corner) const {
+    return y.weight[corner >> 1] * x.slope[corner & 1];
+  }
+  // What the tap reads where it reads no pixel: 0, or NaN if it, or 0 * mask,
+  // is.
+  DCN_INLINE T value_without_pixels() const {
+    return state == TapState::kNan ? mask : T(0) * mask;
+  }
+};
+
+// Position p0 + pn of tap (kernel_y, kernel_x) for output (out_y, out_x),
+// displaced by (dy, dx).
+template <typename T>
+DCN_INLINE DeformTap<T> locate_tap(
+    const ConvGeometry& g,
+    int out_y,
+    int out_x,
+    int kernel_y,
+    int kernel_x,
+    T dy,
+    T dx,
+    T mask) {
+  const int64_t base_y = static_cast<int64_t>(out_y) * g.stride_h - g.pad_h +
+      static_cast<int64_t>(kernel_y) * g.dilation_h;
+  const int64_t base_x = static_cast<int64_t>(out_x) * g.stride_w - g.pad_w +
+      static_cast<int64_t>(kernel_x) * g.dilation_w;
+  const T y = static_cast<T>(base_y) + dy;
+  const T x = static_cast<T>(base_x) + dx;
+  DeformTap<T> tap{};
+  tap.mask = mask;
+  if (reaches_axis(y, g.in_h) && reaches_axis(x, g.in_w) && mask == mask) {
+    tap.state = TapState::kInside;
+    tap.y = linear_tap(y, g.in_h);
+    tap.x = linear_tap(x, g.in_w);
+  } else if (y == y && x == x && mask == mask) {
+    tap.state = TapState::kOutside;
+  } else {
+    tap.state = TapState::kNan;
+    tap.mask = y + x + mask; // one of them is NaN, so the sum is
+  }
+  return tap;
+}
+
+// Gradients of (dy, dx, mask), Eq. 7, from the sums over channels of column
+// gradient times pixel, one for each corner.
+template <typename T>
+DCN_INLINE void tap_gradient(
+    const DeformTap<T>& tap,
+    const T (&corner_sums)[4],
+    T* gradient) {
+  const T start = tap.state == TapState::kNan ? tap.mask : T(0);
+  gradient[0] = gradient[1] = gradient[2] = start;
+  if (tap.state != TapState::kInside) {
+    return;
+  }
+  for (int k = 0; k < 4; ++k) {
+    gradient[0] += tap.mask * tap.slope_y(k) * corner_sums[k];
+    gradient[1] += tap.mask * tap.slope_x(k) * corner_sums[k];
+    gradient[2] += tap.weight(k) * corner_sums[k];
+  }
+}
+
+} // namespace dcn

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "math/deform_tap.h"
+
+namespace dcn {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// Input channels [begin, begin + size) that share a convolution group and an
+// offset group. Neither kind of group has to divide the other.
+struct ChannelSlice {
+  int64_t begin;
+  int64_t size;
+  int64_t group;
+  int64_t offset_group;
+};
+
+// Everything that follows from the shapes of a call, checked.
+struct DeformConvShape {
+  int64_t batch;
+  int64_t in_channels;
+  int64_t out_channels;
+  int64_t groups;
+  int64_t offset_groups;
+  ConvGeometry geometry;
+
+  int64_t group_in() const {
+    return in_channels / groups;
+  }
+  int64_t group_out() const {
+    return out_channels / groups;
+  }
+  int64_t channels_per_offset_group() const {
+    return in_channels / offset_groups;
+  }
+  // The slices in channel order, none with more than `widest` channels.
+  std::vector<ChannelSlice> slices(int64_t widest) const;
+};
+
+struct DeformConvGradients {
+  at::Tensor input, offset, weight, bias, mask; // those not asked for are empty
+};
+
+// Throws unless the arguments describe a deformable convolution; allocates
+// nothing.
+DeformConvShape check_deform_conv2d(
+    const at::Tensor& input,
+    const at::Tensor& offset,
+    const at::Tensor& weight,
+    const OptionalTensor& bias,
+    at::IntArrayRef stride,
+    at::IntArrayRef padding,
+    at::IntArrayRef dilation,
+    const OptionalTensor& mask);
+
+void check_grad_output(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const DeformConvShape& shape);
+
+// The output, in the memory format of the input.
+at::Tensor allocate_output(
+    const at::Tensor& input,
+    const DeformConvShape& shape);
+
+// Gradients asked for by `wanted` (input, offset, weight, bias, mask), each in
+// the memory format of its tensor, not yet filled.
+DeformConvGradients allocate_gradients(
+    const at::Tensor& input,
+    const at::Tensor& offset,
+    const at::Tensor& weight,
+    const OptionalTensor& mask,
+    std::array<bool, 5> wanted);
+
+// The weight as (groups, group_out, taps, group_in): the order in which columns
+// are gathered, contiguous, in `dtype`.
+at::Tensor pack_weight(
+    const at::Tensor& weight,
+    const DeformConvShape& shape,
+    at::ScalarType dtype);
+
+} // namespace dcn

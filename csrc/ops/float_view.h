@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "math/macros.h"
+
+namespace dcn {
+
+// Element access to an (N, C, H, W) tensor of any floating dtype and strides,
+// on the host and in kernels. For small tensors beside the map (offsets,
+// masks): a switch per element costs little there, and saves a copy of the
+// kernels for each pair of dtypes.
+class FloatView {
+ public:
+  FloatView() = default; // of nothing
+
+  explicit FloatView(const at::Tensor& tensor)
+      : data_(tensor.data_ptr()),
+        dtype_(tensor.scalar_type()),
+        n_(tensor.stride(0)),
+        c_(tensor.stride(1)),
+        h_(tensor.stride(2)),
+        w_(tensor.stride(3)) {}
+
+  DCN_INLINE bool defined() const {
+    return data_ != nullptr;
+  }
+
+  DCN_INLINE int64_t at(int64_t n, int64_t c, int64_t y, int64_t x) const {
+    return n * n_ + c * c_ + y * h_ + x * w_;
+  }
+
+  template <typename T>
+  DCN_INLINE T load(int64_t index) const {
+    switch (dtype_) {
+      case at::kDouble:
+        return static_cast<T>(static_cast<const double*>(data_)[index]);
+      case at::kHalf:
+        return static_cast<T>(static_cast<const c10::Half*>(data_)[index]);
+      case at::kBFloat16:
+        return static_cast<T>(static_cast<const c10::BFloat16*>(data_)[index]);
+      default:
+        return static_cast<T>(static_cast<const float*>(data_)[index]);
+    }
+  }
+
+  template <typename T>
+  DCN_INLINE void store(int64_t index, T value) const {
+    switch (dtype_) {
+      case at::kDouble:
+        static_cast<double*>(data_)[index] = value;
+        break;
+      case at::kHalf:
+        static_cast<c10::Half*>(data_)[index] = static_cast<float>(value);
+        break;
+      case at::kBFloat16:
+        static_cast<c10::BFloat16*>(data_)[index] = static_cast<float>(value);
+        break;
+      default:
+        static_cast<float*>(data_)[index] = static_cast<float>(value);
+    }
+  }
+
+  template <typename T>
+  DCN_INLINE void put(int64_t index, T value, bool adds) const {
+    store(index, adds ? load<T>(index) + value : value);
+  }
+
+ private:
+  void* data_ = nullptr;
+  at::ScalarType dtype_ = at::kFloat;
+  int64_t n_ = 0, c_ = 0, h_ = 0, w_ = 0;
+};
+
+} // namespace dcn

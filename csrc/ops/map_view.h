@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "math/macros.h"
+
+namespace dcn {
+
+// Some channels of one feature map, wherever its strides put them.
+template <typename S>
+struct MapView {
+  S* data;
+  int64_t channel_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+
+  DCN_INLINE S* pixel(int64_t y, int64_t x) const {
+    return data + y * row_stride + x * column_stride;
+  }
+};
+
+// Channels from `channel` on of image `image` of an (N, C, H, W) tensor.
+template <typename S>
+MapView<S> map_view(const at::Tensor& tensor, int64_t image, int64_t channel) {
+  S* data = static_cast<S*>(tensor.data_ptr()) + image * tensor.stride(0) +
+      channel * tensor.stride(1);
+  return {data, tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+}
+
+} // namespace dcn
