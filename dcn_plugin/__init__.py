@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Deformable Convolutional Networks for Detectron2.
+
+Importing this package registers its networks with Detectron2, where that is installed. `ops` and
+`layers` need PyTorch only.
+"""
+
+import importlib.util
+import warnings
+
+from .config import add_dcn_config
+
+__all__ = ["add_dcn_config", "layers", "ops"]
+
+try:
+    from . import layers, ops
+except ImportError as error:  # nothing compiled yet: `python -m dcn_plugin.env` must still work
+    warnings.warn(str(error), stacklevel=2)
+else:
+    if importlib.util.find_spec("detectron2") is not None:
+        try:
+            importlib.import_module("detectron2.modeling")
+        except Exception as error:  # whatever is wrong with it, ops and layers work without
+            warnings.warn(f"dcn_plugin: no networks: Detectron2 fails with {error!r}", stacklevel=2)
+        else:
+            importlib.import_module(".modeling", __name__)  # only registration

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Modules that call the ops. Need PyTorch and nothing else."""
+
+from .deform_conv import DeformConv2d, DeformConv2dPack
+from .offset_branch import OffsetConv2d
+
+__all__ = ["DeformConv2d", "DeformConv2dPack", "OffsetConv2d"]

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Deformable convolution as modules."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..ops import deform_conv2d
+from .offset_branch import OffsetConv2d
+
+"""
+Shape shorthand in this module:
+
+    N: images, C: input channels, C': output channels
+    H, W: input size, H', W': output size
+    K: taps, G: offset groups
+"""
+
+
+class DeformConv2d(nn.Conv2d):
+    """A deformable convolution that is told where to sample.
+
+    Has the contract of `torchvision.ops.DeformConv2d`, and the parameters of `nn.Conv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        """Takes the arguments of `nn.Conv2d`; padding is with zeros, in numbers of pixels."""
+        if isinstance(padding, str):
+            raise ValueError(f"padding must be one or two integers, got {padding!r}")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Convolves with displaced taps.
+
+        Args:
+            input: Tensor[N, C, H, W].
+            offset: Tensor[N, 2*G*K, H', W'], (dy, dx) per tap.
+            mask: Tensor[N, G*K, H', W'], a factor per tap.
+
+        Returns:
+            Tensor[N, C', H', W'].
+        """
+        return deform_conv2d(
+            input,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+        )
+
+
+class DeformConv2dPack(DeformConv2d):
+    """A deformable convolution that learns where to sample: a drop-in for `nn.Conv2d`.
+
+    It owns the branch that predicts its offsets, `offset_conv`, which starts at zero: at first it
+    is the plain convolution with the same weights (modulated: half of it, since the sigmoid of
+    zero is 0.5).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        offset_groups: int = 1,
+        modulated: bool = False,
+    ) -> None:
+        """Takes the arguments of `nn.Conv2d`, and two more.
+
+        Args:
+            in_channels: C.
+            out_channels: C'.
+            kernel_size: of the convolution and of its offset branch.
+            stride: likewise.
+            padding: likewise, with zeros, in numbers of pixels.
+            dilation: likewise.
+            groups: convolution groups.
+            bias: whether the convolution has one; the offset branch always has.
+            offset_groups: G, how many blocks of input channels have offsets of their own.
+            modulated: whether taps are weighted by a learnt mask too (DCNv2).
+        """
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+        self.offset_conv = OffsetConv2d(self, offset_groups, modulated)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves with taps displaced by what `offset_conv` predicts.
+
+        Args:
+            input: Tensor[N, C, H, W].
+
+        Returns:
+            Tensor[N, C', H', W'].
+        """
+        offset, mask = self.offset_conv(input)
+        return super().forward(input, offset, mask)

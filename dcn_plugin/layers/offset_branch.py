@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The convolution that predicts where a deformable convolution samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+"""
+Shape shorthand in this module:
+
+    N: images, C: input channels, H, W: input size, H', W': output size
+    K: taps of the convolution served, G: offset groups
+"""
+
+
+class OffsetConv2d(nn.Conv2d):
+    """Predicts the offsets, and the mask if modulated, of the convolution that it serves.
+
+    It has the kernel, stride, padding and dilation of that convolution, a bias, and starts at
+    zero (section 2.1): training begins with undeformed taps.
+    """
+
+    def __init__(self, served: nn.Conv2d, offset_groups: int = 1, modulated: bool = False) -> None:
+        """Makes the branch of one convolution.
+
+        Args:
+            served: the convolution whose taps are displaced; only its shape is read.
+            offset_groups: G, how many blocks of input channels have offsets of their own.
+            modulated: whether there is a mask too (DCNv2).
+
+        Raises:
+            ValueError: if the offset groups do not divide the input channels.
+        """
+        channels = served.in_channels
+        if offset_groups < 1 or channels % offset_groups != 0:
+            raise ValueError(
+                f"offset_groups must be a divisor of the {channels} input channels, "
+                f"got {offset_groups}"
+            )
+        taps = served.kernel_size[0] * served.kernel_size[1]
+        super().__init__(
+            channels,
+            (3 if modulated else 2) * offset_groups * taps,
+            served.kernel_size,
+            served.stride,
+            served.padding,
+            served.dilation,
+            device=served.weight.device,
+            dtype=served.weight.dtype,
+        )
+        self.offset_groups = offset_groups
+        self.modulated = modulated
+
+    def reset_parameters(self) -> None:
+        """Sets weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predicts where to sample.
+
+        Args:
+            input: Tensor[N, C, H, W], what the convolution served reads.
+
+        Returns:
+            offset Tensor[N, 2*G*K, H', W'], (dy, dx) per tap, and mask Tensor[N, G*K, H', W'] in
+            (0, 1), None unless modulated. Under autocast both are computed in the dtype of the
+            weights: bfloat16 resolves 1/16 pixel at 8 pixels.
+        """
+        with torch.autocast(input.device.type, enabled=False):
+            prediction = super().forward(input.to(self.weight.dtype))
+        if not self.modulated:
+            return prediction, None
+        # As in Detectron2 and DCNv2: first all offsets, then all masks.
+        offset, mask = prediction.tensor_split([prediction.shape[1] // 3 * 2], dim=1)
+        return offset, mask.sigmoid()
+
+    def extra_repr(self) -> str:
+        """Describes the branch in the module's repr."""
+        modulated = ", modulated=True" if self.modulated else ""
+        return f"{super().extra_repr()}, offset_groups={self.offset_groups}{modulated}"

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Deformable convolution as modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from dcn_plugin.layers import DeformConv2d, DeformConv2dPack, OffsetConv2d
+
+SHAPE = {
+    "kernel_size": (3, 2),
+    "stride": (2, 1),
+    "padding": (1, 0),
+    "dilation": (2, 1),
+    "groups": 2,
+}
+
+
+def test_deform_conv2d_has_torchvisions_contract() -> None:
+    ours = DeformConv2d(6, 4, **SHAPE).double()
+    theirs = torchvision.ops.DeformConv2d(6, 4, **SHAPE).double()
+    theirs.load_state_dict(ours.state_dict())
+    input = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    offset = torch.randn(2, 2 * 3 * 6, 4, 7, dtype=torch.float64)
+    mask = torch.rand(2, 3 * 6, 4, 7, dtype=torch.float64)
+    torch.testing.assert_close(ours(input, offset, mask), theirs(input, offset, mask))
+    torch.testing.assert_close(ours(input, offset), theirs(input, offset))
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("offset_groups", [1, 3])
+def test_pack_starts_as_the_plain_convolution(modulated: bool, offset_groups: int) -> None:
+    plain = nn.Conv2d(6, 4, **SHAPE).double()
+    pack = DeformConv2dPack(
+        6, 4, **SHAPE, offset_groups=offset_groups, modulated=modulated
+    ).double()
+    missing, unexpected = pack.load_state_dict(plain.state_dict(), strict=False)
+    assert set(missing) == {"offset_conv.weight", "offset_conv.bias"} and not unexpected
+    input = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    expected = plain(input)
+    if modulated:  # the sigmoid of zero
+        expected = expected / 2 + plain.bias[:, None, None] / 2
+    torch.testing.assert_close(pack(input), expected)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_every_parameter_of_a_pack_gets_a_gradient(modulated: bool) -> None:
+    pack = DeformConv2dPack(6, 4, **SHAPE, modulated=modulated)
+    pack(torch.randn(2, 6, 9, 8)).square().sum().backward()
+    for name, parameter in pack.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_offsets_and_masks_come_in_the_order_of_detectron2() -> None:
+    branch = OffsetConv2d(nn.Conv2d(4, 4, 3, padding=1), offset_groups=2, modulated=True)
+    assert branch.out_channels == 2 * 27
+    with torch.no_grad():
+        branch.bias.copy_(torch.arange(2.0 * 27))
+    offset, mask = branch(torch.randn(1, 4, 5, 5))
+    torch.testing.assert_close(offset[0, :, 2, 2], torch.arange(36.0))
+    torch.testing.assert_close(mask[0, :, 2, 2], torch.arange(36.0, 54.0).sigmoid())
+
+
+def test_offsets_stay_in_float32_under_autocast() -> None:
+    pack = DeformConv2dPack(8, 4, 3, padding=1)
+    nn.init.normal_(pack.offset_conv.weight)
+    input = torch.randn(1, 8, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        offset, _ = pack.offset_conv(input.bfloat16())
+        output = pack(input)
+    assert offset.dtype == torch.float32 and output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), pack(input), rtol=0.05, atol=0.05)
+
+
+def test_compiles_in_one_graph() -> None:
+    pack = DeformConv2dPack(4, 4, 3, padding=1, modulated=True)
+    input = torch.randn(1, 4, 6, 6)
+    compiled = torch.compile(pack, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(input), pack(input))
+
+
+@pytest.mark.parametrize("offset_groups", [0, 5, -1])
+def test_offset_groups_must_divide_the_channels(offset_groups: int) -> None:
+    with pytest.raises(ValueError, match=f"6 input channels, got {offset_groups}"):
+        DeformConv2dPack(6, 4, 3, offset_groups=offset_groups)
+
+
+def test_padding_by_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 'same'"):
+        DeformConv2d(6, 4, 3, padding="same")
+
+
+def test_repr_says_what_it_is() -> None:
+    text = repr(DeformConv2dPack(6, 4, 3, padding=1, offset_groups=2, modulated=True))
+    assert "DeformConv2dPack" in text and "offset_groups=2, modulated=True" in text
