@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""`python -m dcn_plugin.env`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from dcn_plugin import env
+
+
+def test_names_every_package_and_what_was_compiled() -> None:
+    printed = env.report()
+    for word in ("Python", torch.__version__, "torchvision", "Detectron2", "CPU", "Compiled"):
+        assert word in printed
+    assert "Library" in printed.splitlines()[-1]
+
+
+def test_a_package_that_is_not_there_is_said_to_be_so() -> None:
+    assert env.package_version("no_such_package", None) == "not installed"
+
+
+# An editable install would lend its library to the copy.
+RUN = """
+import runpy, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+runpy.run_module("dcn_plugin.env", run_name="__main__")
+"""
+
+
+def test_works_without_the_library(tmp_path) -> None:
+    built = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+    shutil.copytree(Path(env.__file__).parent, tmp_path / "dcn_plugin", ignore=built)
+    done = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "does not load" in done.stdout
+    assert "pip install --no-build-isolation -e ." in done.stdout
+
+
+def test_works_with_a_library_that_does_not_load(monkeypatch) -> None:
+    library = env.load_library_module()
+
+    def fail() -> None:
+        raise ImportError("undefined symbol: _ZN2at")
+
+    monkeypatch.setattr(library, "load", fail)
+    assert "undefined symbol" in env.loaded(library)[0][1]
