@@ -3,9 +3,9 @@
 
 // The table of contents: every op of the library. Kernels register themselves
 // in cpu/ and cuda/; shapes for tracing, gradients and documentation are in
-// dcn_plugin/ops.
-
-#include <Python.h>
+// dcn_plugin/ops. Nothing here knows of Python: the library is loaded by
+// torch.ops.load_library, so one build serves every Python and needs no headers
+// of it.
 
 #include <torch/library.h>
 
@@ -22,20 +22,4 @@ TORCH_LIBRARY(dcn_plugin, m) {
       "int[2] dilation, Tensor? mask, bool[5] wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
-}
-
-// `import dcn_plugin._C` loads this library and so registers the ops; the
-// module itself is empty.
-extern "C" PyObject* PyInit__C() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT,
-      "_C",
-      "Registers the ops of dcn_plugin with PyTorch.",
-      -1,
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr};
-  return PyModule_Create(&module);
 }

@@ -18,7 +18,7 @@ struct UnitStride {
 template <typename S, typename T>
 struct Corners {
   const S* pixel[4];
-  T weight[4];
+  T share[4];
 };
 
 template <typename S, typename T>
@@ -28,7 +28,7 @@ DCN_INLINE Corners<S, T> corners_of(
   Corners<S, T> corners;
   for (int k = 0; k < 4; ++k) {
     corners.pixel[k] = map.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
-    corners.weight[k] = tap.weight(k);
+    corners.share[k] = tap.share(k);
   }
   return corners;
 }
@@ -36,14 +36,13 @@ DCN_INLINE Corners<S, T> corners_of(
 template <typename S, typename T, typename Stride>
 DCN_INLINE void sample(
     const Corners<S, T>& from,
-    T mask,
     Stride stride,
     int64_t channels,
     T* row) {
   const S *p0 = from.pixel[0], *p1 = from.pixel[1];
   const S *p2 = from.pixel[2], *p3 = from.pixel[3];
-  const T w0 = mask * from.weight[0], w1 = mask * from.weight[1];
-  const T w2 = mask * from.weight[2], w3 = mask * from.weight[3];
+  const T w0 = from.share[0], w1 = from.share[1];
+  const T w2 = from.share[2], w3 = from.share[3];
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t i = c * stride;
     row[c] = w0 * static_cast<T>(p0[i]) + w1 * static_cast<T>(p1[i]) +
@@ -96,7 +95,7 @@ DCN_INLINE void scatter(
     const MapView<T>& input,
     int64_t channels) {
   for (int k = 0; k < 4; ++k) {
-    const T weight = tap.mask * tap.weight(k);
+    const T weight = tap.share(k);
     // Half of the corners at integer coordinates, and those off the map.
     if (weight == T(0)) {
       continue;
@@ -129,7 +128,7 @@ DCN_INLINE void backward_row(
     scatter(tap, row, gradients.input, channels);
   }
   if (gradients.wants_columns) {
-    sample(corners, tap.mask, stride, channels, row);
+    sample(corners, stride, channels, row);
   }
 }
 
@@ -145,19 +144,9 @@ DCN_INLINE void gather_columns_body(
       if (tap.state != TapState::kInside) {
         std::fill_n(row, columns.channels, tap.value_without_pixels());
       } else if (map.channel_stride == 1) {
-        sample(
-            corners_of(map, tap),
-            tap.mask,
-            UnitStride{},
-            columns.channels,
-            row);
+        sample(corners_of(map, tap), UnitStride{}, columns.channels, row);
       } else {
-        sample(
-            corners_of(map, tap),
-            tap.mask,
-            map.channel_stride,
-            columns.channels,
-            row);
+        sample(corners_of(map, tap), map.channel_stride, columns.channels, row);
       }
     }
   }

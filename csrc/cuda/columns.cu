@@ -56,7 +56,7 @@ __global__ void gather_kernel(ColumnChunk<S, T> chunk) {
       T sum[kSize] = {};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const T weight = tap.mask * tap.weight(k);
+        const T weight = tap.share(k);
         const S* pixel = corner_pixel(chunk.map, image, tap.y.at, tap.x.at, k);
         T value[kSize];
         to_sums(
@@ -103,7 +103,7 @@ __device__ __forceinline__ void backward_channels(
     const S* pixel = corner_pixel(chunk.map, image, tap.y.at, tap.x.at, k);
     T value[kSize];
     to_sums(load_vector<kSize>(pixel + c * chunk.map.channel_stride), value);
-    const T weight = tap.mask * tap.weight(k);
+    const T weight = tap.share(k);
     T share[kSize];
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {

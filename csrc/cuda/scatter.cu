@@ -35,8 +35,7 @@ __global__ void key_kernel(KeyParams<S, T> params) {
     const Unit<S, T> unit(chunk, index);
     const DeformTap<T> tap = unit.locate(chunk);
     for (int k = 0; k < 4; ++k) {
-      const bool reads =
-          tap.state == TapState::kInside && tap.mask * tap.weight(k) != T(0);
+      const bool reads = tap.state == TapState::kInside && tap.share(k) != T(0);
       const int64_t row = unit.map_image * geometry.in_h + tap.y.at[k >> 1];
       params.keys[4 * index + k] =
           reads ? row * geometry.in_w + tap.x.at[k & 1] : kNoPixel;
@@ -68,7 +67,7 @@ __device__ __forceinline__ void sum_list(
     const int64_t corner = params.corners[i];
     const Unit<S, T> unit(chunk, corner / 4);
     const DeformTap<T> tap = unit.locate(chunk);
-    sum += tap.mask * tap.weight(corner % 4) * static_cast<T>(unit.column[c]);
+    sum += tap.share(corner % 4) * static_cast<T>(unit.column[c]);
   }
   const int64_t row = key / geometry.in_w;
   T* pixel = params.input.pixel(row % geometry.in_h, key % geometry.in_w) +

@@ -44,6 +44,12 @@ struct DeformTap {
   DCN_INLINE T weight(int corner) const {
     return y.weight[corner >> 1] * x.weight[corner & 1];
   }
+  // The corner's share of the value; 0 where it has no weight, also if an
+  // infinite mask would make NaN of that.
+  DCN_INLINE T share(int corner) const {
+    const T unmasked = weight(corner);
+    return unmasked == T(0) ? unmasked : mask * unmasked;
+  }
   DCN_INLINE T slope_y(int corner) const {
     return y.slope[corner >> 1] * x.weight[corner & 1];
   }

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,12 @@ def load() -> None:
     Raises:
         ImportError: if the library is missing or was built for another PyTorch.
     """
+    spec = importlib.util.find_spec("dcn_plugin._C")
+    if spec is None or spec.origin is None:
+        raise ImportError(f"dcn_plugin: {_diagnosis()}")
     try:
-        importlib.import_module("dcn_plugin._C")
-    except ImportError as error:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:
         raise ImportError(f"dcn_plugin: {_diagnosis()} ({error})") from error
 
 
