@@ -12,6 +12,7 @@ Any key of the config can be set at the end of the line.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from typing import Any
 
@@ -43,11 +44,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_dcn_config(cfg)
     cfg.merge_from_file(args.config_file)
-    if not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu:
         cfg.MODEL.DEVICE = "cpu"
     cfg.merge_from_list(args.opts)
     cfg.freeze()
     default_setup(cfg, args)
+    if not has_gpu:
+        logging.getLogger("detectron2").warning("PyTorch finds no GPU: running on the CPU")
     return cfg
 
 

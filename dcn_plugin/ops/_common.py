@@ -13,7 +13,7 @@ from torch import Tensor
 
 def pair(value: int | Sequence[int]) -> list[int]:
     """Returns (height, width); one integer serves for both."""
-    return [value, value] if isinstance(value, int) else list(value)
+    return list(value) if isinstance(value, (tuple, list)) else [value, value]
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
