@@ -25,18 +25,11 @@ def test_a_package_that_is_not_there_is_said_to_be_so() -> None:
     assert env.package_version("no_such_package", None) == "not installed"
 
 
-# An editable install would lend its library to the copy.
-RUN = """
-import runpy, sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
-runpy.run_module("dcn_plugin.env", run_name="__main__")
-"""
-
-
 def test_works_without_the_library(tmp_path) -> None:
     built = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
     shutil.copytree(Path(env.__file__).parent, tmp_path / "dcn_plugin", ignore=built)
-    done = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", "dcn_plugin.env"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "does not load" in done.stdout
     assert "pip install --no-build-isolation -e ." in done.stdout

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import torch
 
 REBUILD = "pip install --no-build-isolation -e ."
 
-_BUILD_INFO = Path(__file__).resolve().parent.parent / "_build_info.json"
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def build_info() -> dict[str, Any] | None:
     """Returns what the build recorded of itself, or None where nothing was built."""
     try:
-        return json.loads(_BUILD_INFO.read_text())
+        return json.loads((_PACKAGE / "_build_info.json").read_text())
     except FileNotFoundError:
         return None
 
@@ -30,11 +29,12 @@ def load() -> None:
     Raises:
         ImportError: if the library is missing or was built for another PyTorch.
     """
-    spec = importlib.util.find_spec("dcn_plugin._C")
-    if spec is None or spec.origin is None:
+    # In this folder only: an import could find the library of another installation.
+    libraries = sorted(_PACKAGE.glob("_C*.so"), key=lambda path: path.stat().st_mtime)
+    if not libraries:
         raise ImportError(f"dcn_plugin: {_diagnosis()}")
     try:
-        torch.ops.load_library(spec.origin)
+        torch.ops.load_library(libraries[-1])
     except OSError as error:
         raise ImportError(f"dcn_plugin: {_diagnosis()} ({error})") from error
 

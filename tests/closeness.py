@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""How close is close: one tolerance per dtype, in units of its eps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# Largest error allowed, in eps of the dtype, relative to the largest value of the tensor.
+#
+# float64, float32: coordinates below 16 lose 4 bits against offsets below 1; sums of about 100
+# products whose signs vary, in another order than the reference's, lose less.
+# float16, bfloat16: accumulated in float32, so that only the one rounding of the result counts
+# (half an eps). On CUDA the columns are rounded too before they are multiplied: half an eps for
+# each term, and the terms come to about twice the largest sum.
+_EPS = {
+    "cpu": {torch.float64: 16, torch.float32: 16, torch.float16: 1, torch.bfloat16: 1},
+    "cuda": {torch.float64: 16, torch.float32: 16, torch.float16: 4, torch.bfloat16: 4},
+}
+
+
+def tolerance(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Returns the error allowed relative to the largest value of a tensor."""
+    return _EPS[torch.device(device).type][dtype] * torch.finfo(dtype).eps
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Returns the largest error over the largest expected value; NaN if any value is."""
+    if expected.numel() == 0:
+        return 0.0
+    expected = expected.detach().double().cpu()
+    scale = expected.abs().max()
+    error = (actual.detach().double().cpu() - expected).abs().max()
+    return (error / scale if scale > 0 else error).item()
+
+
+def assert_near(actual: Tensor, expected: Tensor, name: str = "", allowed: float | None = None):
+    """Compares a result with a float64 one, within the tolerance of the result's dtype."""
+    assert actual.shape == expected.shape, name
+    if allowed is None:
+        allowed = tolerance(actual.dtype, actual.device.type)
+    error = relative_error(actual, expected)
+    assert error <= allowed, f"{name}: error {error:.3g} is more than {allowed:.3g}"

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Measures what a call needs beside its results, in a process of its own.
+
+`python -m tests.ops.peak_memory DEVICE` prints one JSON object per line. With
+MALLOC_MMAP_THRESHOLD_=65536 in the environment, glibc gives memory back that is freed.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from dcn_plugin.ops import deform_conv2d
+from tests.ops.conv_cases import ConvCase
+
+MIB = 1 << 20
+SQUARE = {
+    "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1),
+    "groups": 1, "offset_groups": 1, "bias": False,
+}  # fmt: skip
+# Columns of all positions at once, in float32, would take 7 MiB for the first, 80 to 340 MiB
+# for the others.
+CASES = {
+    "small": ConvCase(batch=1, in_channels=128, out_channels=64, size=(40, 40), **SQUARE),
+    "many-images": ConvCase(batch=24, in_channels=128, out_channels=64, size=(40, 40), **SQUARE),
+    "large-map": ConvCase(batch=1, in_channels=128, out_channels=64, size=(280, 275), **SQUARE),
+    "larger-map": ConvCase(batch=1, in_channels=4, out_channels=8, size=(800, 760), **SQUARE),
+}
+
+
+def resident() -> int:
+    """Returns the bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+class Peak:
+    """Bytes taken beyond what was taken before, at most.
+
+    On the CPU a thread looks every millisecond: the kernel's own record of the peak cannot be
+    reset everywhere, and PyTorch's allocator does not see what C++ allocates.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cpu":
+            self.before = self.highest = resident()
+            self.done = threading.Event()
+            self.thread = threading.Thread(target=self._watch)
+            self.thread.start()
+        else:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.001):
+            self.highest = max(self.highest, resident())
+
+    def bytes(self) -> int:
+        if self.device == "cpu":
+            self.done.set()
+            self.thread.join()
+            return max(self.highest, resident()) - self.before
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - self.before
+
+
+def drawn(name: str, device: str, dtype: torch.dtype, layout: torch.memory_format) -> dict:
+    """Returns a call whose memory is all touched, drawn in its own dtype: float64 is slow."""
+    case = CASES[name]
+    planes = case.offset_groups * case.taps
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, dtype=dtype, device=device)
+
+    input = rand(case.batch, case.in_channels, *case.size).contiguous(memory_format=layout)
+    tensors = {
+        "input": input,
+        "offset": rand(case.batch, 2 * planes, *case.out_size),
+        "weight": rand(case.out_channels, case.in_channels, *case.kernel),
+        "mask": rand(case.batch, planes, *case.out_size),
+    }
+    return {k: v.requires_grad_() for k, v in tensors.items()}
+
+
+def measure(name: str, device: str, dtype: torch.dtype, layout: torch.memory_format) -> dict:
+    """Returns workspace and columns of forward and backward, in MiB."""
+    call = drawn(name, device, dtype, layout)
+    leaves = list(call.values())
+    peak = Peak(device)
+    output = deform_conv2d(**call, **CASES[name].geometry)
+    forward = peak.bytes() - output.nbytes
+    grad_output = torch.randn_like(output)
+    peak = Peak(device)
+    gradients = torch.autograd.grad(output, leaves, grad_output)
+    backward = peak.bytes() - sum(g.nbytes for g in gradients)
+    columns = call["input"].nbytes * CASES[name].taps
+    sizes = {"forward": forward, "backward": backward, "columns": columns}
+    return {"name": name, "dtype": str(dtype), **{k: round(v / MIB, 1) for k, v in sizes.items()}}
+
+
+def main(device: str) -> None:
+    torch.set_num_threads(2)
+    # Loads the GEMM library and everything else that is loaded at the first call.
+    measure("small", device, torch.float32, torch.contiguous_format)
+    for name in CASES:
+        for dtype in (torch.float32, torch.bfloat16):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                print(json.dumps({"layout": str(layout), **measure(name, device, dtype, layout)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

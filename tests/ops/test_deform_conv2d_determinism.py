@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The same bits in every run, on the CPU for any number of threads."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcn_plugin.ops import deform_conv2d
+from tests.ops.conv_cases import ConvCase, gradients
+
+# Four slices of channels, and more work than one thread is given.
+DEEP = ConvCase(
+    in_channels=256, out_channels=64, size=(48, 48), kernel=(3, 3), stride=(1, 1), padding=(1, 1),
+    dilation=(1, 1), groups=1, offset_groups=2,
+)  # fmt: skip
+# One slice only, and several tiles of output positions that add to the same pixels.
+LARGE = ConvCase(
+    batch=1, in_channels=3, out_channels=2, size=(230, 310), kernel=(3, 3), stride=(1, 1),
+    padding=(1, 1), dilation=(1, 1), groups=1, offset_groups=1,
+)  # fmt: skip
+# As many slices as groups, and many images.
+GROUPED = ConvCase(batch=9, in_channels=24, out_channels=12, size=(31, 29), groups=4)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+def draw(case, device, dtype, layout):
+    call = case.draw(device, dtype)
+    call["offset"] *= 5  # taps of far tiles reach the same pixels
+    call["input"] = call["input"].contiguous(memory_format=LAYOUTS[layout])
+    return call
+
+
+def assert_same_bits(first, second):
+    (output, found), (other_output, other_found) = first, second
+    for name, tensor in {"output": output, **found}.items():
+        other = other_output if name == "output" else other_found[name]
+        # The bits, so that -0 is not 0.
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+        assert torch.equal(tensor.view(bits), other.view(bits)), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [DEEP, LARGE, GROUPED], ids=["deep", "large", "grouped"])
+@pytest.mark.usefixtures("restore_threads")
+def test_same_bits_for_any_number_of_threads(case, dtype, layout):
+    call = draw(case, "cpu", dtype, layout)
+    torch.set_num_threads(1)
+    alone = gradients(deform_conv2d, call)
+    for threads in (2, 4, 3):
+        torch.set_num_threads(threads)
+        assert_same_bits(gradients(deform_conv2d, call), alone)
+
+
+def test_the_library_has_threads():
+    """Guards the test above: without OpenMP at::parallel_for silently runs on one thread."""
+    library = Path(importlib.util.find_spec("dcn_plugin._C").origin).read_bytes()
+    assert b"GOMP_parallel" in library or b"__kmpc_fork_call" in library
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", [DEEP, LARGE, GROUPED], ids=["deep", "large", "grouped"])
+def test_same_bits_with_deterministic_algorithms_on(case, dtype, layout):
+    call = draw(case, "cuda", dtype, layout)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = gradients(deform_conv2d, call)
+        for _ in range(3):
+            assert_same_bits(gradients(deform_conv2d, call), first)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    fast = gradients(deform_conv2d, call)
+    assert torch.equal(fast[0], first[0])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_on_cuda_all_but_the_gradient_of_the_input_is_deterministic_anyway(layout):
+    call = draw(DEEP, "cuda", torch.float32, layout)
+
+    def without_input(run):
+        return run[0], {k: v for k, v in run[1].items() if k != "input"}
+
+    first = gradients(deform_conv2d, call)
+    for _ in range(3):
+        assert_same_bits(without_input(gradients(deform_conv2d, call)), without_input(first))

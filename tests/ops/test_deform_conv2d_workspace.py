@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Workspace within a budget, and tensors of more than 2**31 elements."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcn_plugin.ops import deform_conv2d
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 1 << 30
+# On the CPU copies take 24 MiB forward and 48 MiB backward; columns and taps a few per thread.
+BUDGET_MIB = {"cpu": 64, "cuda": 256}
+
+
+def test_workspace_is_bounded_whatever_the_batch_and_the_map(device):
+    if device == "cpu" and not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc to see the memory of a process")
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.ops.peak_memory", device],
+        cwd=ROOT,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    measured = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(measured) == 16
+    for row in measured:
+        assert row["forward"] < BUDGET_MIB[device], row
+        assert row["backward"] < BUDGET_MIB[device], row
+    # The measure sees memory, and the columns of a whole map would not pass.
+    assert max(row["forward"] for row in measured) > 1
+    assert max(row["columns"] for row in measured) > 4 * BUDGET_MIB["cpu"]
+
+
+def free_memory(device):
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    free = int(found[1]) * 1024
+    group = Path("/sys/fs/cgroup")  # a container may be given less than the machine has
+    try:
+        used = int((group / "memory.current").read_text())
+        return min(free, int((group / "memory.max").read_text()) - used)
+    except (OSError, ValueError):
+        return free
+
+
+def need_memory(device, gib):
+    free = free_memory(device) / GIB
+    if free < gib:
+        pytest.skip(f"needs {gib} GiB of memory, and {free:.0f} are free")
+
+
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape, layout",
+    [
+        ((1, 1, 46400, 46400), "nchw"),
+        ((3, 1, 27000, 27000), "nchw"),
+        ((1, 2, 33000, 33000), "nchw"),
+        ((1, 2, 33000, 33000), "nhwc"),
+    ],
+    ids=str,
+)
+def test_input_of_more_than_2_31_elements(shape, layout, device):
+    need_memory(device, 19)
+    batch, channels, height, width = shape
+    if layout == "nhwc":
+        input = torch.zeros(batch, height, width, channels, device=device).permute(0, 3, 1, 2)
+    else:
+        input = torch.zeros(shape, device=device)
+    assert input.numel() > 2**31
+    # The last tap of all reads the last four pixels of all, at their middle.
+    input[-1, -1, -2:, -2:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    stride = (height // 4, width // 4)
+    out = [(size - 1) // s + 1 for size, s in zip(shape[2:], stride, strict=True)]
+    offset = torch.zeros(batch, 2, *out, device=device)
+    last = [size - 1.5 - (o - 1) * s for size, o, s in zip(shape[2:], out, stride, strict=True)]
+    offset[-1, :, -1, -1] = torch.tensor(last)
+    weight = torch.full((1, channels, 1, 1), 8.0, device=device)
+    leaves = [t.requires_grad_() for t in (input, offset, weight)]
+    output = deform_conv2d(*leaves, stride=stride)
+    assert output[-1, 0, -1, -1].item() == 2.5 * 8
+    assert output.count_nonzero().item() == 1
+    grad_output = torch.zeros_like(output)
+    grad_output[-1, 0, -1, -1] = 1
+    of_input, of_offset, of_weight = torch.autograd.grad(output, leaves, grad_output)
+    assert of_input[-1, -1, -2:, -2:].eq(2).all()
+    assert of_input.count_nonzero().item() == 4 * channels
+    assert of_offset[-1, :, -1, -1].tolist() == [16, 8]
+    assert of_weight[0, -1].item() == 2.5
+
+
+@pytest.mark.slow
+def test_output_of_more_than_2_31_elements(device):
+    need_memory(device, 6)
+    # Far more padding than input; the offset, the same everywhere and so of one element, moves
+    # the input's four pixels under the last four positions.
+    padding = 23171
+    input = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=device).half()[None, None]
+    side = 2 + 2 * padding
+    shift = torch.tensor(-float(padding), device=device)
+    offset = shift.expand(1, 2, side, side)
+    weight = torch.full((1, 1, 1, 1), 8.0, dtype=torch.float16, device=device)
+    output = deform_conv2d(input, offset, weight, padding=padding)
+    assert output.numel() > 2**31
+    assert output[0, 0, -2:, -2:].tolist() == [[8, 16], [24, 32]]
+    assert output[0, 0, :, :-2].count_nonzero().item() == 0
+    assert output[0, 0, :-2].count_nonzero().item() == 0

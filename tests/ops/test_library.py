@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Loading the compiled library: alone, and what is said where it does not load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dcn_plugin
+from dcn_plugin.ops import _library
+
+PACKAGE = Path(dcn_plugin.__file__).parent
+NO_DETECTRON2 = """
+import sys
+
+class Hides:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("detectron2", "fvcore", "iopath"):
+            return None
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hides(finder) for finder in sys.meta_path]
+"""
+
+
+def run(code, folder=PACKAGE.parent):
+    """Runs a program in a process of its own, in a folder that it imports from."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("modules", ["ops", "ops, layers"])
+def test_imports_where_detectron2_is_not_installed(modules):
+    if "layers" in modules and not (PACKAGE / "layers" / "__init__.py").exists():
+        pytest.skip("there are no layers yet")
+    result = run(
+        NO_DETECTRON2 + f"from dcn_plugin import {modules}\n"
+        "import torch\n"
+        "x, w = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)\n"
+        "print(ops.deform_conv2d(x, torch.zeros(1, 2, 3, 3), w).sum().item())"
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "9.0"), result.stderr
+    assert result.stderr == ""  # and nothing is said of it
+
+
+def test_ops_import_torch_and_nothing_heavier():
+    result = run(
+        NO_DETECTRON2 + "import torch\n"
+        "before = set(sys.modules)\n"
+        "from dcn_plugin import ops\n"
+        "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    )
+    assert result.returncode == 0, result.stderr
+    imported = set(result.stdout.split()) - set(sys.stdlib_module_names) - {"torch"}
+    assert imported <= {"dcn_plugin"}
+
+
+@pytest.fixture
+def broken_package(tmp_path):
+    """The Python side of `ops` in a folder of its own, without a library."""
+    shutil.copytree(PACKAGE / "ops", tmp_path / "dcn_plugin" / "ops")
+    (tmp_path / "dcn_plugin" / "__init__.py").touch()
+    return tmp_path
+
+
+def import_error(folder):
+    result = run("from dcn_plugin import ops", folder)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: dcn_plugin: "), result.stderr
+    assert "pip install --no-build-isolation -e ." in last
+    return last
+
+
+def test_a_missing_library_is_said_to_be_missing(broken_package):
+    assert "compiled ops are missing" in import_error(broken_package)
+
+
+def pretend_to_be_built(folder, torch_version):
+    (folder / "dcn_plugin" / "_C.abi3.so").write_bytes(b"no library")
+    info = json.dumps({"torch": torch_version})
+    (folder / "dcn_plugin" / "_build_info.json").write_text(info)
+
+
+def test_a_library_for_another_pytorch_names_both(broken_package):
+    pretend_to_be_built(broken_package, "1.2.3+cu001")
+    message = import_error(broken_package)
+    assert "compiled for PyTorch 1.2.3+cu001" in message
+    assert torch.__version__ in message
+
+
+def test_a_library_that_does_not_load_gives_the_cause(broken_package):
+    pretend_to_be_built(broken_package, torch.__version__)
+    message = import_error(broken_package)
+    assert "do not load" in message
+    assert "_C.abi3.so" in message  # the loader's own words
+
+
+def test_a_loaded_library_has_every_op():
+    _library.load()
+    for name in dcn_plugin.ops.__all__:
+        for op in (name, f"_{name}_backward"):
+            assert hasattr(torch.ops.dcn_plugin, op), op

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The house has floors: who may import whom, in Python and in C++."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "dcn_plugin"
+CSRC = ROOT / "csrc"
+
+# Floors of dcn_plugin that may import Detectron2, and what the lower ones may import at all.
+UPPER = {"__init__", "modeling", "data", "evaluation", "engine", "config"}
+ALLOWED = {
+    "ops": {"torch", "dcn_plugin.ops", "dcn_plugin._C"},
+    "layers": {"torch", "dcn_plugin.ops", "dcn_plugin.layers"},
+}
+# Folders of csrc, and the prefixes of what they may include.
+INCLUDES = {
+    "math": ("math/", "<std>"),
+    "ops": ("math/", "ops/", "<std>", "ATen/", "c10/", "torch/"),
+    "cpu": ("math/", "ops/", "cpu/", "<std>", "ATen/", "c10/", "torch/"),
+    "cuda": ("math/", "ops/", "cuda/", "<std>", "ATen/", "c10/", "torch/", "cuda", "cub/"),
+}
+
+
+def python_files():
+    files = [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py")]
+    return sorted([*files, *(ROOT / "tests").rglob("*.py")])
+
+
+def cpp_files():
+    return sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh", ".cpp", ".cu"))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(tree, at_import_only=False):
+    """Yields the nodes of a module, without those that only type checkers read."""
+    for node in ast.iter_child_nodes(tree):
+        if is_type_checking(node):
+            continue
+        if at_import_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        yield node
+        yield from statements(node, at_import_only)
+
+
+def imports(path, at_import_only=False):
+    """Returns the absolute names of the modules that a file imports."""
+    here = module_name(path).split(".")
+    package = here if path.name == "__init__.py" else here[:-1]
+    found = set()
+    for node in statements(ast.parse(path.read_text()), at_import_only):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            # `from package import module` imports the module, `from module import name` does not.
+            found |= {submodule(name, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
+    return found
+
+
+def submodule(package, name):
+    path = ROOT.joinpath(*package.split("."), name)
+    return f"{package}.{name}" if path.with_suffix(".py").exists() or path.is_dir() else package
+
+
+def floor(path):
+    """Returns the floor of a file: a folder or module of dcn_plugin, or where it is instead."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if len(parts) == 1:
+        return "root"
+    return parts[1] if parts[0] == "dcn_plugin" else parts[0]
+
+
+def by_path(path):
+    return str(path.relative_to(ROOT))
+
+
+package_files = pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=by_path)
+
+
+def within(name, packages):
+    return any(name == p or name.startswith(p + ".") for p in packages)
+
+
+@package_files
+def test_lower_floors_import_only_what_they_may(path):
+    allowed = ALLOWED.get(floor(path))
+    if allowed is not None:
+        wrong = {
+            name
+            for name in imports(path)
+            if name.partition(".")[0] not in sys.stdlib_module_names and not within(name, allowed)
+        }
+        assert not wrong
+
+
+@package_files
+def test_detectron2_is_used_from_the_upper_floors_only(path):
+    if floor(path) not in UPPER:
+        assert not {n for n in imports(path) if within(n, ("detectron2", "fvcore", "iopath"))}
+
+
+@pytest.mark.parametrize("path", python_files(), ids=by_path)
+def test_nobody_imports_analysis_or_the_programs_above(path):
+    if floor(path) not in ("analysis", "tests", "tools", "root"):
+        assert not {n for n in imports(path) if within(n, ("dcn_plugin.analysis",))}
+    if floor(path) != "tests":
+        assert not {n for n in imports(path) if within(n, ("tests",))}
+    if floor(path) not in ("tests", "tools", "root"):
+        assert not {n for n in imports(path) if within(n, ("train_net", "tools"))}
+
+
+def test_no_circles_in_the_package():
+    files = {module_name(p): p for p in PACKAGE.rglob("*.py")}
+    graph = {
+        name: {n for n in imports(path, at_import_only=True) if n in files and n != name}
+        for name, path in files.items()
+    }
+    # A package and its parts know each other: `from .part import x` in it, `from . import x` not.
+    done: set[str] = set()
+
+    def visit(name, trail):
+        assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*trail, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+
+
+def included(path):
+    """Returns what a C++ file includes; headers of the C++ library as <std>."""
+    names = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+    return {name if "/" in name or "." in name else "<std>" for name in names}
+
+
+cpp = pytest.mark.parametrize("path", cpp_files(), ids=by_path)
+
+
+@cpp
+def test_cpp_includes_go_down(path):
+    allowed = INCLUDES.get(path.relative_to(CSRC).parts[0])
+    if allowed is not None:
+        assert not {name for name in included(path) if not name.startswith(allowed)}
+
+
+@cpp
+def test_no_ifdef_asks_for_cuda(path):
+    if path != CSRC / "math" / "macros.h":
+        conditions = re.findall(r"^\s*#\s*(?:el)?if.*$", path.read_text(), re.MULTILINE)
+        if path.suffix in (".cu", ".cuh"):  # which chip it is compiled for is another question
+            conditions = [c.replace("__CUDA_ARCH__", "") for c in conditions]
+        assert not [c for c in conditions if re.search("CUDA|HIP|NVCC", c)]
+
+
+@cpp
+def test_cuda_is_not_named_on_the_floors_below(path):
+    if path.relative_to(CSRC).parts[0] in ("math", "ops", "cpu") and path.name != "macros.h":
+        assert not {n for n in included(path) if re.search("cuda", n, re.IGNORECASE)}
+
+
+@pytest.mark.parametrize("path", [*python_files(), *cpp_files()], ids=by_path)
+def test_files_are_short_and_licensed(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) < 350
+    if not lines:
+        return  # the empty __init__.py of a folder of tests
+    head = "\n".join(lines[:3])
+    assert "SPDX-License-Identifier: Apache-2.0" in head
+    assert "Copyright (c) dcn_plugin contributors" in head
