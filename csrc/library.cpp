@@ -22,4 +22,19 @@ TORCH_LIBRARY(dcn_plugin, m) {
       "int[2] dilation, Tensor? mask, bool[5] wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
+  // Deformable RoI pooling; without offset plain average pooling; with a group
+  // size other than (1, 1) position-sensitive.
+  m.def(
+      "deform_roi_pool(Tensor input, Tensor boxes, Tensor? offset, "
+      "int[2] output_size, int[2] part_size, int[2] group_size, "
+      "float spatial_scale, int sampling_ratio, float gamma, str mode) "
+      "-> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  // Gradients of (input, offset); empty where not wanted.
+  m.def(
+      "_deform_roi_pool_backward(Tensor grad_output, Tensor input, "
+      "Tensor boxes, Tensor? offset, int[2] output_size, int[2] part_size, "
+      "int[2] group_size, float spatial_scale, int sampling_ratio, "
+      "float gamma, str mode, bool[2] wanted) -> (Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
 }

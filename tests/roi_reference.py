@@ -57,39 +57,39 @@ def positions(mode: str, start: float, size: float, j: int, bins: int, ratio: in
 class Samples(NamedTuple):
     """The samples of a bin along one axis of the map."""
 
-    weight: Tensor  # (samples, pixels): how much each reads of each pixel
-    slope: Tensor  # (samples, pixels): the derivative of that by the sample's position
-    kept: Tensor  # (samples)
+    weight: Tensor  # (samples near the map, pixels): how much each reads of each pixel
+    slope: Tensor  # the same shape: the derivative of that by the sample's position
+    count: int  # of all samples that the divisor counts
 
     @classmethod
     def at(cls, mode: str, p: Tensor, pixels: int) -> Samples:
+        count = len(p)
+        if mode == "msra":
+            count = int(((p >= -0.5) & (p <= pixels - 0.5)).sum())
+        p = p[(p >= -1) & (p <= pixels)][:, None]  # no mode reads a pixel from further away
         if mode == "bin":
             # Eq. 3-4: pixels outside the map count as zero. The slope is that from the right,
             # at -1 as well: there the first pixel begins to fade in.
-            return cls(g(pixels, p[:, None]), g_slope(pixels, p[:, None]), torch.ones_like(p))
-        border = 1.0 if mode == "align" else 0.5
-        kept = ~((p < -border) | (p > pixels - 1 + border))
-        weight = g(pixels, p.clamp(0, pixels - 1)[:, None])
-        # At the last pixel the next position to the right is clamped.
+            return cls(g(pixels, p), g_slope(pixels, p), count)
+        beyond = 1.0 if mode == "align" else 0.5
+        kept = (p >= -beyond) & (p <= pixels - 1 + beyond)
+        # Clamped samples do not move; at the last pixel the next position to the right is clamped.
         moves = kept & (p >= 0) & (p < pixels - 1)
         if mode == "msra":
             moves &= p != p.floor()  # both corners are the same pixel
-        slope = g_slope(pixels, p[:, None])
-        return cls(weight * kept[:, None], slope * moves[:, None], kept)
+        return cls(g(pixels, p.clamp(0, pixels - 1)) * kept, g_slope(pixels, p) * moves, count)
 
 
 class Bin(NamedTuple):
     """One bin of one RoI, for the channels of one class."""
 
-    roi: int
-    row: int
-    column: int
+    place: tuple[int, int, int]  # RoI, row and column
     channels: slice  # of the output
     cell: tuple[int, int, int]  # of the offset: class, row and column of the part
     maps: Tensor  # (channels, H, W): what it reads
     y: Samples
     x: Samples
-    divisor: float
+    divisor: int
     reach: tuple[float, float]  # pixels per unit of the offset, (y, x)
 
 
@@ -107,16 +107,13 @@ def visit_bins(
 ) -> Iterator[Bin]:
     """Yields all bins, RoI by RoI, row by row, class by class."""
     part, group = part_size or output_size, group_size or output_size
-    channels = input.shape[1] // (group[0] * group[1])
+    score_maps = input.unflatten(1, (-1, *group))  # (N, C, G_h, G_w, H, W)
     classes = 1 if offset is None else offset.shape[1] // 2
-    per_class = channels // classes
+    per_class = score_maps.shape[1] // classes
     for k, (image, *corners) in enumerate(boxes.tolist()):
         places = itertools.product(range(output_size[0]), range(output_size[1]), range(classes))
         for i, j, of_class in places:
             cell = (of_class, i * part[0] // output_size[0], j * part[1] // output_size[1])
-            outputs = range(of_class * per_class, (of_class + 1) * per_class)
-            group_row, group_column = i * group[0] // output_size[0], j * group[1] // output_size[1]
-            reads = [(c * group[0] + group_row) * group[1] + group_column for c in outputs]
             axes, reach = [], []
             for axis, index in ((0, i), (1, j)):
                 low, high = corners[1 - axis], corners[3 - axis]
@@ -126,19 +123,16 @@ def visit_bins(
                     p = p + gamma * offset[k, 2 * of_class + 1 - axis, cell[1], cell[2]] * size
                 axes.append(Samples.at(mode, p, input.shape[2 + axis]))
                 reach.append(gamma * size)
-            y, x = axes
-            divisor = len(y.kept) * len(x.kept)
-            if mode == "msra":
-                divisor = (y.kept.sum() * x.kept.sum()).item()
-            maps = input[int(image), reads]
-            yield Bin(
-                k, i, j, slice(outputs.start, outputs.stop), cell, maps, y, x, divisor, tuple(reach)
-            )
+            group_row, group_column = i * group[0] // output_size[0], j * group[1] // output_size[1]
+            channels = slice(of_class * per_class, (of_class + 1) * per_class)
+            maps = score_maps[int(image), channels, group_row, group_column]
+            divisor = max(axes[0].count * axes[1].count, 1)
+            yield Bin((k, i, j), channels, cell, maps, *axes, divisor, tuple(reach))
 
 
 def read(maps: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
     """Returns the sum over all samples of Eq. 3, (C) from (C, H, W)."""
-    return torch.einsum("ih,jw,chw->c", along_y, along_x, maps)
+    return maps @ along_x.sum(0) @ along_y.sum(0)
 
 
 def deform_ps_roi_pool(
@@ -152,8 +146,9 @@ def deform_ps_roi_pool(
     group = options.get("group_size") or output_size
     channels = input.shape[1] // (group[0] * group[1])
     if not bins:
-        return input.new_zeros(0, channels, *output_size) + 0 * input.sum()
-    values = [read(b.maps, b.y.weight, b.x.weight) / max(b.divisor, 1) for b in bins]
+        nothing = 0 * input.sum() + (0 if offset is None else 0 * offset.sum())
+        return input.new_zeros(0, channels, *output_size) + nothing
+    values = [read(b.maps, b.y.weight, b.x.weight) / b.divisor for b in bins]
     shape = (boxes.shape[0], *output_size, channels)  # the classes side by side in the last
     return torch.cat(values).reshape(shape).permute(0, 3, 1, 2)
 
@@ -169,10 +164,10 @@ def offset_gradient(
     """Returns the gradient of the offset by Eq. 8, with the rules at integers and borders."""
     result = torch.zeros_like(offset)
     for b in visit_bins(input, boxes, offset, output_size, **options):
-        grad = grad_output[b.roi, b.channels, b.row, b.column] / max(b.divisor, 1)
-        of_class, row, column = b.cell
+        (k, i, j), (of_class, row, column) = b.place, b.cell
+        grad = grad_output[k, b.channels, i, j] / b.divisor
         along_x = (grad * read(b.maps, b.y.weight, b.x.slope)).sum()
         along_y = (grad * read(b.maps, b.y.slope, b.x.weight)).sum()
-        result[b.roi, 2 * of_class, row, column] += b.reach[1] * along_x
-        result[b.roi, 2 * of_class + 1, row, column] += b.reach[0] * along_y
+        result[k, 2 * of_class, row, column] += b.reach[1] * along_x
+        result[k, 2 * of_class + 1, row, column] += b.reach[0] * along_y
     return result

@@ -2,39 +2,14 @@
 // Copyright (c) dcn_plugin contributors
 
 #include <ATen/Dispatch.h>
-#include <torch/library.h>
 
 #include "cpu/deform_conv2d_backward.h"
 #include "cpu/deform_conv2d_forward.h"
 #include "cpu/parallel.h"
-#include "ops/deform_conv2d.h"
-#include "ops/map_view.h"
+#include "ops/deform_conv2d_op.h"
 
 namespace dcn {
 namespace {
-
-template <typename S>
-using opmath_t = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-at::Tensor deform_conv2d(
-    const at::Tensor& input,
-    const at::Tensor& offset,
-    const at::Tensor& weight,
-    const OptionalTensor& bias,
-    at::IntArrayRef stride,
-    at::IntArrayRef padding,
-    at::IntArrayRef dilation,
-    const OptionalTensor& mask) {
-  const auto shape = check_deform_conv2d(
-      input, offset, weight, bias, stride, padding, dilation, mask);
-  at::Tensor output = allocate_output(input, shape);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "deform_conv2d", [&] {
-        deform_conv2d_forward<scalar_t, opmath_t<scalar_t>>(
-            shape, {input, offset, weight, bias, mask}, output);
-      });
-  return output;
-}
 
 // Sum of grad_output over images and positions, in order, in float64.
 template <typename S>
@@ -65,47 +40,41 @@ void bias_gradient(const at::Tensor& grad_output, const at::Tensor& result) {
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-deform_conv2d_backward(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const at::Tensor& offset,
-    const at::Tensor& weight,
-    at::IntArrayRef stride,
-    at::IntArrayRef padding,
-    at::IntArrayRef dilation,
-    const OptionalTensor& mask,
-    std::array<bool, 5> wanted) {
-  const auto shape = check_deform_conv2d(
-      input, offset, weight, std::nullopt, stride, padding, dilation, mask);
-  check_grad_output(grad_output, input, shape);
-  const auto gradients =
-      allocate_gradients(input, offset, weight, mask, wanted);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf,
-      at::kBFloat16,
-      input.scalar_type(),
-      "_deform_conv2d_backward",
-      [&] {
-        DeformConvBackward<scalar_t, opmath_t<scalar_t>>(
-            {shape, grad_output, input, offset, mask}, weight, gradients)
-            .run();
-        if (wanted[3]) {
-          bias_gradient<scalar_t>(grad_output, gradients.bias);
-        }
-      });
-  return {
-      gradients.input,
-      gradients.offset,
-      gradients.weight,
-      gradients.bias,
-      gradients.mask};
-}
+struct Cpu {
+  static void forward(
+      const DeformConvShape& shape,
+      const ForwardInputs& inputs,
+      const at::Tensor& output) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, output.scalar_type(), "deform_conv2d", [&] {
+          deform_conv2d_forward<scalar_t, SumType<scalar_t>>(
+              shape, inputs, output);
+        });
+  }
+
+  static void backward(
+      const BackwardInputs& inputs,
+      const at::Tensor& weight,
+      const DeformConvGradients& gradients) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf,
+        at::kBFloat16,
+        weight.scalar_type(),
+        "_deform_conv2d_backward",
+        [&] {
+          DeformConvBackward<scalar_t, SumType<scalar_t>>(
+              inputs, weight, gradients)
+              .run();
+          if (gradients.bias.numel() > 0) {
+            bias_gradient<scalar_t>(inputs.grad_output, gradients.bias);
+          }
+        });
+  }
+};
 
 } // namespace
 } // namespace dcn
 
 TORCH_LIBRARY_IMPL(dcn_plugin, CPU, m) {
-  m.impl("deform_conv2d", TORCH_FN(dcn::deform_conv2d));
-  m.impl("_deform_conv2d_backward", TORCH_FN(dcn::deform_conv2d_backward));
+  dcn::register_deform_conv2d<dcn::Cpu>(m);
 }

@@ -7,14 +7,6 @@
 
 namespace dcn {
 
-struct ForwardInputs {
-  const at::Tensor& input;
-  const at::Tensor& offset;
-  const at::Tensor& weight;
-  const OptionalTensor& bias;
-  const OptionalTensor& mask;
-};
-
 // Fills `output`. S is the dtype of the tensors, T that of the sums.
 template <typename S, typename T>
 void deform_conv2d_forward(

@@ -9,11 +9,10 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/chunks.cuh"
 #include "cuda/columns.cuh"
+#include "cuda/deform_conv2d.cuh"
 #include "ops/slice_cut.h"
 
 namespace dcn {
@@ -26,7 +25,7 @@ constexpr int64_t kListBytes = 4 * 4 * sizeof(int64_t);
 
 template <typename S>
 class Backward {
-  using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
+  using T = SumType<S>;
   static constexpr bool kSumsInDtype = std::is_same_v<S, T>;
 
  public:
@@ -219,47 +218,21 @@ class Backward {
   at::Tensor grad_rows_; // likewise
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-deform_conv2d_backward(
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const at::Tensor& offset,
+} // namespace
+
+void deform_conv2d_backward_cuda(
+    const BackwardInputs& inputs,
     const at::Tensor& weight,
-    at::IntArrayRef stride,
-    at::IntArrayRef padding,
-    at::IntArrayRef dilation,
-    const OptionalTensor& mask,
-    std::array<bool, 5> wanted) {
-  const auto shape = check_deform_conv2d(
-      input, offset, weight, std::nullopt, stride, padding, dilation, mask);
-  check_grad_output(grad_output, input, shape);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const auto gradients =
-      allocate_gradients(input, offset, weight, mask, wanted);
+    const DeformConvGradients& gradients) {
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf,
       at::kBFloat16,
-      input.scalar_type(),
+      weight.scalar_type(),
       "_deform_conv2d_backward",
-      [&] {
-        Backward<scalar_t>(
-            {shape, grad_output, input, offset, mask}, weight, gradients)
-            .run();
-      });
-  if (wanted[3]) {
-    gradients.bias.copy_(grad_output.sum({0, 2, 3}));
+      [&] { Backward<scalar_t>(inputs, weight, gradients).run(); });
+  if (gradients.bias.numel() > 0) {
+    gradients.bias.copy_(inputs.grad_output.sum({0, 2, 3}));
   }
-  return {
-      gradients.input,
-      gradients.offset,
-      gradients.weight,
-      gradients.bias,
-      gradients.mask};
 }
 
-} // namespace
 } // namespace dcn
-
-TORCH_LIBRARY_IMPL(dcn_plugin, CUDA, m) {
-  m.impl("_deform_conv2d_backward", TORCH_FN(dcn::deform_conv2d_backward));
-}

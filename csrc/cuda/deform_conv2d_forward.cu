@@ -1,39 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-#include <type_traits>
-
 #include <ATen/Dispatch.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/chunks.cuh"
 #include "cuda/columns.cuh"
-#include "ops/deform_conv2d.h"
+#include "cuda/deform_conv2d.cuh"
 
 namespace dcn {
 namespace {
 
 template <typename S>
 class Forward {
-  using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
+  using T = SumType<S>;
 
  public:
   Forward(
       const DeformConvShape& shape,
-      const at::Tensor& input,
-      const TapSource& taps,
-      const at::Tensor& weight,
-      const OptionalTensor& bias,
+      const ForwardInputs& inputs,
       const at::Tensor& output)
       : shape_(shape),
-        input_(input),
-        taps_(taps),
-        weight_(pack_weight(weight, shape, weight.scalar_type()).flatten(2)),
-        bias_(bias),
+        input_(inputs.input),
+        taps_(tap_source(shape, inputs.offset, inputs.mask)),
+        weight_(
+            pack_weight(inputs.weight, shape, output.scalar_type()).flatten(2)),
+        bias_(inputs.bias),
         output_(output),
         slices_(shape.slices(shape.in_channels)),
         depth_(shape.geometry.taps() * shape.group_in()),
@@ -43,7 +37,7 @@ class Forward {
                 std::max<int64_t>(
                     shape.batch * shape.geometry.positions(),
                     1))),
-        columns_(at::empty({most_rows_, depth_}, input.options())) {}
+        columns_(at::empty({most_rows_, depth_}, output.options())) {}
 
   void run() {
     const int64_t image_bytes = int64_t{shape_.geometry.in_h} *
@@ -150,31 +144,16 @@ class Forward {
   at::Tensor columns_;
 };
 
-at::Tensor deform_conv2d(
-    const at::Tensor& input,
-    const at::Tensor& offset,
-    const at::Tensor& weight,
-    const OptionalTensor& bias,
-    at::IntArrayRef stride,
-    at::IntArrayRef padding,
-    at::IntArrayRef dilation,
-    const OptionalTensor& mask) {
-  const auto shape = check_deform_conv2d(
-      input, offset, weight, bias, stride, padding, dilation, mask);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const at::Tensor output = allocate_output(input, shape);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "deform_conv2d", [&] {
-        Forward<scalar_t>(
-            shape, input, tap_source(shape, offset, mask), weight, bias, output)
-            .run();
-      });
-  return output;
-}
-
 } // namespace
-} // namespace dcn
 
-TORCH_LIBRARY_IMPL(dcn_plugin, CUDA, m) {
-  m.impl("deform_conv2d", TORCH_FN(dcn::deform_conv2d));
+void deform_conv2d_forward_cuda(
+    const DeformConvShape& shape,
+    const ForwardInputs& inputs,
+    const at::Tensor& output) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, output.scalar_type(), "deform_conv2d", [&] {
+        Forward<scalar_t>(shape, inputs, output).run();
+      });
 }
+
+} // namespace dcn

@@ -26,7 +26,7 @@ DCN_INLINE bool reaches_axis(T position, int size) {
   return position > T(-1) && position < static_cast<T>(size);
 }
 
-// Requires reaches_axis(position, size).
+// Requires reaches_axis(position, size), or position -1.
 template <typename T>
 DCN_INLINE LinearTap<T> linear_tap(T position, int size) {
   // Truncation of position + 1 > 0 is floor(position) + 1, without a call.

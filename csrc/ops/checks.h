@@ -4,16 +4,31 @@
 // Checks that every op makes of its arguments, before anything is allocated.
 #pragma once
 
-#include <array>
 #include <limits>
+#include <optional>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
+
+#include "math/macros.h"
 
 namespace dcn {
 
+using OptionalTensor = std::optional<at::Tensor>;
+
 // Heights, widths, kernel sizes and strides are kept as int.
 constexpr int64_t kMaxExtent = std::numeric_limits<int>::max();
+
+struct Size2d {
+  int h;
+  int w;
+
+  DCN_INLINE int64_t count() const {
+    return int64_t{h} * w;
+  }
+};
 
 inline void check_float_tensor(
     const char* op,
@@ -30,13 +45,6 @@ inline void check_float_tensor(
       name,
       " must be float64, float32, float16 or bfloat16, got ",
       dtype);
-  TORCH_CHECK_VALUE(
-      tensor.layout() == at::kStrided,
-      op,
-      ": ",
-      name,
-      " must be a dense tensor, got layout ",
-      tensor.layout());
   TORCH_CHECK_VALUE(
       tensor.dim() == dim,
       op,
@@ -82,12 +90,48 @@ inline void check_same_device(
       tensor.device());
 }
 
+// A height and a width, both at least `lowest`.
+inline Size2d check_pair(
+    const char* op,
+    const char* name,
+    at::IntArrayRef values,
+    int64_t lowest) {
+  TORCH_CHECK_VALUE(
+      values.size() == 2,
+      op,
+      ": ",
+      name,
+      " must be two integers (height, width), got ",
+      values);
+  for (const int64_t value : values) {
+    TORCH_CHECK_VALUE(
+        value >= lowest && value <= kMaxExtent,
+        op,
+        ": ",
+        name,
+        " must be from ",
+        lowest,
+        " to ",
+        kMaxExtent,
+        ", got ",
+        values);
+  }
+  return {static_cast<int>(values[0]), static_cast<int>(values[1])};
+}
+
 // Channels-last only where the strides leave no doubt.
 inline at::MemoryFormat memory_format_of(const at::Tensor& tensor) {
   return !tensor.is_contiguous() &&
           tensor.is_contiguous(at::MemoryFormat::ChannelsLast)
       ? at::MemoryFormat::ChannelsLast
       : at::MemoryFormat::Contiguous;
+}
+
+// What a backward op returns for `tensor`: empty where it is not wanted.
+inline at::Tensor allocate_gradient(const at::Tensor& tensor, bool is_wanted) {
+  return is_wanted
+      ? at::empty_like(tensor, tensor.options(), memory_format_of(tensor))
+      : at::empty({0}, tensor.options());
 }
 
 } // namespace dcn

@@ -10,41 +10,10 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
-#include "ops/checks.h"
-
 namespace dcn {
 namespace {
 
 constexpr const char* kOp = "deform_conv2d";
-
-struct Pair {
-  int h;
-  int w;
-};
-
-Pair check_pair(at::IntArrayRef values, const char* name, int64_t lowest) {
-  TORCH_CHECK_VALUE(
-      values.size() == 2,
-      kOp,
-      ": ",
-      name,
-      " must be two integers (height, width), got ",
-      values);
-  for (const int64_t value : values) {
-    TORCH_CHECK_VALUE(
-        value >= lowest && value <= kMaxExtent,
-        kOp,
-        ": ",
-        name,
-        " must be from ",
-        lowest,
-        " to ",
-        kMaxExtent,
-        ", got ",
-        values);
-  }
-  return {static_cast<int>(values[0]), static_cast<int>(values[1])};
-}
 
 // Output size along one axis, an error when the kernel does not fit.
 int output_extent(
@@ -199,11 +168,13 @@ DeformConvShape check_deform_conv2d(
     check_float_tensor(kOp, "mask", *mask, 4, "(N, G*K, H', W')");
     check_same_device(kOp, "mask", *mask, input);
   }
-  const Pair strides = check_pair(stride, "stride", 1);
-  const Pair paddings = check_pair(padding, "padding", 0);
-  const Pair dilations = check_pair(dilation, "dilation", 1);
-  const Pair in = check_pair(input.sizes().slice(2), "the input size", 1);
-  const Pair kernel = check_pair(weight.sizes().slice(2), "the kernel size", 1);
+  const Size2d strides = check_pair(kOp, "stride", stride, 1);
+  const Size2d paddings = check_pair(kOp, "padding", padding, 0);
+  const Size2d dilations = check_pair(kOp, "dilation", dilation, 1);
+  const Size2d in =
+      check_pair(kOp, "the input size", input.sizes().slice(2), 1);
+  const Size2d kernel =
+      check_pair(kOp, "the kernel size", weight.sizes().slice(2), 1);
   TORCH_CHECK_VALUE(
       int64_t{kernel.h} * kernel.w <= kMaxExtent / 2,
       kOp,
@@ -282,19 +253,14 @@ DeformConvGradients allocate_gradients(
     const at::Tensor& weight,
     const OptionalTensor& mask,
     std::array<bool, 5> wanted) {
-  const auto like = [](const at::Tensor& tensor, bool is_wanted) {
-    return is_wanted
-        ? at::empty_like(tensor, tensor.options(), memory_format_of(tensor))
-        : at::empty({0}, tensor.options());
-  };
   DeformConvGradients gradients;
-  gradients.input = like(input, wanted[0]);
-  gradients.offset = like(offset, wanted[1]);
-  gradients.weight = like(weight, wanted[2]);
+  gradients.input = allocate_gradient(input, wanted[0]);
+  gradients.offset = allocate_gradient(offset, wanted[1]);
+  gradients.weight = allocate_gradient(weight, wanted[2]);
   gradients.bias =
       at::empty({wanted[3] ? weight.size(0) : 0}, weight.options());
-  gradients.mask =
-      mask ? like(*mask, wanted[4]) : at::empty({0}, offset.options());
+  gradients.mask = mask ? allocate_gradient(*mask, wanted[4])
+                        : at::empty({0}, offset.options());
   return gradients;
 }
 

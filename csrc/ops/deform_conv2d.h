@@ -4,17 +4,15 @@
 #pragma once
 
 #include <array>
-#include <optional>
 #include <tuple>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "math/deform_tap.h"
+#include "ops/checks.h"
 
 namespace dcn {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // Input channels [begin, begin + size) that share a convolution group and an
 // offset group. Neither kind of group has to divide the other.
@@ -45,6 +43,23 @@ struct DeformConvShape {
   }
   // The slices in channel order, none with more than `widest` channels.
   std::vector<ChannelSlice> slices(int64_t widest) const;
+};
+
+struct ForwardInputs {
+  const at::Tensor& input;
+  const at::Tensor& offset;
+  const at::Tensor& weight;
+  const OptionalTensor& bias;
+  const OptionalTensor& mask;
+};
+
+// What the gradients of one call are computed from.
+struct BackwardInputs {
+  const DeformConvShape& shape;
+  const at::Tensor& grad_output;
+  const at::Tensor& input;
+  const at::Tensor& offset;
+  const OptionalTensor& mask;
 };
 
 struct DeformConvGradients {

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include <ATen/core/Tensor.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -10,6 +12,10 @@
 #include "math/macros.h"
 
 namespace dcn {
+
+// The type of coordinates and sums for tensors of type S.
+template <typename S>
+using SumType = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 // Element access to an (N, C, H, W) tensor of any floating dtype and strides,
 // on the host and in kernels. For small tensors beside the map (offsets,

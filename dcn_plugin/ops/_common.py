@@ -23,6 +23,15 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def check_same_device(op: str, input: Tensor, **others: Tensor | None) -> None:
+    """Checks, in a fake, what kernels check too: tensors on meta bring real ones here."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(
+                f"{op}: {name} must be on the input's device {input.device}, got {tensor.device}"
+            )
+
+
 def empty_gradient(tensor: Tensor | None, wanted: bool, like: Tensor) -> Tensor:
     """Allocates what a backward op returns for `tensor`: empty where it is not wanted."""
     if tensor is None or not wanted:

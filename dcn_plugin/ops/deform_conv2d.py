@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import empty_gradient, memory_format_of, pair, refuse_double_backward
+from ._common import (
+    check_same_device,
+    empty_gradient,
+    memory_format_of,
+    pair,
+    refuse_double_backward,
+)
 
 """
 Shape shorthand in this module:
@@ -88,13 +94,7 @@ def _fake(
     dilation: list[int],
     mask: Tensor | None,
 ) -> Tensor:
-    # Real tensors come here too, when one of them is on the meta device.
-    for name, tensor in (("offset", offset), ("weight", weight), ("bias", bias), ("mask", mask)):
-        if tensor is not None and tensor.device != input.device:
-            raise ValueError(
-                f"deform_conv2d: {name} must be on the input's device {input.device}, "
-                f"got {tensor.device}"
-            )
+    check_same_device("deform_conv2d", input, offset=offset, weight=weight, bias=bias, mask=mask)
     # From the input, not from the offset: sizes stay functions of what the user sees as dynamic.
     size = [
         (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)

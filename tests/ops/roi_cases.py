@@ -33,6 +33,8 @@ BOXES = {
     "tiny": (7.31, 8.22, 7.33, 8.25),
     "huge": (-311.3, -407.9, 523.2, 611.7),
 }
+# torchvision stands no others where the samples follow from the box alone.
+UPRIGHT_BOXES = {k: b for k, b in BOXES.items() if b[2] > b[0] and b[3] > b[1]}
 # Their corners, and the bins of most, are halves of the map's pixels: exact in every dtype.
 HALF_PIXEL_BOXES = {
     "inside": (1.0, 3.0, 9.0, 15.0),
@@ -58,8 +60,8 @@ class RoiCase:
     group: tuple[int, int] | None = None
     ratio: int = 0
     scale: float = 0.5
-    gamma: float = 0.1
-    spread: float = 5.0  # offsets go to here; 10 is a RoI's size
+    gamma: float = 0.117  # not round, so that no sample comes to lie on a pixel
+    spread: float = 4.3  # offsets go to here; 1 / gamma is a RoI's size
     boxes: tuple[tuple[float, ...], ...] = tuple(BOXES.values())
 
     @property

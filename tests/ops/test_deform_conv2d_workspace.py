@@ -18,8 +18,9 @@ from dcn_plugin.ops import deform_conv2d
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
-# On the CPU copies take 24 MiB forward and 48 MiB backward; columns and taps a few per thread.
-BUDGET_MIB = {"cpu": 64, "cuda": 256}
+# On the CPU copies take 24 MiB forward and all buffers 48 MiB backward; columns and taps of the
+# forward pass a few per thread, of which there are two.
+BUDGET_MIB = {"cpu": {"forward": 40, "backward": 64}, "cuda": {"forward": 256, "backward": 256}}
 
 
 def test_workspace_is_bounded_whatever_the_batch_and_the_map(device):
@@ -37,11 +38,11 @@ def test_workspace_is_bounded_whatever_the_batch_and_the_map(device):
     measured = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(measured) == 16
     for row in measured:
-        assert row["forward"] < BUDGET_MIB[device], row
-        assert row["backward"] < BUDGET_MIB[device], row
+        for direction, budget in BUDGET_MIB[device].items():
+            assert row[direction] < budget, row
     # The measure sees memory, and the columns of a whole map would not pass.
     assert max(row["forward"] for row in measured) > 1
-    assert max(row["columns"] for row in measured) > 4 * BUDGET_MIB["cpu"]
+    assert max(row["columns"] for row in measured) > max(BUDGET_MIB[device].values())
 
 
 def free_memory(device):
@@ -71,9 +72,10 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
     "shape, layout",
     [
         ((1, 1, 46400, 46400), "nchw"),
-        ((3, 1, 27000, 27000), "nchw"),
-        ((1, 2, 33000, 33000), "nchw"),
-        ((1, 2, 33000, 33000), "nhwc"),
+        # also where the last image or channel begins
+        ((24, 1, 9700, 9700), "nchw"),
+        ((1, 24, 9700, 9700), "nchw"),
+        ((1, 24, 9700, 9700), "nhwc"),
     ],
     ids=str,
 )

@@ -110,8 +110,10 @@ def test_a_library_that_does_not_load_gives_the_cause(broken_package):
     assert "_C.abi3.so" in message  # the loader's own words
 
 
-def test_a_loaded_library_has_every_op():
+def test_every_op_of_the_library_has_a_backward():
     _library.load()
-    for name in dcn_plugin.ops.__all__:
-        for op in (name, f"_{name}_backward"):
-            assert hasattr(torch.ops.dcn_plugin, op), op
+    names = torch._C._dispatch_get_all_op_names()
+    ours = {n.removeprefix("dcn_plugin::") for n in names if n.startswith("dcn_plugin::")}
+    assert "deform_conv2d" in ours
+    for name in ours:
+        assert name.startswith("_") or f"_{name}_backward" in ours, name

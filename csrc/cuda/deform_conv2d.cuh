@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include "ops/deform_conv2d.h"
+
+namespace dcn {
+
+// Fills `output`.
+void deform_conv2d_forward_cuda(
+    const DeformConvShape& shape,
+    const ForwardInputs& inputs,
+    const at::Tensor& output);
+
+// Fills the gradients that are not empty.
+void deform_conv2d_backward_cuda(
+    const BackwardInputs& inputs,
+    const at::Tensor& weight,
+    const DeformConvGradients& gradients);
+
+} // namespace dcn

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+// How a RoI is cut into bins and a bin into samples. The samples of a bin form
+// a grid, so all of it is said once, for one axis.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "math/linear_tap.h"
+
+namespace dcn {
+
+enum class RoiMode : int {
+  kAlign, // centred samples, clamped at the border, as RoIAlign
+  kBin, // every pixel of a bin with whole borders, Eq. 5-6
+  kMsra // the authors' operator
+};
+
+// A RoI along one axis, in pixels of the map. `size` scales its offsets.
+template <typename T>
+struct RoiAxis {
+  T start;
+  T size;
+};
+
+template <typename T>
+DCN_INLINE RoiAxis<T> roi_axis(RoiMode mode, T low, T high, T scale) {
+  RoiAxis<T> axis;
+  if (mode == RoiMode::kBin) {
+    axis.start = std::floor(low * scale + T(0.5));
+    const T size = std::floor(high * scale + T(0.5)) - axis.start;
+    axis.size = size < T(1) ? T(1) : size;
+  } else if (mode == RoiMode::kMsra) {
+    axis.start = std::round(low) * scale - T(0.5);
+    const T size = (std::round(high) + T(1)) * scale - T(0.5) - axis.start;
+    axis.size = size < T(0.1) ? T(0.1) : size;
+  } else {
+    axis.start = low * scale - T(0.5);
+    axis.size = high * scale - T(0.5) - axis.start;
+  }
+  return axis;
+}
+
+// The samples of one bin along one axis: at first_position + i * step for i in
+// [0, count), of which those in [begin, end) may lie on the map.
+template <typename T>
+struct BinAxis {
+  RoiMode mode;
+  int extent; // of the map
+  T first_position;
+  T step;
+  T count; // as a number: it may be beyond every integer type
+  int64_t begin;
+  int64_t end;
+};
+
+// The sample's pixels, weights and slopes; all 0 where it is skipped.
+template <typename T>
+struct BinSample {
+  bool kept;
+  LinearTap<T> tap;
+};
+
+template <typename T>
+DCN_INLINE int64_t to_index(T value, T highest) {
+  // Written so that NaN gives 0.
+  const T limit = highest < T(1e18) ? highest : T(1e18);
+  return value > T(0) ? static_cast<int64_t>(value < limit ? value : limit) : 0;
+}
+
+// Finds the samples that may lie on the map: a superset, by two on each side.
+template <typename T>
+DCN_INLINE void find_visible(BinAxis<T>& bin) {
+  bin.begin = 0;
+  bin.end = 0;
+  const T first = bin.first_position;
+  const T low = T(-1), high = static_cast<T>(bin.extent);
+  if (!(bin.count >= T(1)) || !(std::fabs(first) <= T(1e30))) {
+    return;
+  }
+  if (bin.step == T(0)) {
+    if (first >= low && first <= high) {
+      bin.end = to_index(bin.count, bin.count);
+    }
+    return;
+  }
+  const T at_low = (low - first) / bin.step;
+  const T at_high = (high - first) / bin.step;
+  const T from = at_low < at_high ? at_low : at_high;
+  const T to = at_low < at_high ? at_high : at_low;
+  bin.begin = to_index(std::floor(from) - T(2), bin.count);
+  bin.end = to_index(std::ceil(to) + T(3), bin.count);
+  // Far out, T cannot tell neighbouring indices apart.
+  const int64_t most = to_index(to - from + T(6), bin.count);
+  bin.end = bin.end - bin.begin > most ? bin.begin + most : bin.end;
+}
+
+// Bin `index` of `bins` of a RoI, moved by `shift` pixels.
+template <typename T>
+DCN_INLINE BinAxis<T> bin_axis(
+    RoiMode mode,
+    int extent,
+    const RoiAxis<T>& roi,
+    int index,
+    int bins,
+    int64_t sampling_ratio,
+    T shift) {
+  BinAxis<T> bin;
+  bin.mode = mode;
+  bin.extent = extent;
+  if (mode == RoiMode::kBin) {
+    const T low = std::floor(index * roi.size / bins);
+    const T high = std::ceil((index + 1) * roi.size / bins);
+    bin.first_position = roi.start + low + shift;
+    bin.step = T(1);
+    bin.count = high - low;
+  } else {
+    const T size = roi.size / bins;
+    const T start = roi.start + index * size + shift;
+    if (mode == RoiMode::kMsra) {
+      bin.count = sampling_ratio > 0 ? static_cast<T>(sampling_ratio) : T(4);
+      bin.step = size / bin.count;
+      bin.first_position = start;
+    } else {
+      const T adaptive = std::ceil(size);
+      bin.count = sampling_ratio > 0 ? static_cast<T>(sampling_ratio)
+          : adaptive > T(0)          ? adaptive
+                                     : T(0);
+      bin.step = bin.count > T(0) ? size / bin.count : T(0);
+      bin.first_position = start + T(0.5) * bin.step;
+    }
+  }
+  find_visible(bin);
+  return bin;
+}
+
+// Sample i of a bin, i in [begin, end).
+template <typename T>
+DCN_INLINE BinSample<T> bin_sample(const BinAxis<T>& bin, int64_t i) {
+  const T position = bin.first_position + static_cast<T>(i) * bin.step;
+  const T last = static_cast<T>(bin.extent - 1);
+  BinSample<T> sample{};
+  if (bin.mode == RoiMode::kBin) {
+    // At -1 there is no weight yet, but the slope from the right.
+    sample.kept = position >= T(-1) && position < static_cast<T>(bin.extent);
+    if (sample.kept) {
+      sample.tap = linear_tap(position, bin.extent);
+    }
+    return sample;
+  }
+  const T beyond = bin.mode == RoiMode::kAlign ? T(1) : T(0.5);
+  sample.kept = position >= -beyond && position <= last + beyond;
+  if (!sample.kept) {
+    return sample;
+  }
+  const bool clamped = position < T(0) || position >= last;
+  sample.tap = linear_tap(
+      position < T(0)       ? T(0)
+          : position > last ? last
+                            : position,
+      bin.extent);
+  if (bin.mode == RoiMode::kMsra && sample.tap.weight[1] == T(0)) {
+    // floor and ceil are the same pixel there
+    sample.tap.slope[0] = sample.tap.slope[1] = T(0);
+  }
+  if (clamped) {
+    sample.tap.slope[0] = sample.tap.slope[1] = T(0);
+  }
+  return sample;
+}
+
+// The number that a bin's sum is divided by, from the samples kept along either
+// axis; 0 where there is nothing to divide.
+template <typename T>
+DCN_INLINE T
+bin_divisor(const BinAxis<T>& y, const BinAxis<T>& x, T kept_y, T kept_x) {
+  if (kept_y == T(0) || kept_x == T(0)) {
+    return T(0);
+  }
+  return y.mode == RoiMode::kMsra ? kept_y * kept_x : y.count * x.count;
+}
+
+} // namespace dcn

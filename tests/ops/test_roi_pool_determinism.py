@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The same bits in every run, on the CPU for any number of threads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.ops.roi_cases import MODES, RoiCase, gradients
+from tests.ops.test_deform_conv2d_determinism import LAYOUTS, assert_same_bits
+
+
+def spread_boxes(count, height, width):
+    """Boxes of all sizes all over an image and its borders, many on the same pixels."""
+    boxes = []
+    for k in range(count):
+        x, y = width * (k * 0.618 % 1.2 - 0.1), height * (k * 0.414 % 1.2 - 0.1)
+        size = 2 ** (2 + k * 0.732 % 1 * math.log2(width / 4))
+        boxes.append((x - size / 2, y - size / 3, x + size / 2, y + size / 3))
+    return tuple(boxes)
+
+
+# Faster R-CNN's shape: many channels, and more RoIs than one thread is given.
+DEEP = RoiCase(
+    classes=1, channels=256, batch=2, size=(38, 50), output=(7, 7), scale=1 / 16,
+    boxes=spread_boxes(60, 608, 800),
+)  # fmt: skip
+# Few channels, so that RoIs or images must be split.
+MANY = RoiCase(
+    classes=3, channels=3, batch=1, size=(60, 80), output=(7, 5), scale=1 / 8,
+    boxes=spread_boxes(300, 480, 640),
+)  # fmt: skip
+# R-FCN's: score maps per bin, offsets per class.
+SCORES = RoiCase(
+    classes=21, channels=21, batch=3, size=(38, 50), output=(7, 7), part=(7, 7), group=(7, 7),
+    scale=1 / 16, boxes=spread_boxes(40, 608, 800),
+)  # fmt: skip
+CASES = {"deep": DEEP, "many": MANY, "scores": SCORES}
+cases = pytest.mark.parametrize("name", CASES)
+
+
+def draw(name, mode, device, dtype, layout):
+    case = replace(CASES[name], mode=mode)
+    call = case.draw(device, dtype)
+    call["input"] = call["input"].contiguous(memory_format=LAYOUTS[layout])
+    return case, call
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES)
+@cases
+@pytest.mark.usefixtures("restore_threads")
+def test_same_bits_for_any_number_of_threads(name, mode, dtype, layout):
+    case, call = draw(name, mode, "cpu", dtype, layout)
+    torch.set_num_threads(1)
+    alone = gradients(case.function, call)
+    for threads in (2, 4):
+        torch.set_num_threads(threads)
+        assert_same_bits(gradients(case.function, call), alone)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES)
+@cases
+def test_same_bits_with_deterministic_algorithms_on(name, mode, dtype, layout):
+    case, call = draw(name, mode, "cuda", dtype, layout)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = gradients(case.function, call)
+        for _ in range(3):
+            assert_same_bits(gradients(case.function, call), first)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    fast = gradients(case.function, call)
+    assert torch.equal(fast[0], first[0])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@cases
+def test_on_cuda_all_but_the_gradient_of_the_input_is_deterministic_anyway(name, layout):
+    case, call = draw(name, "align", "cuda", torch.float32, layout)
+
+    def without_input(run):
+        return run[0], {k: v for k, v in run[1].items() if k != "input"}
+
+    first = gradients(case.function, call)
+    for _ in range(3):
+        assert_same_bits(without_input(gradients(case.function, call)), without_input(first))
