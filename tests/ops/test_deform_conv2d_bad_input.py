@@ -4,20 +4,15 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from dcn_plugin.ops import deform_conv2d
 from tests.closeness import DTYPES, assert_near
 from tests.ops import bad_inputs
+from tests.ops.alone import run_alone, run_under_memcheck
 from tests.ops.conv_cases import ASYMMETRIC, gradients
 
-ROOT = Path(__file__).resolve().parents[2]
 NAN, INF = float("nan"), float("inf")
 # The tap of the tests below: image, row, column of the output, and its number.
 N, Y, X, TAP = 1, 2, 3, 4
@@ -235,24 +230,15 @@ def test_the_largest_geometry(device):
     assert torch.equal(output[0, 0].cpu(), expected)
 
 
-def run_alone(device, *names, prefix=()):
-    """Runs bad inputs in a process of its own."""
-    command = [*prefix, sys.executable, "-m", "tests.ops.bad_inputs", device, *names]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*bad_inputs.REFUSED, *bad_inputs.SURVIVED])
 def test_a_process_of_its_own_neither_dies_nor_hangs(name, device):
-    result = run_alone(device, name)
+    result = run_alone(bad_inputs, device, name)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.cuda
 def test_memcheck_finds_nothing():
-    memcheck = shutil.which("compute-sanitizer")
-    if memcheck is None:
-        pytest.skip("needs compute-sanitizer, and there is none")
-    result = run_alone("cuda", prefix=(memcheck, "--tool", "memcheck", "--error-exitcode", "9"))
+    result = run_under_memcheck(bad_inputs)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -10,6 +10,7 @@ import torch
 from dcn_plugin.ops import deform_conv2d
 from tests.closeness import DTYPES, assert_near, relative_error, tolerance
 from tests.ops.conv_cases import ASYMMETRIC, CASES, ConvCase, cast, gradients
+from tests.ops.strange_strides import expanded, grad_outputs, holes, offcut, transposed
 
 HALVES = (torch.float16, torch.bfloat16)
 LARGE = ConvCase(in_channels=6, size=(171, 163), stride=(1, 1), padding=(2, 1), groups=1)
@@ -144,25 +145,6 @@ def test_gradients_have_the_memory_format_of_their_tensor(name, device):
         assert_near(found[key], gradient, key)
 
 
-def holes(tensor):
-    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def transposed(tensor, axis=0, other=-1):
-    swapped = tensor.transpose(axis, other).clone(memory_format=torch.contiguous_format)
-    return swapped.transpose(axis, other)
-
-
-def offcut(tensor):
-    return torch.nn.functional.pad(tensor, [1, 2] * min(tensor.dim(), 2))[
-        (..., *[slice(1, -2)] * min(tensor.dim(), 2))
-    ]
-
-
-def expanded(tensor):
-    return tensor[:1].expand_as(tensor)
-
-
 @pytest.mark.parametrize("strides", [holes, transposed, offcut, expanded])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_any_strides_equal_contiguous(dtype, strides, device):
@@ -174,17 +156,6 @@ def test_any_strides_equal_contiguous(dtype, strides, device):
     assert_near(output, expected, "output")
     for name, gradient in expected_gradients.items():
         assert_near(found[name], gradient, name)
-
-
-def grad_outputs(shape):
-    """grad_output as autograd makes it, and as strange as a contiguous tensor can be."""
-    drawn = torch.randn(shape, dtype=torch.float64)
-    yield "expanded scalar", torch.ones((), dtype=torch.float64).expand(shape)
-    yield "expanded over channels", drawn[:, :1].expand(shape)
-    yield "channels-last", drawn.contiguous(memory_format=torch.channels_last)
-    for axes in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]:
-        yield f"transposed {axes}", transposed(drawn, *axes)
-    yield "every other", drawn.repeat_interleave(2, dim=2)[:, :, ::2]
 
 
 # With one row or column a tensor counts as contiguous whatever that axis' stride.

@@ -4,19 +4,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from dcn_plugin.ops import ps_roi_pool, roi_pool
 from tests.ops import roi_bad_inputs
+from tests.ops.alone import run_alone, run_under_memcheck
 from tests.ops.roi_cases import ASYMMETRIC, BOTH, TENSORS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", roi_bad_inputs.REFUSED)
@@ -93,31 +87,22 @@ def test_backward_checks_grad_output(changed, error, message, device):
         torch.ops.dcn_plugin._deform_roi_pool_backward(changed(output), wanted=[True, True], **call)
 
 
-def run_alone(device, *names, prefix=()):
-    """Runs bad inputs in a process of its own."""
-    command = [*prefix, sys.executable, "-m", "tests.ops.roi_bad_inputs", device, *names]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*roi_bad_inputs.REFUSED, *roi_bad_inputs.SURVIVED])
 def test_a_process_of_its_own_neither_dies_nor_hangs(name, device):
-    result = run_alone(device, name)
+    result = run_alone(roi_bad_inputs, device, name)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", roi_bad_inputs.REFUSED_ON_CPU)
 def test_a_batch_index_in_a_process_of_its_own(name):
-    result = run_alone("cpu", name)
+    result = run_alone(roi_bad_inputs, "cpu", name)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.cuda
 def test_memcheck_finds_nothing():
-    memcheck = shutil.which("compute-sanitizer")
-    if memcheck is None:
-        pytest.skip("needs compute-sanitizer, and there is none")
-    result = run_alone("cuda", prefix=(memcheck, "--tool", "memcheck", "--error-exitcode", "9"))
+    result = run_under_memcheck(roi_bad_inputs)
     assert result.returncode == 0, result.stdout + result.stderr
