@@ -14,8 +14,9 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # float64, float32: coordinates below 16 lose 4 bits against offsets below 1; sums of about 100
 # products whose signs vary, in another order than the reference's, lose less.
 # float16, bfloat16: accumulated in float32, so that only the one rounding of the result counts
-# (half an eps). On CUDA the columns are rounded too before they are multiplied: half an eps for
-# each term, and the terms come to about twice the largest sum.
+# (half an eps). On CUDA, and on the CPU where it multiplies bfloat16 by itself, the columns are
+# rounded too before they are multiplied: half an eps for each term. On the CPU their signs vary
+# enough for that to vanish in sums; on CUDA the terms may come to about twice the largest sum.
 _EPS = {
     "cpu": {torch.float64: 16, torch.float32: 16, torch.float16: 1, torch.bfloat16: 1},
     "cuda": {torch.float64: 16, torch.float32: 16, torch.float16: 4, torch.bfloat16: 4},

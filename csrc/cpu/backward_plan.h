@@ -16,14 +16,18 @@ struct BackwardPlan {
   int64_t block; // output positions whose columns are made at once
   int64_t slot_bytes; // workspace of a task
 
+  int64_t images; // whose tasks run together
+
+  // `grad_bytes`: of the copies of grad_output, per position of an image.
   BackwardPlan(
       const BackwardInputs& inputs,
       bool wants_input,
       bool sums_in_dtype,
-      int64_t element_bytes);
+      int64_t element_bytes,
+      int64_t grad_bytes);
 
-  int64_t tasks(int64_t batch) const {
-    return batch * tiles * static_cast<int64_t>(cut.slices.size());
+  int64_t slices() const {
+    return static_cast<int64_t>(cut.slices.size());
   }
 };
 

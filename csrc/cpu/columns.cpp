@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "cpu/rounding.h"
+
 namespace dcn {
 namespace {
 
@@ -33,20 +35,21 @@ DCN_INLINE Corners<S, T> corners_of(
   return corners;
 }
 
-template <typename S, typename T, typename Stride>
+template <typename S, typename T, typename C, typename Stride>
 DCN_INLINE void sample(
     const Corners<S, T>& from,
     Stride stride,
     int64_t channels,
-    T* row) {
+    C* row) {
   const S *p0 = from.pixel[0], *p1 = from.pixel[1];
   const S *p2 = from.pixel[2], *p3 = from.pixel[3];
   const T w0 = from.share[0], w1 = from.share[1];
   const T w2 = from.share[2], w3 = from.share[3];
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t i = c * stride;
-    row[c] = w0 * static_cast<T>(p0[i]) + w1 * static_cast<T>(p1[i]) +
-        w2 * static_cast<T>(p2[i]) + w3 * static_cast<T>(p3[i]);
+    row[c] = rounded<C>(
+        w0 * static_cast<T>(p0[i]) + w1 * static_cast<T>(p1[i]) +
+        w2 * static_cast<T>(p2[i]) + w3 * static_cast<T>(p3[i]));
   }
 }
 
@@ -109,6 +112,42 @@ DCN_INLINE void scatter(
   }
 }
 
+// Everything that training asks of a tap, in one pass over its channels. The
+// four pixels must be different ones.
+template <typename S, typename T>
+DCN_INLINE void backward_whole_row(
+    const Corners<S, T>& from,
+    T* const (&grads)[4],
+    int64_t channels,
+    T* row,
+    T (&sums)[4]) {
+  const S *p0 = from.pixel[0], *p1 = from.pixel[1];
+  const S *p2 = from.pixel[2], *p3 = from.pixel[3];
+  const T w0 = from.share[0], w1 = from.share[1];
+  const T w2 = from.share[2], w3 = from.share[3];
+  T *g0 = grads[0], *g1 = grads[1], *g2 = grads[2], *g3 = grads[3];
+  T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+  for (int64_t c = 0; c < channels; ++c) {
+    const T gradient = row[c];
+    const T v0 = static_cast<T>(p0[c]), v1 = static_cast<T>(p1[c]);
+    const T v2 = static_cast<T>(p2[c]), v3 = static_cast<T>(p3[c]);
+    s0 += gradient * v0;
+    s1 += gradient * v1;
+    s2 += gradient * v2;
+    s3 += gradient * v3;
+    g0[c] += w0 * gradient;
+    g1[c] += w1 * gradient;
+    g2[c] += w2 * gradient;
+    g3[c] += w3 * gradient;
+    row[c] = w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3;
+  }
+  sums[0] = s0;
+  sums[1] = s1;
+  sums[2] = s2;
+  sums[3] = s3;
+}
+
 template <typename S, typename T, typename Stride>
 DCN_INLINE void backward_row(
     const MapView<const S>& map,
@@ -119,8 +158,23 @@ DCN_INLINE void backward_row(
     T* row,
     T* out) {
   const auto corners = corners_of(map, tap);
+  T sums[4];
+  const auto& input = gradients.input;
+  const bool all_wanted =
+      out != nullptr && input.data != nullptr && gradients.wants_columns;
+  const bool all_weigh = corners.share[0] != T(0) && corners.share[1] != T(0) &&
+      corners.share[2] != T(0) && corners.share[3] != T(0);
+  if (std::is_same_v<Stride, UnitStride> && all_wanted && all_weigh &&
+      input.channel_stride == 1) {
+    T* grads[4];
+    for (int k = 0; k < 4; ++k) {
+      grads[k] = input.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
+    }
+    backward_whole_row(corners, grads, channels, row, sums);
+    tap_gradient(tap, sums, out);
+    return;
+  }
   if (out != nullptr) {
-    T sums[4];
     correlate(corners, row, stride, channels, sums);
     tap_gradient(tap, sums, out);
   }
@@ -132,21 +186,24 @@ DCN_INLINE void backward_row(
   }
 }
 
-template <typename S, typename T>
+template <typename S, typename T, typename C>
 DCN_INLINE void gather_columns_body(
     const MapView<const S>& map,
     const DeformTap<T>* taps,
-    const Columns<T>& columns) {
+    int64_t tap_stride,
+    const Columns<C>& columns) {
   for (int64_t p = 0; p < columns.positions; ++p) {
-    for (int64_t k = 0; k < columns.taps_per_position; ++k) {
-      const auto& tap = taps[p * columns.taps_per_position + k];
-      T* row = columns.row(p, k);
-      if (tap.state != TapState::kInside) {
-        std::fill_n(row, columns.channels, tap.value_without_pixels());
+    C* row = columns.data + p * columns.stride;
+    const DeformTap<T>* tap = taps + p * tap_stride;
+    for (int64_t k = 0; k < columns.taps; ++k, ++tap, row += columns.channels) {
+      if (tap->state != TapState::kInside) {
+        std::fill_n(
+            row, columns.channels, rounded<C>(tap->value_without_pixels()));
       } else if (map.channel_stride == 1) {
-        sample(corners_of(map, tap), UnitStride{}, columns.channels, row);
+        sample(corners_of(map, *tap), UnitStride{}, columns.channels, row);
       } else {
-        sample(corners_of(map, tap), map.channel_stride, columns.channels, row);
+        sample(
+            corners_of(map, *tap), map.channel_stride, columns.channels, row);
       }
     }
   }
@@ -159,10 +216,10 @@ DCN_INLINE void backward_columns_body(
     const Columns<T>& columns,
     const ColumnGradients<T>& gradients) {
   for (int64_t p = 0; p < columns.positions; ++p) {
-    for (int64_t k = 0; k < columns.taps_per_position; ++k) {
-      const int64_t r = p * columns.taps_per_position + k;
+    for (int64_t k = 0; k < columns.taps; ++k) {
+      const int64_t r = p * columns.taps + k;
       const auto& tap = taps[r];
-      T* row = columns.row(p, k);
+      T* row = columns.data + p * columns.stride + k * columns.channels;
       T* out = gradients.taps == nullptr ? nullptr : gradients.taps + 3 * r;
       if (tap.state != TapState::kInside) {
         if (out != nullptr) {
@@ -199,9 +256,18 @@ void locate_taps(
     int64_t begin,
     int64_t end,
     DeformTap<T>* taps) {
+  const auto& g = source.geometry;
+  int y = static_cast<int>(begin / g.out_w);
+  int x = static_cast<int>(begin % g.out_w);
   for (int64_t position = begin; position < end; ++position) {
-    for (int tap = 0; tap < source.geometry.taps(); ++tap) {
-      *taps++ = source.locate<T>(image, offset_group, position, tap);
+    for (int ky = 0; ky < g.kernel_h; ++ky) {
+      for (int kx = 0; kx < g.kernel_w; ++kx) {
+        *taps++ = source.locate<T>(image, offset_group, y, x, ky, kx);
+      }
+    }
+    if (++x == g.out_w) {
+      x = 0;
+      ++y;
     }
   }
 }
@@ -221,15 +287,26 @@ template void locate_taps(
     int64_t,
     DeformTap<double>*);
 
-// One function per dtype of the map, each cloned per instruction set.
-#define DCN_DEFINE_COLUMNS(S, T)                          \
-  template <>                                             \
-  DCN_VECTOR_CLONES void gather_columns(                  \
-      const MapView<const S>& map,                        \
-      const DeformTap<T>* taps,                           \
-      const Columns<T>& columns) {                        \
-    gather_columns_body(map, taps, columns);              \
-  }                                                       \
+// One function per pair of dtypes, each cloned per instruction set.
+#define DCN_DEFINE_GATHER(S, T, C)                       \
+  template <>                                            \
+  DCN_VECTOR_CLONES void gather_columns(                 \
+      const MapView<const S>& map,                       \
+      const DeformTap<T>* taps,                          \
+      int64_t tap_stride,                                \
+      const Columns<C>& columns) {                       \
+    gather_columns_body(map, taps, tap_stride, columns); \
+  }
+
+DCN_DEFINE_GATHER(double, double, double)
+DCN_DEFINE_GATHER(float, float, float)
+DCN_DEFINE_GATHER(float, float, c10::BFloat16)
+DCN_DEFINE_GATHER(c10::Half, float, float)
+DCN_DEFINE_GATHER(c10::BFloat16, float, float)
+DCN_DEFINE_GATHER(c10::BFloat16, float, c10::BFloat16)
+#undef DCN_DEFINE_GATHER
+
+#define DCN_DEFINE_BACKWARD(S, T)                         \
   template <>                                             \
   DCN_VECTOR_CLONES void backward_columns(                \
       const MapView<const S>& map,                        \
@@ -239,10 +316,10 @@ template void locate_taps(
     backward_columns_body(map, taps, columns, gradients); \
   }
 
-DCN_DEFINE_COLUMNS(double, double)
-DCN_DEFINE_COLUMNS(float, float)
-DCN_DEFINE_COLUMNS(c10::Half, float)
-DCN_DEFINE_COLUMNS(c10::BFloat16, float)
-#undef DCN_DEFINE_COLUMNS
+DCN_DEFINE_BACKWARD(double, double)
+DCN_DEFINE_BACKWARD(float, float)
+DCN_DEFINE_BACKWARD(c10::Half, float)
+DCN_DEFINE_BACKWARD(c10::BFloat16, float)
+#undef DCN_DEFINE_BACKWARD
 
 } // namespace dcn

@@ -21,29 +21,25 @@ void locate_taps(
     int64_t end,
     DeformTap<T>* taps);
 
-// Rows of columns: row r belongs to taps[r], starts at
-// data + (r / taps_per_position) * position_stride
-//      + (r % taps_per_position) * tap_stride.
-template <typename T>
+// The columns of some taps of some positions: those of a position follow each
+// other, tap after tap.
+template <typename C>
 struct Columns {
-  T* data;
+  C* data;
   int64_t positions;
-  int64_t taps_per_position;
-  int64_t position_stride;
-  int64_t tap_stride;
+  int64_t taps;
   int64_t channels;
-
-  DCN_INLINE T* row(int64_t position, int64_t tap) const {
-    return data + position * position_stride + tap * tap_stride;
-  }
+  int64_t stride; // from position to position
 };
 
-// columns = mask * sampled value.
-template <typename S, typename T>
+// columns = mask * sampled value. The taps of a position begin `tap_stride`
+// after those of the one before.
+template <typename S, typename T, typename C>
 void gather_columns(
     const MapView<const S>& map,
     const DeformTap<T>* taps,
-    const Columns<T>& columns);
+    int64_t tap_stride,
+    const Columns<C>& columns);
 
 // What the gradient of the columns is turned into.
 template <typename T>
@@ -53,7 +49,8 @@ struct ColumnGradients {
   bool wants_columns; // replaces the gradients by the columns themselves
 };
 
-// Reads the gradient of the columns from `columns` and visits each tap once.
+// Reads the gradient of the columns of all taps from `columns` and visits each
+// tap once.
 template <typename S, typename T>
 void backward_columns(
     const MapView<const S>& map,

@@ -40,6 +40,18 @@ void bias_gradient(const at::Tensor& grad_output, const at::Tensor& result) {
   });
 }
 
+// Calls body with a value of the dtype in which columns of S are multiplied.
+template <typename S, typename Body>
+void with_column_dtype(const Body& body) {
+  if constexpr (std::is_same_v<S, c10::BFloat16>) {
+    if (has_bfloat16_gemm()) {
+      body(S());
+      return;
+    }
+  }
+  body(SumType<S>());
+}
+
 struct Cpu {
   static void forward(
       const DeformConvShape& shape,
@@ -47,8 +59,12 @@ struct Cpu {
       const at::Tensor& output) {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, output.scalar_type(), "deform_conv2d", [&] {
-          deform_conv2d_forward<scalar_t, SumType<scalar_t>>(
-              shape, inputs, output);
+          with_column_dtype<scalar_t>([&](auto column) {
+            deform_conv2d_forward<
+                scalar_t,
+                SumType<scalar_t>,
+                decltype(column)>(shape, inputs, output);
+          });
         });
   }
 
@@ -62,9 +78,11 @@ struct Cpu {
         weight.scalar_type(),
         "_deform_conv2d_backward",
         [&] {
-          DeformConvBackward<scalar_t, SumType<scalar_t>>(
-              inputs, weight, gradients)
-              .run();
+          with_column_dtype<scalar_t>([&](auto column) {
+            DeformConvBackward<scalar_t, SumType<scalar_t>, decltype(column)>(
+                inputs, weight, gradients)
+                .run();
+          });
           if (gradients.bias.numel() > 0) {
             bias_gradient<scalar_t>(inputs.grad_output, gradients.bias);
           }

@@ -12,21 +12,23 @@
 #include <algorithm>
 #include <type_traits>
 
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 
 #include "cpu/copy_rows.h"
+#include "cpu/packed_weight.h"
+#include "cpu/pair_rows.h"
 #include "cpu/parallel.h"
 
 namespace dcn {
 namespace {
 
 // All slots together.
-constexpr int64_t kWorkspaceBytes = int64_t{48} << 20;
+constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 
 } // namespace
 
-template <typename S, typename T>
-DeformConvBackward<S, T>::DeformConvBackward(
+template <typename S, typename T, typename C>
+DeformConvBackward<S, T, C>::DeformConvBackward(
     const BackwardInputs& inputs,
     const at::Tensor& weight,
     const DeformConvGradients& gradients)
@@ -37,56 +39,50 @@ DeformConvBackward<S, T>::DeformConvBackward(
       wants_input_(gradients.input.numel() > 0),
       wants_taps_(tap_gradients_.wanted()),
       wants_weight_(gradients.weight.numel() > 0),
-      plan_(inputs, wants_input_, std::is_same_v<S, T>, sizeof(T)),
+      grad_output_(
+          inputs_.grad_output,
+          shape_,
+          wants_input_ || wants_taps_,
+          wants_weight_),
+      plan_(
+          inputs,
+          wants_input_,
+          std::is_same_v<S, T>,
+          sizeof(T),
+          grad_output_.position_bytes()),
       taps_(tap_source(inputs.shape, inputs.offset, inputs.mask)) {
-  const at::Tensor packed =
-      pack_weight(weight, shape_, c10::CppTypeToScalarType<T>::value);
+  if (wants_input_ || wants_taps_) {
+    weight_ = pack_slices<S, C>(weight, shape_, plan_.cut.slices);
+  }
   for (const auto& slice : plan_.cut.slices) {
-    const int64_t within = slice.begin - slice.group * shape_.group_in();
-    weight_.push_back(packed.select(0, slice.group)
-                          .narrow(2, within, slice.size)
-                          .contiguous());
+    if (wants_weight_) {
+      weight_sum_.push_back(
+          at::zeros(
+              {shape_.group_out(), depth(slice)},
+              weight.options().dtype(c10::CppTypeToScalarType<T>::value)));
+    }
   }
 }
 
-template <typename S, typename T>
-void DeformConvBackward<S, T>::run() {
-  if (wants_weight_) {
-    for (const auto& weight : weight_) {
-      weight_sum_.push_back(at::zeros_like(weight));
-    }
-  }
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::run() {
   if (wants_input_ && !plan_.cut.copies_grad) {
     gradients_.input.zero_();
   }
-  const int64_t tasks = wants_input_ || wants_taps_ || wants_weight_
-      ? plan_.tasks(shape_.batch)
-      : 0;
-  // Tasks of one image and slice add to the same pixels, tile after tile: they
-  // are this far apart, and must not meet in one wave.
-  const int64_t apart = wants_input_ ? tasks / plan_.tiles : tasks;
-  const int64_t count = std::min<int64_t>(
-      {apart,
-       at::get_num_threads(),
-       std::max<int64_t>(1, kWorkspaceBytes / plan_.slot_bytes)});
-  std::vector<BackwardSlot<T>> slots;
-  for (int64_t i = 0; i < count; ++i) {
-    slots.push_back(make_slot());
-  }
-  for (int64_t first = 0; first < tasks; first += count) {
-    const int64_t wave = std::min(count, tasks - first);
-    parallel_tasks(wave, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        run_task(task(first + i), slots[i]);
-      }
-    });
-    for (int64_t i = 0; i < wave; ++i) {
-      const Task done = task(first + i);
-      if (wants_weight_) {
-        add_weight_sum(done, slots[i]);
-      }
-      if (wants_taps_) {
-        add_tap_sums(done, slots[i]);
+  if (wants_input_ || wants_taps_ || wants_weight_) {
+    const int64_t count = std::min<int64_t>(
+        {plan_.images * plan_.slices(),
+         at::get_num_threads(),
+         std::max<int64_t>(1, kWorkspaceBytes / plan_.slot_bytes)});
+    std::vector<Slot> slots;
+    for (int64_t i = 0; i < count; ++i) {
+      slots.push_back(make_slot());
+    }
+    // Tasks of one image and slice add to the same pixels, tile after tile.
+    for (int64_t tile = 0; tile < plan_.tiles; ++tile) {
+      for (int64_t first = 0; first < shape_.batch; first += plan_.images) {
+        const int64_t images = std::min(plan_.images, shape_.batch - first);
+        run_images(tile, first, images, slots);
       }
     }
   }
@@ -95,33 +91,56 @@ void DeformConvBackward<S, T>::run() {
   }
 }
 
-template <typename S, typename T>
-typename DeformConvBackward<S, T>::Task DeformConvBackward<S, T>::task(
-    int64_t index) const {
-  const int64_t slices = static_cast<int64_t>(plan_.cut.slices.size());
-  Task task;
-  task.slice = index % slices;
-  task.image = index / slices % shape_.batch;
-  task.tile = index / slices / shape_.batch;
-  task.begin = task.tile * plan_.tile;
-  task.end = std::min(task.begin + plan_.tile, shape_.geometry.positions());
-  return task;
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::run_images(
+    int64_t tile,
+    int64_t first_image,
+    int64_t images,
+    std::vector<Slot>& slots) {
+  const int64_t begin = tile * plan_.tile;
+  const int64_t end = std::min(begin + plan_.tile, shape_.geometry.positions());
+  grad_output_.load(first_image, images, begin, end);
+  const int64_t tasks = images * plan_.slices();
+  const auto task = [&](int64_t index) {
+    const int64_t image = first_image + index / plan_.slices();
+    return Task{image, tile, index % plan_.slices(), begin, end};
+  };
+  const int64_t count = static_cast<int64_t>(slots.size());
+  for (int64_t first = 0; first < tasks; first += count) {
+    const int64_t wave = std::min(count, tasks - first);
+    parallel_tasks(wave, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        run_task(task(first + i), slots[i]);
+      }
+      end_products<C>();
+    });
+    for (int64_t i = 0; i < wave; ++i) {
+      if (wants_weight_) {
+        add_weight_sum(task(first + i), slots[i]);
+      }
+      if (wants_taps_) {
+        add_tap_sums(task(first + i), slots[i]);
+      }
+    }
+  }
 }
 
-template <typename S, typename T>
-BackwardSlot<T> DeformConvBackward<S, T>::make_slot() const {
+template <typename S, typename T, typename C>
+BackwardSlot<T, C> DeformConvBackward<S, T, C>::make_slot() const {
   const auto& g = shape_.geometry;
   const int64_t widest = plan_.cut.widest;
+  const int64_t copy = int64_t{g.in_h} * g.in_w * widest;
+  const int64_t columns = plan_.block * g.taps() * widest;
   const auto buffer = [](bool needed, int64_t size) {
     // Not value-initialised: every element is written before it is read.
     return std::unique_ptr<T[]>(needed ? new T[size] : nullptr);
   };
-  const int64_t copy = int64_t{g.in_h} * g.in_w * widest;
-  BackwardSlot<T> slot;
+  Slot slot;
   slot.input = buffer(plan_.cut.copies_input, copy);
   slot.grad_input = buffer(plan_.cut.copies_grad, copy);
-  slot.grad_output = buffer(true, plan_.block * shape_.group_out());
-  slot.columns = buffer(true, plan_.block * g.taps() * widest);
+  slot.columns = buffer(true, columns);
+  slot.pairs.reset(
+      Packing<C>::kPaired && wants_weight_ ? new C[columns] : nullptr);
   slot.taps.reset(new DeformTap<T>[plan_.block * g.taps()]);
   slot.weight_sum =
       buffer(wants_weight_, shape_.group_out() * g.taps() * widest);
@@ -129,9 +148,8 @@ BackwardSlot<T> DeformConvBackward<S, T>::make_slot() const {
   return slot;
 }
 
-template <typename S, typename T>
-void DeformConvBackward<S, T>::run_task(const Task& task, BackwardSlot<T>& slot)
-    const {
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::run_task(const Task& task, Slot& slot) const {
   const auto& g = shape_.geometry;
   const auto& channels = slice(task);
   if (plan_.cut.copies_grad) {
@@ -162,12 +180,12 @@ void DeformConvBackward<S, T>::run_task(const Task& task, BackwardSlot<T>& slot)
   }
 }
 
-template <typename S, typename T>
+template <typename S, typename T, typename C>
 template <typename M>
-void DeformConvBackward<S, T>::run_blocks(
+void DeformConvBackward<S, T, C>::run_blocks(
     const Task& task,
     const MapView<const M>& map,
-    BackwardSlot<T>& slot) const {
+    Slot& slot) const {
   const auto& g = shape_.geometry;
   const auto& channels = slice(task);
   const int64_t taps = g.taps();
@@ -181,82 +199,64 @@ void DeformConvBackward<S, T>::run_blocks(
       wanted.input = map_view<T>(gradients_.input, task.image, channels.begin);
     }
   }
-  const auto weight = row_major(
-      weight_[task.slice].template data_ptr<T>(),
-      shape_.group_out(),
-      depth(channels));
   for (int64_t from = task.begin; from < task.end; from += plan_.block) {
     const int64_t to = std::min(from + plan_.block, task.end);
     const Columns<T> columns{
-        slot.columns.get(),
-        to - from,
-        taps,
-        taps * channels.size,
-        channels.size,
-        channels.size};
-    const auto flat = row_major(columns.data, to - from, depth(channels));
-    const auto grad_output = grad_output_block(task, from, to, slot);
+        slot.columns.get(), to - from, taps, channels.size, depth(channels)};
     locate_taps(
         taps_, task.image, channels.offset_group, from, to, slot.taps.get());
     if (wants_input_ || wants_taps_) {
-      gemm(grad_output, weight, flat, Store::kOverwrite);
+      const auto rows = grad_output_.rows(task.image, channels.group, from, to);
+      gemm(
+          rows,
+          Matrix<const C>{
+              weight_[task.slice].template data_ptr<C>(),
+              rows.columns,
+              depth(channels),
+              depth(channels)},
+          Matrix<T>{columns.data, to - from, depth(channels), columns.stride},
+          Store::kOverwrite);
       if (wants_taps_) {
         wanted.taps = slot.tap_sums.get() + (from - task.begin) * taps * 3;
       }
       backward_columns<M, T>(map, slot.taps.get(), columns, wanted);
     } else {
-      gather_columns<M, T>(map, slot.taps.get(), columns);
+      gather_columns<M, T, T>(map, slot.taps.get(), taps, columns);
     }
     if (wants_weight_) {
-      gemm(
-          grad_output.transposed(),
-          flat,
-          row_major(slot.weight_sum.get(), shape_.group_out(), depth(channels)),
-          from == task.begin ? Store::kOverwrite : Store::kAdd);
+      multiply_weight(task, from, to, slot);
     }
   }
 }
 
-// grad_output as (positions, group_out): in place where a GEMM can read it.
-template <typename S, typename T>
-Matrix<T> DeformConvBackward<S, T>::grad_output_block(
+// The task's part of the gradient of the weight, from the columns of a block.
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::multiply_weight(
     const Task& task,
     int64_t from,
     int64_t to,
-    BackwardSlot<T>& slot) const {
-  const auto& grad = inputs_.grad_output;
-  const int64_t group = slice(task).group;
-  const int64_t channels = shape_.group_out();
-  const auto map = map_view<S>(grad, task.image, group * channels);
-  if constexpr (std::is_same_v<S, T>) {
-    if (grad.is_contiguous() ||
-        grad.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-      // Of an axis of one element the stride says nothing.
-      const int64_t stride =
-          shape_.geometry.out_w == 1 ? map.row_stride : map.column_stride;
-      return {
-          map.data + from * stride,
-          to - from,
-          channels,
-          stride,
-          map.channel_stride};
-    }
+    Slot& slot) const {
+  const auto& channels = slice(task);
+  const int64_t width = depth(channels);
+  const auto planes = grad_output_.planes(task.image, channels.group, from, to);
+  Matrix<const C> columns{nullptr, planes.columns, width, width};
+  if constexpr (Packing<C>::kPaired) {
+    pair_rows(slot.columns.get(), to - from, width, slot.pairs.get());
+    columns.data = slot.pairs.get();
+  } else {
+    columns.data = slot.columns.get();
   }
-  const int64_t width = shape_.geometry.out_w;
-  T* row = slot.grad_output.get();
-  for (int64_t p = from; p < to; ++p) {
-    const S* pixel = map.pixel(p / width, p % width);
-    for (int64_t c = 0; c < channels; ++c) {
-      *row++ = static_cast<T>(pixel[c * map.channel_stride]);
-    }
-  }
-  return row_major(slot.grad_output.get(), to - from, channels);
+  gemm(
+      planes,
+      columns,
+      Matrix<T>{slot.weight_sum.get(), shape_.group_out(), width, width},
+      from == task.begin ? Store::kOverwrite : Store::kAdd);
 }
 
-template <typename S, typename T>
-void DeformConvBackward<S, T>::add_weight_sum(
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::add_weight_sum(
     const Task& task,
-    const BackwardSlot<T>& slot) {
+    const Slot& slot) {
   T* sum = weight_sum_[task.slice].template data_ptr<T>();
   const T* part = slot.weight_sum.get();
   const int64_t size = shape_.group_out() * depth(slice(task));
@@ -268,12 +268,12 @@ void DeformConvBackward<S, T>::add_weight_sum(
 }
 
 // Slices of an offset group follow each other, so one sum is open at a time.
-template <typename S, typename T>
-void DeformConvBackward<S, T>::add_tap_sums(
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::add_tap_sums(
     const Task& task,
-    const BackwardSlot<T>& slot) {
+    const Slot& slot) {
   const int64_t size = (task.end - task.begin) * shape_.geometry.taps() * 3;
-  const int64_t slices = static_cast<int64_t>(plan_.cut.slices.size());
+  const int64_t slices = plan_.slices();
   const int64_t group = slice(task).offset_group;
   const auto other_group = [&](int64_t index) {
     return index < 0 || index == slices ||
@@ -292,8 +292,8 @@ void DeformConvBackward<S, T>::add_tap_sums(
   }
 }
 
-template <typename S, typename T>
-void DeformConvBackward<S, T>::store_tap_gradients(const Task& task) const {
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::store_tap_gradients(const Task& task) const {
   const auto& g = shape_.geometry;
   const T* sums = tap_sums_.data();
   for (int64_t p = task.begin; p < task.end; ++p) {
@@ -304,8 +304,8 @@ void DeformConvBackward<S, T>::store_tap_gradients(const Task& task) const {
   }
 }
 
-template <typename S, typename T>
-void DeformConvBackward<S, T>::store_weight_gradient() const {
+template <typename S, typename T, typename C>
+void DeformConvBackward<S, T, C>::store_weight_gradient() const {
   const auto& g = shape_.geometry;
   for (size_t i = 0; i < plan_.cut.slices.size(); ++i) {
     const auto& slice = plan_.cut.slices[i];
@@ -319,9 +319,10 @@ void DeformConvBackward<S, T>::store_weight_gradient() const {
   }
 }
 
-template class DeformConvBackward<double, double>;
-template class DeformConvBackward<float, float>;
-template class DeformConvBackward<c10::Half, float>;
-template class DeformConvBackward<c10::BFloat16, float>;
+template class DeformConvBackward<double, double, double>;
+template class DeformConvBackward<float, float, float>;
+template class DeformConvBackward<c10::Half, float, float>;
+template class DeformConvBackward<c10::BFloat16, float, float>;
+template class DeformConvBackward<c10::BFloat16, float, c10::BFloat16>;
 
 } // namespace dcn

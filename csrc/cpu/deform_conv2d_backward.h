@@ -8,23 +8,25 @@
 
 #include "cpu/backward_plan.h"
 #include "cpu/columns.h"
-#include "cpu/gemm.h"
+#include "cpu/grad_output.h"
 
 namespace dcn {
 
 // A task's own workspace and results.
-template <typename T>
+template <typename T, typename C>
 struct BackwardSlot {
   std::unique_ptr<T[]> input; // channels-last slice of the input
   std::unique_ptr<T[]> grad_input; // the same of its gradient
-  std::unique_ptr<T[]> grad_output; // block of positions, if copied
   std::unique_ptr<T[]> columns; // (block, taps, slice)
+  std::unique_ptr<C[]> pairs; // the same in pairs of rows, if C goes in pairs
   std::unique_ptr<DeformTap<T>[]> taps; // (block, taps)
   std::unique_ptr<T[]> weight_sum; // (group_out, taps, slice)
   std::unique_ptr<T[]> tap_sums; // (tile, taps, 3): dy, dx, mask
 };
 
-template <typename S, typename T>
+// S is the dtype of the tensors, T that of the sums, C that of what is
+// multiplied.
+template <typename S, typename T, typename C>
 class DeformConvBackward {
  public:
   DeformConvBackward(
@@ -43,21 +45,22 @@ class DeformConvBackward {
     int64_t end;
   };
 
-  Task task(int64_t index) const;
-  BackwardSlot<T> make_slot() const;
-  void run_task(const Task& task, BackwardSlot<T>& slot) const;
+  using Slot = BackwardSlot<T, C>;
+
+  Slot make_slot() const;
+  void run_images(
+      int64_t tile,
+      int64_t first,
+      int64_t count,
+      std::vector<Slot>& slots);
+  void run_task(const Task& task, Slot& slot) const;
   template <typename M>
-  void run_blocks(
-      const Task& task,
-      const MapView<const M>& map,
-      BackwardSlot<T>& slot) const;
-  Matrix<T> grad_output_block(
-      const Task& task,
-      int64_t from,
-      int64_t to,
-      BackwardSlot<T>& slot) const;
-  void add_weight_sum(const Task& task, const BackwardSlot<T>& slot);
-  void add_tap_sums(const Task& task, const BackwardSlot<T>& slot);
+  void run_blocks(const Task& task, const MapView<const M>& map, Slot& slot)
+      const;
+  void multiply_weight(const Task& task, int64_t from, int64_t to, Slot& slot)
+      const;
+  void add_weight_sum(const Task& task, const Slot& slot);
+  void add_tap_sums(const Task& task, const Slot& slot);
   void store_tap_gradients(const Task& task) const;
   void store_weight_gradient() const;
 
@@ -75,10 +78,11 @@ class DeformConvBackward {
   bool wants_input_;
   bool wants_taps_;
   bool wants_weight_;
+  GradOutput<S, C> grad_output_;
   BackwardPlan plan_;
   TapSource taps_;
-  std::vector<at::Tensor> weight_; // per slice (group_out, taps, size)
-  std::vector<at::Tensor> weight_sum_; // likewise
+  std::vector<at::Tensor> weight_; // per slice (group_out, taps * size), packed
+  std::vector<at::Tensor> weight_sum_; // likewise, not packed, in T
   std::vector<T> tap_sums_; // of the tile and offset group in progress
 };
 

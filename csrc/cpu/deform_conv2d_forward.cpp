@@ -12,17 +12,22 @@
 #include "cpu/columns.h"
 #include "cpu/copy_rows.h"
 #include "cpu/gemm.h"
+#include "cpu/packed_weight.h"
 #include "cpu/parallel.h"
+#include "cpu/store_rows.h"
 
 namespace dcn {
 namespace {
 
 // Channels-last copies of images; larger images are read where they are.
 constexpr int64_t kLayoutBytes = int64_t{24} << 20;
-// The columns of one block of positions: about a core's own cache.
-constexpr int64_t kColumnBytes = int64_t{1} << 20;
+// Positions of a block: 48 to 96 rows suit the products; fewer where there
+// would be too few blocks to keep the threads busy.
+constexpr int64_t kBlock = 48;
+constexpr int64_t kLeastBlock = 12;
+constexpr int64_t kTasks = 32;
 
-template <typename S, typename T>
+template <typename S, typename T, typename C>
 class Forward {
  public:
   Forward(
@@ -33,25 +38,23 @@ class Forward {
         input_(inputs.input),
         output_(output),
         taps_(tap_source(shape, inputs.offset, inputs.mask)),
-        weight_(pack_weight(
-            inputs.weight,
-            shape,
-            c10::CppTypeToScalarType<T>::value)),
-        slices_(shape.slices(shape.in_channels)) {
+        chunks_(shape, Packing<C>::inner(1)),
+        weight_(pack_chunks<S, C>(inputs.weight, shape, chunks_)) {
     if (inputs.bias) {
       bias_ = inputs.bias->to(c10::CppTypeToScalarType<T>::value).contiguous();
     }
-    const int64_t depth = shape.geometry.taps() * shape.group_in();
+    const int64_t positions = shape.geometry.positions();
     block_ = std::clamp<int64_t>(
-        kColumnBytes / (depth * int64_t{sizeof(T)}), 16, 512);
-    blocks_ = (shape.geometry.positions() + block_ - 1) / block_;
+        shape.batch * shape.groups * positions / kTasks, kLeastBlock, kBlock);
+    blocks_ = (positions + block_ - 1) / block_;
   }
 
   void run() {
     const auto& g = shape_.geometry;
     const int64_t image_bytes =
         int64_t{g.in_h} * g.in_w * shape_.in_channels * int64_t{sizeof(T)};
-    const bool readable = std::is_same_v<S, T> && input_.stride(1) == 1;
+    const bool readable =
+        !std::is_same_v<S, c10::Half> && input_.stride(1) == 1;
     if (readable || image_bytes > kLayoutBytes) {
       run_images<S>(0, shape_.batch, input_);
       return;
@@ -71,6 +74,26 @@ class Forward {
   }
 
  private:
+  // Where one task works.
+  struct Block {
+    int64_t image; // of the batch
+    int64_t map; // of the maps that are read
+    int64_t group;
+    int64_t begin; // positions
+    int64_t end;
+  };
+  struct Buffers {
+    std::unique_ptr<C[]> columns; // (block, chunk)
+    std::unique_ptr<DeformTap<T>[]> taps; // (block, taps)
+    std::unique_ptr<T[]> result; // (block, group_out)
+  };
+
+  // A power of two between the rows would put them into the same few lines of
+  // the cache.
+  int64_t result_stride() const {
+    return shape_.group_out() + 16;
+  }
+
   void copy_images(int64_t first, int64_t count, const at::Tensor& copies) {
     const auto& g = shape_.geometry;
     parallel_tasks(count * g.in_h, [&](int64_t begin, int64_t end) {
@@ -93,158 +116,119 @@ class Forward {
   void run_images(int64_t first, int64_t count, const at::Tensor& maps) {
     const int64_t tasks = count * shape_.groups * blocks_;
     parallel_tasks(tasks, [&](int64_t begin, int64_t end) {
-      const int64_t taps = shape_.geometry.taps();
-      const auto columns =
-          std::make_unique<T[]>(block_ * taps * shape_.group_in());
-      const auto located = std::make_unique<DeformTap<T>[]>(block_ * taps);
-      const auto result = std::make_unique<T[]>(block_ * shape_.group_out());
+      Buffers buffers;
+      buffers.columns.reset(new C[block_ * Packing<C>::inner(chunks_.deepest)]);
+      buffers.taps.reset(new DeformTap<T>[block_ * shape_.geometry.taps()]);
+      buffers.result.reset(new T[block_ * result_stride()]);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t block = task % blocks_;
-        const int64_t group = task / blocks_ % shape_.groups;
-        const int64_t image = task / blocks_ / shape_.groups;
-        const int64_t from = block * block_;
-        const int64_t to = std::min(from + block_, shape_.geometry.positions());
-        gather<M>(
-            maps,
-            image,
-            first + image,
-            group,
-            from,
-            to,
-            located.get(),
-            columns.get());
-        multiply(first + image, group, from, to, columns.get(), result.get());
+        Block block{};
+        block.group = task / blocks_ % shape_.groups;
+        block.map = task / blocks_ / shape_.groups;
+        block.image = first + block.map;
+        block.begin = task % blocks_ * block_;
+        block.end = std::min(block.begin + block_, shape_.geometry.positions());
+        run_block<M>(maps, block, buffers);
       }
+      end_products<C>();
     });
   }
 
-  // Columns (positions, taps, group_in) of one group.
   template <typename M>
-  void gather(
+  void run_block(
       const at::Tensor& maps,
-      int64_t map_image,
-      int64_t image,
-      int64_t group,
-      int64_t from,
-      int64_t to,
-      DeformTap<T>* located,
-      T* columns) {
-    const int64_t taps = shape_.geometry.taps();
-    for (const auto& slice : slices_) {
-      if (slice.group != group) {
-        continue;
-      }
-      locate_taps(taps_, image, slice.offset_group, from, to, located);
-      const int64_t within = slice.begin - group * shape_.group_in();
-      gather_columns<M, T>(
-          map_view<const M>(maps, map_image, slice.begin),
-          located,
-          Columns<T>{
-              columns + within,
-              to - from,
-              taps,
-              taps * shape_.group_in(),
-              shape_.group_in(),
-              slice.size});
-    }
-  }
-
-  // output = columns * weight + bias, in whichever order lets the product be
-  // written in rows of the output's layout.
-  void multiply(
-      int64_t image,
-      int64_t group,
-      int64_t from,
-      int64_t to,
-      T* columns,
-      T* result) {
-    const int64_t positions = to - from;
-    const int64_t depth = shape_.geometry.taps() * shape_.group_in();
+      const Block& block,
+      const Buffers& buffers) {
+    const int64_t positions = block.end - block.begin;
     const int64_t channels = shape_.group_out();
-    const int64_t first = group * channels;
-    const int64_t stride = output_.stride(1);
-    const int64_t column_stride = output_.stride(3);
-    S* out = output_.data_ptr<S>() + image * output_.stride(0) +
-        first * stride + from * column_stride;
-
-    Matrix<T> product = stride == 1
-        ? row_major(result, positions, channels)
-        : row_major(result, channels, positions).transposed();
-    if constexpr (std::is_same_v<S, T>) {
-      product = {out, positions, channels, column_stride, stride};
+    int64_t located = -1;
+    Store store = Store::kOverwrite;
+    for (const auto& chunk : chunks_.of_group[block.group]) {
+      const int64_t depth = Packing<C>::inner(chunk.depth);
+      for (const auto& piece : chunk.pieces) {
+        if (piece.slice.offset_group != located) {
+          located = piece.slice.offset_group;
+          locate_taps(
+              taps_,
+              block.image,
+              located,
+              block.begin,
+              block.end,
+              buffers.taps.get());
+        }
+        gather_columns<M, T, C>(
+            map_view<const M>(maps, block.map, piece.slice.begin),
+            buffers.taps.get() + piece.tap,
+            shape_.geometry.taps(),
+            {buffers.columns.get() + piece.column,
+             positions,
+             piece.taps,
+             piece.slice.size,
+             depth});
+      }
+      if (depth > chunk.depth) {
+        for (int64_t p = 0; p < positions; ++p) {
+          buffers.columns[p * depth + chunk.depth] = C(0);
+        }
+      }
+      gemm(
+          Matrix<const C>{buffers.columns.get(), positions, depth, depth},
+          Matrix<const C>{
+              weight_.data_ptr<C>() + chunk.row * channels,
+              depth,
+              channels,
+              channels},
+          Matrix<T>{buffers.result.get(), positions, channels, result_stride()},
+          store);
+      store = Store::kAdd;
     }
-    if (bias_.defined()) {
-      const T* bias = bias_.data_ptr<T>() + first;
-      for_each_in_rows(product, [&](T& value, int64_t, int64_t channel) {
-        value = bias[channel];
-      });
-    }
-    const Matrix<T> weight =
-        row_major(weight_.data_ptr<T>() + first * depth, channels, depth);
-    gemm(
-        row_major(columns, positions, depth),
-        weight.transposed(),
-        product,
-        bias_.defined() ? Store::kAdd : Store::kOverwrite);
-    if constexpr (!std::is_same_v<S, T>) {
-      for_each_in_rows(
-          product, [&](T value, int64_t position, int64_t channel) {
-            out[position * column_stride + channel * stride] =
-                static_cast<S>(value);
-          });
-    }
+    store_block(block, buffers.result.get());
   }
 
-  // Visits a (positions, channels) matrix along its contiguous rows.
-  template <typename Visit>
-  static void for_each_in_rows(const Matrix<T>& matrix, const Visit& visit) {
-    if (matrix.column_stride == 1) {
-      for (int64_t p = 0; p < matrix.rows; ++p) {
-        for (int64_t c = 0; c < matrix.columns; ++c) {
-          visit(matrix.data[p * matrix.row_stride + c], p, c);
-        }
-      }
-    } else {
-      for (int64_t c = 0; c < matrix.columns; ++c) {
-        for (int64_t p = 0; p < matrix.rows; ++p) {
-          visit(
-              matrix.data[p * matrix.row_stride + c * matrix.column_stride],
-              p,
-              c);
-        }
-      }
-    }
+  void store_block(const Block& block, const T* result) const {
+    const int64_t channels = shape_.group_out();
+    const int64_t first = block.group * channels;
+    store_rows(
+        result,
+        result_stride(),
+        bias_.defined() ? bias_.data_ptr<T>() + first : nullptr,
+        block.end - block.begin,
+        channels,
+        output_.data_ptr<S>() + block.image * output_.stride(0) +
+            first * output_.stride(1) + block.begin * output_.stride(3),
+        output_.stride(3),
+        output_.stride(1));
   }
 
   const DeformConvShape& shape_;
   const at::Tensor& input_;
   const at::Tensor& output_;
   TapSource taps_;
-  at::Tensor weight_; // (groups, group_out, taps, group_in)
+  ColumnChunks chunks_;
+  at::Tensor weight_;
   at::Tensor bias_;
-  std::vector<ChannelSlice> slices_;
   int64_t block_; // positions whose columns are made at once
   int64_t blocks_; // blocks of one image
 };
 
 } // namespace
 
-template <typename S, typename T>
+template <typename S, typename T, typename C>
 void deform_conv2d_forward(
     const DeformConvShape& shape,
     const ForwardInputs& inputs,
     const at::Tensor& output) {
-  Forward<S, T>(shape, inputs, output).run();
+  Forward<S, T, C>(shape, inputs, output).run();
 }
 
-#define DCN_INSTANTIATE_FORWARD(S, T)        \
-  template void deform_conv2d_forward<S, T>( \
+#define DCN_INSTANTIATE_FORWARD(S, T, C)        \
+  template void deform_conv2d_forward<S, T, C>( \
       const DeformConvShape&, const ForwardInputs&, const at::Tensor&);
 
-DCN_INSTANTIATE_FORWARD(double, double)
-DCN_INSTANTIATE_FORWARD(float, float)
-DCN_INSTANTIATE_FORWARD(c10::Half, float)
-DCN_INSTANTIATE_FORWARD(c10::BFloat16, float)
+DCN_INSTANTIATE_FORWARD(double, double, double)
+DCN_INSTANTIATE_FORWARD(float, float, float)
+DCN_INSTANTIATE_FORWARD(c10::Half, float, float)
+DCN_INSTANTIATE_FORWARD(c10::BFloat16, float, float)
+DCN_INSTANTIATE_FORWARD(c10::BFloat16, float, c10::BFloat16)
 #undef DCN_INSTANTIATE_FORWARD
 
 } // namespace dcn

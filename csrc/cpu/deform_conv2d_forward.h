@@ -7,8 +7,9 @@
 
 namespace dcn {
 
-// Fills `output`. S is the dtype of the tensors, T that of the sums.
-template <typename S, typename T>
+// Fills `output`. S is the dtype of the tensors, T that of the sums, C that of
+// the columns.
+template <typename S, typename T, typename C>
 void deform_conv2d_forward(
     const DeformConvShape& shape,
     const ForwardInputs& inputs,

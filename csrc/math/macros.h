@@ -32,3 +32,10 @@
 #else
 #define DCN_VECTOR_CLONES
 #endif
+
+// Whether the processor that runs this multiplies bfloat16 by itself.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
+#define DCN_HAS_BFLOAT16_UNITS() (__builtin_cpu_supports("avx512bf16") != 0)
+#else
+#define DCN_HAS_BFLOAT16_UNITS() false
+#endif

@@ -21,22 +21,30 @@ struct TapSource {
       int64_t offset_group,
       int64_t position,
       int tap) const {
-    const int y = static_cast<int>(position / geometry.out_w);
-    const int x = static_cast<int>(position % geometry.out_w);
+    return locate<T>(
+        image,
+        offset_group,
+        static_cast<int>(position / geometry.out_w),
+        static_cast<int>(position % geometry.out_w),
+        tap / geometry.kernel_w,
+        tap % geometry.kernel_w);
+  }
+
+  template <typename T>
+  DCN_INLINE DeformTap<T> locate(
+      int64_t image,
+      int64_t offset_group,
+      int y,
+      int x,
+      int kernel_y,
+      int kernel_x) const {
+    const int tap = kernel_y * geometry.kernel_w + kernel_x;
     const int64_t channel = offset_group * geometry.taps() + tap;
     const T dy = offset.load<T>(offset.at(image, 2 * channel, y, x));
     const T dx = offset.load<T>(offset.at(image, 2 * channel + 1, y, x));
     const T factor =
         mask.defined() ? mask.load<T>(mask.at(image, channel, y, x)) : T(1);
-    return locate_tap(
-        geometry,
-        y,
-        x,
-        tap / geometry.kernel_w,
-        tap % geometry.kernel_w,
-        dy,
-        dx,
-        factor);
+    return locate_tap(geometry, y, x, kernel_y, kernel_x, dy, dx, factor);
   }
 };
 
