@@ -3,7 +3,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "math/roi_bin.h"
@@ -13,37 +12,75 @@ namespace dcn {
 // The samples of a bin along one axis, summed per pixel: a bin is the product
 // of two of these, so that each pixel is read once whatever the samples.
 template <typename T>
-struct AxisWeights {
-  std::vector<T> weight; // of each pixel of the axis
-  std::vector<T> slope; // d weight / d position
-  int begin = 0; // pixels outside [begin, end) have neither
+class AxisWeights {
+ public:
+  int begin = 0; // pixels outside [begin, end) have no weight
   int end = 0;
   T kept = 0; // samples that were not skipped
 
-  explicit AxisWeights(int extent) : weight(extent), slope(extent) {}
+  explicit AxisWeights(int extent) : weight_(extent), slope_(extent) {}
+
+  T weight(int pixel) const {
+    return weight_[pixel - begin];
+  }
+  // d weight / d position
+  T slope(int pixel) const {
+    return slope_[pixel - begin];
+  }
 
   void sum(const BinAxis<T>& bin) {
-    std::fill(weight.begin() + begin, weight.begin() + end, T(0));
-    std::fill(slope.begin() + begin, slope.begin() + end, T(0));
-    begin = static_cast<int>(weight.size());
-    end = 0;
-    kept = 0;
-    for (int64_t i = bin.begin; i < bin.end; ++i) {
-      const BinSample<T> sample = bin_sample(bin, i);
+    sum_samples(bin.begin, bin.end, bin.step < T(0), [&](int64_t i) {
+      return bin_sample(bin, i);
+    });
+  }
+
+  // Samples [first, last), by number; `downwards` where each lies before the
+  // one that precedes it, as in a box that is turned over.
+  template <typename SampleOf>
+  void sum_samples(
+      int64_t first,
+      int64_t last,
+      bool downwards,
+      const SampleOf& sample_of) {
+    // In locals, which no store to the weights can change.
+    int from = 0, to = 0;
+    T samples = 0;
+    T* const weights = weight_.data();
+    T* const slopes = slope_.data();
+    const auto add = [&](int at, T weight, T slope) {
+      if (at < to) {
+        weights[at - from] += weight;
+        slopes[at - from] += slope;
+        return;
+      }
+      for (; to < at; ++to) {
+        weights[to - from] = slopes[to - from] = T(0);
+      }
+      weights[at - from] = weight;
+      slopes[at - from] = slope;
+      ++to;
+    };
+    for (int64_t i = first; i < last; ++i) {
+      const BinSample<T> sample =
+          sample_of(downwards ? first + last - 1 - i : i);
       if (!sample.kept) {
         continue;
       }
-      kept += T(1);
-      for (int k = 0; k < 2; ++k) {
-        const int at = sample.tap.at[k];
-        weight[at] += sample.tap.weight[k];
-        slope[at] += sample.tap.slope[k];
-        begin = std::min(begin, at);
-        end = std::max(end, at + 1);
+      if (samples == T(0)) {
+        from = to = sample.tap.at[0];
       }
+      samples += T(1);
+      add(sample.tap.at[0], sample.tap.weight[0], sample.tap.slope[0]);
+      add(sample.tap.at[1], sample.tap.weight[1], sample.tap.slope[1]);
     }
-    begin = std::min(begin, end);
+    begin = from;
+    end = to;
+    kept = samples;
   }
+
+ private:
+  std::vector<T> weight_; // from `begin` on
+  std::vector<T> slope_;
 };
 
 } // namespace dcn

@@ -78,7 +78,7 @@ DCN_INLINE void pool_pixels_body(
   std::fill_n(sums, channels, T(0));
   for (int row = y.begin; row < y.end; ++row) {
     for (int column = x.begin; column < x.end; ++column) {
-      const T weight = y.weight[row] * x.weight[column];
+      const T weight = y.weight(row) * x.weight(column);
       if (weight != T(0)) {
         add_pixel(
             map.pixel(row, column), map.channel_stride, weight, channels, sums);
@@ -99,9 +99,9 @@ DCN_INLINE BinSlope<T> backward_pixels_body(
   BinSlope<T> slope{0, 0};
   for (int row = y.begin; row < y.end; ++row) {
     for (int column = x.begin; column < x.end; ++column) {
-      const T weight = y.weight[row] * x.weight[column];
-      const T along_y = y.slope[row] * x.weight[column];
-      const T along_x = y.weight[row] * x.slope[column];
+      const T weight = y.weight(row) * x.weight(column);
+      const T along_y = y.slope(row) * x.weight(column);
+      const T along_x = y.weight(row) * x.slope(column);
       if (wants_slope && (along_y != T(0) || along_x != T(0))) {
         const T sum = correlate_pixel(
             map.pixel(row, column), map.channel_stride, gradient, channels);

@@ -11,9 +11,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/bin_slopes.h"
 #include "cpu/parallel.h"
-#include "cpu/roi_pool.h"
+#include "cpu/roi_backward_bins.h"
 #include "ops/copy_plan.h"
 
 namespace dcn {
@@ -36,19 +35,27 @@ class Backward {
       const RoiPoolGradients& gradients)
       : source_(source),
         shape_(source.shape),
-        grad_output_(grad_output),
         input_(input),
-        gradients_(gradients),
         wants_input_(gradients.input.numel() > 0),
+        maps_(source.shape, input),
+        grad_maps_(source.shape, wants_input_ ? gradients.input : input),
+        gradients_(gradients),
         wants_offset_(gradients.offset.numel() > 0),
+        bins_of_(bins_of_groups(source)),
         plan_(
             shape_.map.count(),
             shape_.channels,
-            wants_offset_ && !is_neighbourly(),
-            wants_input_ && !is_neighbourly(),
+            wants_offset_ && !is_neighbourly() && !is_narrow(shape_),
+            wants_input_ && !is_neighbourly() &&
+                !(is_narrow(shape_) && std::is_same_v<S, T>),
             std::is_same_v<S, T>,
-            {kWidestSlice, kNarrowestCopy, kCopyBytes, sizeof(T), sizeof(T)}),
-        slopes_(source, plan_.widest, wants_offset_) {}
+            {is_narrow(shape_) ? shape_.channels_per_class() : kWidestSlice,
+             kNarrowestCopy,
+             kCopyBytes,
+             sizeof(T),
+             sizeof(T)}),
+        slopes_(source, plan_.widest, wants_offset_),
+        bins_(source, grad_output, wants_offset_ ? &slopes_ : nullptr) {}
 
   void run() {
     if (wants_input_) {
@@ -64,6 +71,7 @@ class Backward {
             at::get_num_threads()));
     for (int64_t first = 0; first < shape_.rois; first += slopes_.chunk()) {
       const int64_t last = std::min(first + slopes_.chunk(), shape_.rois);
+      const RoiFrames<T> frames(source_, first, last);
       parallel_tasks(workers, [&](int64_t begin, int64_t end) {
         Scratch scratch(*this);
         for (int64_t worker = begin; worker < end; ++worker) {
@@ -73,7 +81,7 @@ class Backward {
                  static_cast<int>(task / slopes_.slices() % groups),
                  task % slopes_.slices(),
                  first,
-                 last},
+                 frames},
                 scratch);
           }
         }
@@ -89,19 +97,16 @@ class Backward {
     int64_t image;
     int group;
     int64_t slice;
-    int64_t first; // RoIs of the chunk
-    int64_t last;
+    int64_t first; // RoI of the chunk
+    const RoiFrames<T>& frames; // of the chunk
   };
 
   struct Scratch {
-    AxisWeights<T> y, x;
-    std::vector<T> gradient;
+    RoiBackwardScratch<T> bins;
     std::unique_ptr<T[]> input, grad_input; // (H, W, slice)
 
     explicit Scratch(const Backward& pass)
-        : y(pass.shape_.map.h),
-          x(pass.shape_.map.w),
-          gradient(pass.plan_.widest) {
+        : bins(pass.shape_, pass.plan_.widest) {
       const int64_t size = pass.shape_.map.count() * pass.plan_.widest;
       input.reset(pass.plan_.copies_input ? new T[size] : nullptr);
       grad_input.reset(pass.plan_.copies_grad ? new T[size] : nullptr);
@@ -116,17 +121,12 @@ class Backward {
   }
 
   void run_task(const Task& task, Scratch& scratch) const {
-    std::vector<int64_t> rois;
-    for (int64_t roi = task.first; roi < task.last; ++roi) {
-      if (source_.image_of(roi) == task.image) {
-        rois.push_back(roi);
-      }
-    }
+    const int64_t channel = task.slice * plan_.widest;
+    const int64_t channels = std::min(plan_.widest, shape_.channels - channel);
+    const auto rois = task.frames.of_images(task.image, 1);
     if (rois.empty()) {
       return;
     }
-    const int64_t channel = task.slice * plan_.widest;
-    const int64_t channels = std::min(plan_.widest, shape_.channels - channel);
     const auto view_of = [&](auto* data) {
       return channels_last_view(data, shape_.map.w, channels);
     };
@@ -137,12 +137,10 @@ class Backward {
       grad_input = view_of(scratch.grad_input.get());
     } else if (wants_input_) {
       if constexpr (std::is_same_v<S, T>) { // or a copy would be made
-        grad_input = group_view<T>(
-            shape_, gradients_.input, task.image, task.group, channel);
+        grad_input = grad_maps_(task.image, task.group, channel);
       }
     }
-    const auto map =
-        group_view<const S>(shape_, input_, task.image, task.group, channel);
+    const auto map = maps_(task.image, task.group, channel);
     if (plan_.copies_input) {
       copy_rows(
           map,
@@ -163,8 +161,7 @@ class Backward {
     if (plan_.copies_grad) {
       copy_rows<const T, S, true>(
           view_of(static_cast<const T*>(scratch.grad_input.get())),
-          group_view<S>(
-              shape_, gradients_.input, task.image, task.group, channel),
+          grad_maps_(task.image, task.group, channel),
           0,
           shape_.map.h,
           shape_.map.w,
@@ -182,94 +179,38 @@ class Backward {
     const int64_t channel = task.slice * plan_.widest;
     const int64_t stop = std::min(channel + plan_.widest, shape_.channels);
     const int64_t per_class = shape_.channels_per_class();
-    for (const int64_t roi : rois) {
-      for (int64_t from = channel; from < stop;) {
-        const int64_t of_class = from / per_class;
-        const int64_t to = std::min((of_class + 1) * per_class, stop);
-        for (int i = 0; i < shape_.bins.h; ++i) {
-          for (int j = 0; j < shape_.bins.w; ++j) {
-            if (shape_.group_of(i, j) != task.group) {
-              continue;
-            }
-            const BinSlope<T> slope = run_bin<M>(
-                roi,
-                of_class,
-                i,
-                j,
-                from,
-                to,
-                channels_from(map, from - channel),
-                channels_from(grad_input, from - channel),
-                scratch);
-            if (wants_offset_) {
-              slopes_.at(task.slice, roi - task.first, of_class, i, j) = slope;
-            }
-          }
-        }
-        from = to;
-      }
+    for (int64_t from = channel; from < stop;) {
+      const int64_t of_class = from / per_class;
+      const int64_t to = std::min((of_class + 1) * per_class, stop);
+      bins_.run(
+          RoiPart<M, T>{
+              task.frames,
+              task.first,
+              bins_of_[task.group],
+              task.slice,
+              of_class,
+              from,
+              to - from,
+              channels_from(map, from - channel),
+              channels_from(grad_input, from - channel)},
+          rois,
+          scratch.bins);
+      from = to;
     }
-  }
-
-  template <typename M>
-  static MapView<M> channels_from(MapView<M> view, int64_t channel) {
-    if (view.data != nullptr) {
-      view.data += channel * view.channel_stride;
-    }
-    return view;
-  }
-
-  // One bin of output channels [from, to), which are the first of the views.
-  template <typename M>
-  BinSlope<T> run_bin(
-      int64_t roi,
-      int64_t of_class,
-      int i,
-      int j,
-      int64_t from,
-      int64_t to,
-      const MapView<const M>& map,
-      const MapView<T>& grad_input,
-      Scratch& scratch) const {
-    const auto bin = source_.locate<T>(roi, of_class, i, j);
-    if (bin.state != RoiState::kInside) {
-      const T nothing = bin.state == RoiState::kNan
-          ? std::numeric_limits<T>::quiet_NaN()
-          : T(0);
-      return {nothing, nothing};
-    }
-    scratch.y.sum(bin.y);
-    scratch.x.sum(bin.x);
-    const T divisor = bin_divisor(bin.y, bin.x, scratch.y.kept, scratch.x.kept);
-    if (!(divisor > T(0))) {
-      return {T(0), T(0)};
-    }
-    const auto grad = map_view<const S>(grad_output_, roi, from);
-    const S* source = grad.pixel(i, j);
-    for (int64_t c = 0; c < to - from; ++c) {
-      scratch.gradient[c] =
-          static_cast<T>(source[c * grad.channel_stride]) / divisor;
-    }
-    const auto slope = backward_pixels<M, T>(
-        map,
-        scratch.y,
-        scratch.x,
-        to - from,
-        scratch.gradient.data(),
-        wants_offset_,
-        grad_input);
-    return {slope.y * bin.offset_scale_y, slope.x * bin.offset_scale_x};
   }
 
   const RoiSource& source_;
   const RoiPoolShape& shape_;
-  const at::Tensor& grad_output_;
   const at::Tensor& input_;
-  const RoiPoolGradients& gradients_;
   bool wants_input_;
+  const GroupMaps<const S> maps_;
+  const GroupMaps<S> grad_maps_; // if wants_input_
+  const RoiPoolGradients& gradients_;
   bool wants_offset_;
+  const std::vector<std::vector<BinIndex>> bins_of_; // each group
   CopyPlan plan_;
   BinSlopes<T> slopes_;
+  const RoiBackwardBins<S, T> bins_;
 };
 
 } // namespace

@@ -18,21 +18,33 @@ enum class RoiMode : int {
   kMsra // the authors' operator
 };
 
-// A RoI along one axis, in pixels of the map. `size` scales its offsets.
+// A RoI along one axis, in pixels of the map, and what its bins share. `size`
+// scales its offsets.
 template <typename T>
 struct RoiAxis {
   T start;
   T size;
+  T bin_size;
+  T count; // samples of a bin, and from one to the next: but for kBin
+  T step;
 };
 
 template <typename T>
-DCN_INLINE RoiAxis<T> roi_axis(RoiMode mode, T low, T high, T scale) {
-  RoiAxis<T> axis;
+DCN_INLINE RoiAxis<T> roi_axis(
+    RoiMode mode,
+    T low,
+    T high,
+    T scale,
+    int bins,
+    int64_t sampling_ratio) {
+  RoiAxis<T> axis{};
   if (mode == RoiMode::kBin) {
     axis.start = std::floor(low * scale + T(0.5));
     const T size = std::floor(high * scale + T(0.5)) - axis.start;
     axis.size = size < T(1) ? T(1) : size;
-  } else if (mode == RoiMode::kMsra) {
+    return axis;
+  }
+  if (mode == RoiMode::kMsra) {
     axis.start = std::round(low) * scale - T(0.5);
     const T size = (std::round(high) + T(1)) * scale - T(0.5) - axis.start;
     axis.size = size < T(0.1) ? T(0.1) : size;
@@ -40,6 +52,16 @@ DCN_INLINE RoiAxis<T> roi_axis(RoiMode mode, T low, T high, T scale) {
     axis.start = low * scale - T(0.5);
     axis.size = high * scale - T(0.5) - axis.start;
   }
+  axis.bin_size = axis.size / bins;
+  if (sampling_ratio > 0) {
+    axis.count = static_cast<T>(sampling_ratio);
+  } else if (mode == RoiMode::kMsra) {
+    axis.count = T(4);
+  } else {
+    const T adaptive = std::ceil(axis.bin_size);
+    axis.count = adaptive > T(0) ? adaptive : T(0);
+  }
+  axis.step = axis.count > T(0) ? axis.bin_size / axis.count : T(0);
   return axis;
 }
 
@@ -70,11 +92,16 @@ DCN_INLINE int64_t to_index(T value, T highest) {
   return value > T(0) ? static_cast<int64_t>(value < limit ? value : limit) : 0;
 }
 
-// Finds the samples that may lie on the map: a superset, by two on each side.
+// Finds the samples that may lie on the map: a superset, by two on each side,
+// or all where they are few.
 template <typename T>
 DCN_INLINE void find_visible(BinAxis<T>& bin) {
   bin.begin = 0;
   bin.end = 0;
+  if (bin.count <= T(8)) {
+    bin.end = static_cast<int64_t>(bin.count);
+    return;
+  }
   const T first = bin.first_position;
   const T low = T(-1), high = static_cast<T>(bin.extent);
   if (!(bin.count >= T(1)) || !(std::fabs(first) <= T(1e30))) {
@@ -105,7 +132,6 @@ DCN_INLINE BinAxis<T> bin_axis(
     const RoiAxis<T>& roi,
     int index,
     int bins,
-    int64_t sampling_ratio,
     T shift) {
   BinAxis<T> bin;
   bin.mode = mode;
@@ -117,69 +143,76 @@ DCN_INLINE BinAxis<T> bin_axis(
     bin.step = T(1);
     bin.count = high - low;
   } else {
-    const T size = roi.size / bins;
-    const T start = roi.start + index * size + shift;
-    if (mode == RoiMode::kMsra) {
-      bin.count = sampling_ratio > 0 ? static_cast<T>(sampling_ratio) : T(4);
-      bin.step = size / bin.count;
-      bin.first_position = start;
-    } else {
-      const T adaptive = std::ceil(size);
-      bin.count = sampling_ratio > 0 ? static_cast<T>(sampling_ratio)
-          : adaptive > T(0)          ? adaptive
-                                     : T(0);
-      bin.step = bin.count > T(0) ? size / bin.count : T(0);
-      bin.first_position = start + T(0.5) * bin.step;
-    }
+    const T start = roi.start + index * roi.bin_size + shift;
+    bin.count = roi.count;
+    bin.step = roi.step;
+    bin.first_position =
+        mode == RoiMode::kMsra ? start : start + T(0.5) * bin.step;
   }
   find_visible(bin);
   return bin;
+}
+
+// The sample at a position. Without branches, so that a loop over it becomes
+// vector code.
+template <RoiMode kMode, typename T>
+DCN_INLINE BinSample<T> sample_at(T position, int extent) {
+  const T last = static_cast<T>(extent - 1);
+  BinSample<T> sample;
+  if (kMode == RoiMode::kBin) {
+    // At -1 there is no weight yet, but the slope from the right.
+    sample.kept = (position >= T(-1)) & (position < static_cast<T>(extent));
+    sample.tap = linear_tap(sample.kept ? position : T(0), extent);
+  } else {
+    const T beyond = kMode == RoiMode::kAlign ? T(1) : T(0.5);
+    sample.kept = (position >= -beyond) & (position <= last + beyond);
+    const T low = position > T(0) ? position : T(0);
+    const T inside = low < last ? low : last;
+    sample.tap = linear_tap(sample.kept ? inside : T(0), extent);
+    const bool clamped = (position < T(0)) | (position >= last);
+    // floor and ceil are the same pixel there
+    const bool at_pixel =
+        kMode == RoiMode::kMsra && sample.tap.weight[1] == T(0);
+    const bool flat = clamped | at_pixel;
+    sample.tap.slope[0] = flat ? T(0) : sample.tap.slope[0];
+    sample.tap.slope[1] = flat ? T(0) : sample.tap.slope[1];
+  }
+  for (int k = 0; k < 2; ++k) {
+    sample.tap.weight[k] = sample.kept ? sample.tap.weight[k] : T(0);
+    sample.tap.slope[k] = sample.kept ? sample.tap.slope[k] : T(0);
+  }
+  return sample;
 }
 
 // Sample i of a bin, i in [begin, end).
 template <typename T>
 DCN_INLINE BinSample<T> bin_sample(const BinAxis<T>& bin, int64_t i) {
   const T position = bin.first_position + static_cast<T>(i) * bin.step;
-  const T last = static_cast<T>(bin.extent - 1);
-  BinSample<T> sample{};
-  if (bin.mode == RoiMode::kBin) {
-    // At -1 there is no weight yet, but the slope from the right.
-    sample.kept = position >= T(-1) && position < static_cast<T>(bin.extent);
-    if (sample.kept) {
-      sample.tap = linear_tap(position, bin.extent);
-    }
-    return sample;
+  switch (bin.mode) {
+    case RoiMode::kBin:
+      return sample_at<RoiMode::kBin>(position, bin.extent);
+    case RoiMode::kMsra:
+      return sample_at<RoiMode::kMsra>(position, bin.extent);
+    default:
+      return sample_at<RoiMode::kAlign>(position, bin.extent);
   }
-  const T beyond = bin.mode == RoiMode::kAlign ? T(1) : T(0.5);
-  sample.kept = position >= -beyond && position <= last + beyond;
-  if (!sample.kept) {
-    return sample;
-  }
-  const bool clamped = position < T(0) || position >= last;
-  sample.tap = linear_tap(
-      position < T(0)       ? T(0)
-          : position > last ? last
-                            : position,
-      bin.extent);
-  if (bin.mode == RoiMode::kMsra && sample.tap.weight[1] == T(0)) {
-    // floor and ceil are the same pixel there
-    sample.tap.slope[0] = sample.tap.slope[1] = T(0);
-  }
-  if (clamped) {
-    sample.tap.slope[0] = sample.tap.slope[1] = T(0);
-  }
-  return sample;
 }
 
 // The number that a bin's sum is divided by, from the samples kept along either
 // axis; 0 where there is nothing to divide.
 template <typename T>
 DCN_INLINE T
-bin_divisor(const BinAxis<T>& y, const BinAxis<T>& x, T kept_y, T kept_x) {
+bin_divisor(RoiMode mode, T count_y, T count_x, T kept_y, T kept_x) {
   if (kept_y == T(0) || kept_x == T(0)) {
     return T(0);
   }
-  return y.mode == RoiMode::kMsra ? kept_y * kept_x : y.count * x.count;
+  return mode == RoiMode::kMsra ? kept_y * kept_x : count_y * count_x;
+}
+
+template <typename T>
+DCN_INLINE T
+bin_divisor(const BinAxis<T>& y, const BinAxis<T>& x, T kept_y, T kept_x) {
+  return bin_divisor(y.mode, y.count, x.count, kept_y, kept_x);
 }
 
 } // namespace dcn

@@ -200,7 +200,7 @@ def main(device: str, *names: str) -> None:
         (check_refused if name in refused else check_survived)(name, device)
 
 
-assert len(BOTH) == 2 * len(MODES)
+assert len(BOTH) == 2 * len(MODES) + 1
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -126,7 +126,13 @@ CASES = {
 # One for each mode, with all that can be asymmetric.
 ASYMMETRIC = {mode: RoiCase(mode=mode, **_KINDS["ps-group-other"]) for mode in MODES}
 PLAIN = {mode: RoiCase(mode=mode) for mode in MODES}
+# So many channels to a class that the CPU pools them together, and not class by class.
+WIDE = {mode: replace(ASYMMETRIC[mode], channels=24) for mode in MODES}
+# More RoIs than the CPU takes side by side, on images in turn.
+MANY = {mode: replace(ASYMMETRIC[mode], boxes=tuple(BOXES.values()) * 4) for mode in MODES}
 BOTH = {f"{k}-{m}": c[m] for m in MODES for k, c in (("plain", PLAIN), ("ps", ASYMMETRIC))}
+BOTH["wide"] = WIDE["align"]
+CASES |= {f"wide-{m}": WIDE[m] for m in MODES} | {f"many-{m}": MANY[m] for m in MODES}
 
 
 def standard_grad_output(shape: tuple[int, ...]) -> Tensor:

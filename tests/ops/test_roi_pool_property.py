@@ -34,7 +34,7 @@ def roi_cases(draw: st.DrawFn) -> RoiCase:
     return RoiCase(
         mode=draw(st.sampled_from(MODES)),
         classes=classes,
-        channels=max(classes, 1) * draw(st.integers(1, 5)),
+        channels=max(classes, 1) * draw(st.sampled_from([1, 2, 5, 8, 9])),
         batch=draw(small),
         size=size,
         output=draw(pairs),
