@@ -4,6 +4,7 @@
 # The Python that .venv is made with, 3.10 or later: make test PYTHON=python3.12
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 V := .venv/bin
 SANITIZE := build/sanitize
@@ -28,11 +29,12 @@ help:
 	@echo "make test       set-up, style and the quick tests"
 	@echo "make test-slow  the same with all tests"
 	@echo "make demo       set-up and the demo"
-	@echo "make bench      set-up and the benchmark of the ops"
+	@echo "make bench      set-up and the benchmark: half an hour; BENCH_ARGS=--quick shows its form"
 	@echo "make lint       check the style; make format mends it"
 	@echo "make sanitize   the tests of the ops with address and undefined-behaviour checks"
 	@echo "make clean      remove what was built; make distclean removes .venv too"
-	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS"
+	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS"
+	@echo "TORCH_CUDA_ARCH_LIST=release compiles for every GPU of a release, 7.5 to 12.0"
 
 # Here rather than in a script, which an old Python could not even read.
 python:
@@ -66,7 +68,7 @@ demo: setup
 	$(call stage,demo,$(V)/python tools/demo.py)
 
 bench: setup
-	@$(V)/python tools/benchmark.py
+	@$(V)/python tools/benchmark.py $(BENCH_ARGS)
 
 # A copy of its own, so that the ordinary build stays as it is; times are kept, so that only what
 # changed is compiled. libstdc++ is loaded early for the sanitizer to find its exceptions.

@@ -1,159 +1,128 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Times the ops beside torchvision's and beside the plain convolution.
+"""Times the ops and networks beside torchvision's, mmcv's and the plain convolution.
 
-    python tools/benchmark.py [--device cpu] [--threads 1 2] [--repeat 7] [--json FILE]
+    python tools/benchmark.py [--only conv roi nets] [--threads 1 2] [--json FILE]
 
-The rivals of a row take turns in one run, so that a machine whose speed drifts slows them all.
+The rivals of a case take turns in one run, so that a machine whose speed drifts slows them all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-import torchvision
-from torch import Tensor
+from bench import cases, memory, nets, table
+from bench.cases import Setting
+from bench.runner import Case, Runner
+from tqdm import tqdm
 
-from dcn_plugin import env
-from dcn_plugin.ops import deform_conv2d
-
-Function = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A 3x3 convolution that keeps size and channels."""
-
-    name: str
-    channels: int
-    height: int
-    width: int
-    dilation: int
-    batch: int = 1
+KINDS = ("conv", "roi", "nets")
+DEFAULT_DTYPES = {
+    "cpu": ("float32", "bfloat16"),
+    "cuda": ("float32", "tf32", "float16", "bfloat16"),
+}
 
 
-SHAPES = (
-    Shape("res5 of R-101, 600x1000", 512, 38, 63, 2),
-    Shape("res4", 256, 38, 63, 1),
-    Shape("res3 at stride 8", 128, 75, 125, 1),
-)
+def positive(text: str) -> int:
+    """Reads a number of threads or images."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
-@dataclass(frozen=True)
-class Row:
-    """Times of one rival, in milliseconds."""
-
-    shape: str
-    threads: int
-    rival: str
-    direction: str
-    least: float
-    median: float
-
-
-def rivals_of(shape: Shape, device: str) -> dict[str, tuple[Function, tuple]]:
-    """Returns the functions to time on a shape, each with its arguments."""
-    size = (shape.batch, shape.channels, shape.height, shape.width)
-    input = torch.randn(size, device=device, requires_grad=True)
-    weight = torch.randn(shape.channels, shape.channels, 3, 3, device=device, requires_grad=True)
-    offset = torch.randn(shape.batch, 18, *size[2:], device=device, requires_grad=True)
-    place = (1, shape.dilation, shape.dilation)
-    deformable = (input, offset, weight, None, *place)
-    return {
-        "dcn_plugin": (deform_conv2d, deformable),
-        "torchvision": (torchvision.ops.deform_conv2d, deformable),
-        "plain conv": (F.conv2d, (input, weight, None, *place)),
-    }
-
-
-def seconds_of(function: Function, args: tuple, backward: bool, device: str) -> float:
-    """Times one call, and its backward pass with a random output gradient."""
-    for argument in args:
-        if isinstance(argument, Tensor):
-            argument.grad = None
-    with torch.set_grad_enabled(backward):
-        synchronize(device)
-        start = time.perf_counter()
-        output = function(*args)
-        synchronize(device)
-        seconds = time.perf_counter() - start
-        if backward:
-            gradient = torch.randn_like(output)
-            synchronize(device)
-            start = time.perf_counter()
-            output.backward(gradient)
-            synchronize(device)
-            seconds += time.perf_counter() - start
-    return seconds
-
-
-def synchronize(device: str) -> None:
-    """Waits for the GPU."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def measure(shape: Shape, threads: int, device: str, repeat: int) -> list[Row]:
-    """Times all rivals on one shape, in turns, after one call that is not counted."""
-    rows = []
-    rivals = rivals_of(shape, device)
-    for backward in (False, True):
-        times: dict[str, list[float]] = {name: [] for name in rivals}
-        for turn in range(repeat + 1):
-            for name, (function, args) in rivals.items():
-                milliseconds = 1e3 * seconds_of(function, args, backward, device)
-                if turn > 0:
-                    times[name].append(milliseconds)
-        direction = "forward+backward" if backward else "forward"
-        rows += [
-            Row(shape.name, threads, name, direction, min(found), statistics.median(found))
-            for name, found in times.items()
-        ]
-    return rows
-
-
-def print_rows(rows: list[Row]) -> None:
-    """Prints one shape's rows with each rival's median as a multiple of the plain convolution."""
-    plain = {row.direction: row.median for row in rows if row.rival == "plain conv"}
-    for row in rows:
-        ratio = row.median / plain[row.direction]
-        print(
-            f"{row.shape:24} {row.threads:7} {row.direction:17} {row.rival:12}"
-            f"{row.least:10.1f}{row.median:10.1f}{ratio:9.2f}",
-            flush=True,
-        )
-
-
-def main() -> None:
-    """Measures every shape and prints the table."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line; fills in what depends on the device."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    args = parser.parse_args()
+    parser.add_argument("--device", choices=tuple(DEFAULT_DTYPES), help="default: a GPU, if any")
+    parser.add_argument("--threads", type=positive, nargs="+", help="default: 1 and all")
+    parser.add_argument("--dtypes", choices=tuple(cases.DTYPES), nargs="+")
+    parser.add_argument("--batches", type=positive, nargs="+", help="of the convolutions")
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS, metavar="KIND")
+    parser.add_argument("--skip", choices=KINDS, nargs="+", default=(), metavar="KIND")
+    parser.add_argument("--match", default="", help="only cases with this in their name")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per row, beyond 3 turns")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--quick", action="store_true", help="a small case of each kind")
+    options = parser.parse_args(arguments)
+    gpu = torch.cuda.is_available()
+    options.device = options.device or ("cuda" if gpu else "cpu")
+    every = torch.get_num_threads()
+    options.threads = options.threads or ([every] if options.device == "cuda" else [1, every])
+    options.dtypes = options.dtypes or DEFAULT_DTYPES[options.device]
+    options.batches = options.batches or ([1] if options.quick else [1, 8])
+    options.threads = sorted(set(options.threads))
+    options.batches = sorted(set(options.batches))
+    # float32 first: the others are compared with it.
+    options.dtypes = [dtype for dtype in cases.DTYPES if dtype in options.dtypes]
+    options.kinds = [kind for kind in KINDS if kind in options.only and kind not in options.skip]
+    refuse_impossible(options)
+    return options
 
-    print(env.report())
-    heads = f"{'least':>10}{'median':>10}{'x plain':>9}"
-    print(f"\n{'float32, ms':24} {'threads':>7} {'':17} {'':12}{heads}")
-    rows: list[Row] = []
-    for threads in sorted(set(args.threads)):
-        torch.set_num_threads(threads)
-        for shape in SHAPES:
-            found = measure(shape, threads, args.device, args.repeat)
-            print_rows(found)
-            rows += found
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+def refuse_impossible(options: argparse.Namespace) -> None:
+    """Ends with one line where this machine cannot do what is asked."""
+    if options.device == "cpu" and "tf32" in options.dtypes:
+        sys.exit("benchmark: --dtypes tf32: only GPUs have it")
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit("benchmark: --device cuda: PyTorch finds no GPU")
+        op = "dcn_plugin::deform_conv2d"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"):
+            sys.exit("benchmark: --device cuda: the CUDA kernels are not compiled (make setup)")
+
+
+def plan(options: argparse.Namespace) -> Iterator[tuple[Case, Setting]]:
+    """Yields what is to be measured; the dtypes of a case follow upon each other."""
+    quick = options.quick
+    lists: dict[str, tuple[Case, ...]] = {
+        "conv": cases.QUICK_CONV_CASES if quick else cases.CONV_CASES,
+        "roi": cases.QUICK_ROI_CASES if quick else cases.ROI_CASES,
+        "nets": nets.QUICK_NETS if quick else nets.NETS,
+    }
+    for kind in options.kinds:
+        for case in (case for case in lists[kind] if options.match in case.name):
+            for batch in options.batches if kind == "conv" else [1]:
+                for threads in options.threads:
+                    for dtype in options.dtypes:
+                        if kind != "nets" or dtype in nets.NET_DTYPES:
+                            yield case, Setting(options.device, dtype, threads, batch)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures what is asked for, and prints the table."""
+    options = parse(arguments)
+    if "nets" in options.kinds and importlib.util.find_spec("detectron2") is None:
+        options.kinds.remove("nets")
+        print("Detectron2 is not installed: no networks", file=sys.stderr)
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True  # the plain convolution's best kernel
+    jobs = list(plan(options))
+    if not jobs:
+        sys.exit("benchmark: no case is left of --only, --skip, --match and --dtypes")
+    shown = sys.stderr.isatty()
+    with (
+        memory.cpu_process() if options.device == "cpu" else nullcontext() as ask,
+        tqdm(total=len(jobs), unit="case", leave=False, disable=not shown) as progress,
+    ):
+
+        def say(text: str) -> None:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+        runner = Runner(options, ask, say)
+        runner.begin()
+        for case, setting in jobs:
+            progress.set_description(table.title(case.name, setting))
+            runner.run(case, setting)
+            progress.update()
 
 
 if __name__ == "__main__":

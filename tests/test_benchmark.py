@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The benchmark: a small run of the whole, its arithmetic, and that its rivals do the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import benchmark  # noqa: E402
+from bench import cases, memory, nets, table, timing  # noqa: E402
+from bench.cases import MMCV, OURS, PLAIN, TORCHVISION, Rival, Setting  # noqa: E402
+from bench.machine import Peak  # noqa: E402
+from bench.timing import Times  # noqa: E402
+
+CPU = Setting("cpu", "float32", threads=1)
+NUMBERS = ("least_ms", "median_ms", "spread_percent")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[str, dict]:
+    """What a quick run printed and wrote, in a process of its own because it sets the threads."""
+    path = tmp_path_factory.mktemp("bench") / "found.json"
+    command = [sys.executable, "tools/benchmark.py", "--quick", "--device", "cpu"]
+    command += ["--threads", "1", "--seconds", "0.01", "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(run) -> list[table.Row]:
+    return [table.Row(**row) for row in run[1]["rows"]]
+
+
+class TestQuickRun:
+    def test_every_kind_dtype_and_rival_has_its_rows(self, rows):
+        def rivals(kind: str, dtype: str) -> set[str]:
+            names = {r.rival for r in rows if r.kind == kind and r.dtype == dtype}
+            return names - {MMCV}  # where it is installed
+
+        pooled = {OURS, f"{OURS}, shared offsets", f"{OURS}, no offsets", TORCHVISION}
+        for dtype in ("float32", "bfloat16"):
+            assert rivals("conv", dtype) == {OURS, TORCHVISION, PLAIN}
+            assert rivals("roi", dtype) == pooled
+        if importlib.util.find_spec("detectron2") is not None:
+            assert rivals("nets", "float32") == {OURS, PLAIN}
+        for row in rows:
+            both = (nets.INFERENCE, nets.TRAINING) if row.kind == "nets" else cases.DIRECTIONS
+            assert row.direction in both
+            partner = dataclasses.replace(row, direction=both[1 - both.index(row.direction)])
+            assert [r for r in rows if identity(r) == identity(partner)]
+        assert len({identity(row) for row in rows}) == len(rows)
+
+    def test_what_is_supported_has_times_and_the_rest_is_shown_as_such(self, run, rows):
+        for row in rows:
+            values = [getattr(row, name) for name in NUMBERS]
+            if row.supported:
+                assert timing.LEAST_TURNS <= row.turns <= timing.MOST_TURNS
+                assert 0 < row.least_ms <= row.median_ms
+                assert row.spread_percent >= 0
+            else:
+                assert row.turns == 0
+                assert values == [None] * 3
+        unsupported = {(r.rival, r.dtype) for r in rows if not r.supported} - {(MMCV, "bfloat16")}
+        assert unsupported == {(TORCHVISION, "bfloat16")}
+        lines = [line for line in run[0].splitlines() if line.endswith("not supported")]
+        assert len(lines) == sum(not row.supported for row in rows)
+
+    def test_ratios_follow_from_the_times(self, run, rows):
+        peaks = {(p["dtype"], p["threads"]): p["gflops"] for p in run[1]["gemm_peaks"]}
+        flop = {d: cases.QUICK_CONV_CASES[0].flop(1, direction=d) for d in cases.DIRECTIONS}
+        by_identity = {identity(row): row for row in rows}
+
+        def median(row: table.Row, **other: str) -> float | None:
+            found = by_identity.get(identity(dataclasses.replace(row, **other)))
+            return found.median_ms if found else None
+
+        for row in (row for row in rows if row.supported):
+            for ratio, other in (
+                (row.times_plain, median(row, rival=PLAIN)),
+                (row.times_torchvision, median(row, rival=TORCHVISION)),
+            ):
+                assert ratio == (None if other is None else pytest.approx(row.median_ms / other))
+            if row.dtype != "float32":
+                fp32 = median(row, dtype="float32")
+                assert row.times_float32 == pytest.approx(row.median_ms / fp32)
+            if row.kind == "conv":
+                gflops = flop[row.direction] / row.median_ms / 1e6
+                assert row.gflops == pytest.approx(gflops)
+                peak = peaks[row.dtype, row.threads]
+                assert row.peak_share == pytest.approx(gflops / peak)
+            if row.kind != "nets" and memory.reset_peak():
+                assert row.workspace_mib >= 0
+
+    def test_the_head_says_what_it_ran_on(self, run):
+        printed, written = run
+        assert {"PyTorch", "CPU", "Threads", "Commit"} <= set(written["environment"])
+        for value in written["environment"].values():
+            assert value in printed
+        assert "float32, 1 thread: " in printed
+
+
+TIMES = {
+    Rival(OURS): Times([5.0, 3.0, 4.0, 100.0, 2.0], graph=[1.0, 3.0, 2.0]),
+    Rival(OURS, "nhwc"): Times([6.0, 6.0, 6.0]),
+    Rival(PLAIN): Times([2.0, 2.0, 2.0]),
+    Rival(PLAIN, "nhwc"): Times([3.0, 3.0, 3.0]),
+    Rival(TORCHVISION): None,
+}
+
+
+class TestArithmetic:
+    def test_products_are_counted(self):
+        res5 = cases.CONV_CASES[0]
+        assert res5.flop(1, "forward") == 2 * 38 * 63 * 512 * (9 * 512)  # 11.3 GFLOP
+        assert res5.flop(8, "forward+backward") == 3 * 8 * res5.flop(1, "forward")
+
+    def test_medians_spread_and_shares(self):
+        peak = Peak("float32", 1, 10.0, "torch.mm")
+        context = table.Context("conv", "a case", "forward", CPU, flop=20_000_000, peak=peak)
+        ours, nhwc, *_, theirs = table.make_rows(context, TIMES, {Rival(OURS): 7.0}, [])
+        assert (ours.turns, ours.least_ms, ours.median_ms, ours.graph_ms) == (5, 2.0, 4.0, 2.0)
+        assert ours.spread_percent == pytest.approx(50)  # quartiles 3 and 5
+        assert (ours.times_plain, ours.times_torchvision) == (2.0, None)
+        assert (ours.gflops, ours.peak_share) == pytest.approx((5.0, 0.5))
+        assert (ours.workspace_mib, nhwc.workspace_mib) == (7.0, None)
+        assert nhwc.times_plain == 2.0  # of the plain convolution in the same layout
+        assert "not supported" in table.line(theirs)
+
+    def test_dtypes_are_compared_with_the_float32_of_the_same_rival(self):
+        def rows(dtype: str, times: dict, earlier: list[table.Row]) -> list[table.Row]:
+            setting = dataclasses.replace(CPU, dtype=dtype)
+            context = table.Context("conv", "a case", "forward", setting)
+            return table.make_rows(context, times, {}, earlier)
+
+        earlier = rows(
+            "float32", {Rival(OURS): Times([8.0] * 3), Rival(PLAIN): Times([5.0] * 3)}, []
+        )
+        half = rows("bfloat16", {Rival(OURS): Times([2.0] * 3)}, earlier)
+        assert half[0].times_float32 == 0.25
+
+
+class TestMeasure:
+    def test_rivals_take_turns_after_one_that_is_not_counted(self):
+        called = []
+        functions = {name: lambda name=name: called.append(name) for name in "ab"}
+        times = timing.measure(functions, "cpu", seconds=0.0, least=3, most=15)
+        assert called == list("abababab")
+        assert [len(t.wall) for t in times.values()] == [3, 3]
+        times = timing.measure(functions, "cpu", seconds=60.0, least=3, most=5)
+        assert [len(t.wall) for t in times.values()] == [5, 5]
+
+    def test_a_dtype_that_is_not_implemented_is_not_an_error(self):
+        def fails() -> None:
+            raise NotImplementedError("\"some_kernel\" not implemented for 'BFloat16'")
+
+        times = timing.measure({"a": fails, "b": lambda: None}, "cpu", seconds=0.0)
+        assert times["a"] is None
+        assert len(times["b"].wall) == timing.LEAST_TURNS
+
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("out of memory"), NotImplementedError("no kernel"), ValueError("x")]
+    )
+    def test_any_other_error_is_raised(self, error):
+        def fails() -> None:
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            timing.measure({"a": fails}, "cpu", seconds=0.0)
+
+
+class TestRivals:
+    @pytest.mark.parametrize("case", cases.QUICK_ROI_CASES, ids=lambda case: case.name)
+    @pytest.mark.parametrize("direction", cases.DIRECTIONS)
+    def test_poolings_have_torchvisions_samples(self, case, direction):
+        calls = case.rivals(CPU)
+        ours = calls[Rival(f"{OURS}, no offsets")].run(direction)
+        assert_close(ours, calls[Rival(TORCHVISION)].run(direction))
+
+    @pytest.mark.parametrize("direction", cases.DIRECTIONS)
+    def test_convolutions_are_torchvisions(self, direction):
+        calls = cases.QUICK_CONV_CASES[0].rivals(CPU)
+        ours, theirs = calls[Rival(OURS)], calls[Rival(TORCHVISION)]
+        assert len(ours.run("forward+backward")) == 4  # output; input, offset and weight
+        assert_close(ours.run(direction), theirs.run(direction), rtol=1e-4, atol=1e-4)
+
+    def test_without_offsets_they_are_the_plain_convolution(self):
+        calls = cases.QUICK_CONV_CASES[0].rivals(CPU)
+        ours, plain = calls[Rival(OURS)], calls[Rival(PLAIN)]
+        with torch.no_grad():
+            ours.args[1].zero_()
+        assert_close(ours.run("forward"), plain.run("forward"), rtol=1e-4, atol=1e-4)
+
+    def test_boxes_lie_on_the_image(self):
+        boxes = cases.ROI_CASES[0].boxes(torch.float32)[:, 1:]
+        size = boxes[:, 2:] - boxes[:, :2]
+        assert boxes.min() >= 0
+        assert (boxes[:, 2:] <= torch.tensor([63 * 16, 38 * 16])).all()
+        assert size.min() >= 31.9
+        assert size.max() <= 400.1
+
+
+@pytest.mark.skipif(not memory.reset_peak(), reason="the kernel does not tell a peak anew")
+def test_workspace_on_the_cpu_is_that_of_the_columns_of_torchvision():
+    case = cases.ConvCase("many channels, small map", 64, 60, 70)
+    columns = 9 * 64 * 60 * 70 * 4 / memory.MIB
+    with memory.cpu_process() as ask:
+        found = ask(case, CPU, Rival(TORCHVISION), "forward")
+    assert columns <= found < 2 * columns
+
+
+class TestCommandLine:
+    def plan(self, *arguments: str) -> list[tuple[str, Setting]]:
+        options = benchmark.parse(["--device", "cpu", *arguments])
+        return [(case.kind, setting) for case, setting in benchmark.plan(options)]
+
+    def test_asks_for_what_the_options_say(self):
+        options = ("--threads", "1", "2", "--dtypes", "bfloat16", "float32", "--batches", "8")
+        jobs = self.plan(*options, "--skip", "roi")
+        settings = [setting for kind, setting in jobs if kind == "conv"]
+        assert len(settings) == len(cases.CONV_CASES) * 2 * 2
+        assert {s.batch for s in settings} == {8}
+        # float32 first: the others are compared with it.
+        assert [s.dtype for s in settings[:2]] == ["float32", "bfloat16"]
+        assert {kind for kind, _ in jobs} == {"conv", "nets"}
+        assert all(s.dtype == "float32" for kind, s in jobs if kind == "nets")
+
+    def test_the_issues_shapes_are_the_default(self):
+        jobs = self.plan("--threads", "1")
+        convolutions = [setting for kind, setting in jobs if kind == "conv"]
+        assert len(convolutions) == 4 * 2 * 2  # shapes, batches, dtypes
+        assert {s.dtype for s in convolutions} == {"float32", "bfloat16"}
+        assert {s.batch for s in convolutions} == {1, 8}
+
+    @pytest.mark.parametrize(
+        "arguments", [["--dtypes", "int8"], ["--only", "all"], ["--threads", "0"]]
+    )
+    def test_refuses_what_it_does_not_know(self, arguments, capsys):
+        with pytest.raises(SystemExit) as error:
+            benchmark.parse(arguments)
+        assert error.value.code == 2
+        assert arguments[1] in capsys.readouterr().err
+
+    def test_says_in_one_line_what_the_machine_lacks(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(SystemExit, match=r"^benchmark: --device cuda: PyTorch finds no GPU$"):
+            benchmark.parse(["--device", "cuda"])
+        with pytest.raises(SystemExit, match="only GPUs have it"):
+            benchmark.parse(["--device", "cpu", "--dtypes", "tf32"])
+
+
+def identity(row: table.Row) -> tuple:
+    """Returns what no two rows share."""
+    return (row.kind, *table.key(row), row.dtype)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Which ops are timed, on which shapes, and beside which rivals."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+from dcn_plugin.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
+
+# tf32 is float32 whose products a GPU may round.
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+DIRECTIONS = ("forward", "forward+backward")
+
+OURS, TORCHVISION, MMCV, PLAIN = "dcn_plugin", "torchvision", "mmcv", "plain conv"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a shape is timed with."""
+
+    device: str
+    dtype: str
+    threads: int
+    batch: int = 1
+
+    def apply(self) -> None:
+        """Sets PyTorch's threads, and whether it may use tf32."""
+        torch.set_num_threads(self.threads)
+        torch.backends.cuda.matmul.allow_tf32 = self.dtype == "tf32"
+        torch.backends.cudnn.allow_tf32 = self.dtype == "tf32"
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Returns the layouts to compare: on a GPU the plain convolution is faster in one."""
+        return tuple(LAYOUTS) if self.device == "cuda" else ("nchw",)
+
+    def randn(self, *size: int, layout: str = "nchw") -> Tensor:
+        """Draws a tensor in its own dtype and layout."""
+        drawn = torch.randn(size, dtype=DTYPES[self.dtype], device=self.device)
+        return drawn.contiguous(memory_format=LAYOUTS[layout])
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to compute a case."""
+
+    name: str
+    layout: str = "nchw"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function with its tensors; those that require gradients get some."""
+
+    function: Callable[..., Tensor]
+    args: tuple
+    grad_output: Tensor
+
+    def run(self, direction: str) -> tuple[Tensor, ...]:
+        """Runs it once and returns all results."""
+        if direction == "forward":
+            with torch.no_grad():
+                return (self.function(*self.args),)
+        output = self.function(*self.args)
+        leaves = [a for a in self.args if isinstance(a, Tensor) and a.requires_grad]
+        return (output, *torch.autograd.grad(output, leaves, self.grad_output))
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    """A 3x3 convolution that keeps size and channels."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    dilation: int = 1
+    kind = "conv"
+
+    def small(self) -> ConvCase:
+        """Returns a case that runs the same code on little data."""
+        return replace(self, height=8, width=8)
+
+    def flop(self, batch: int, direction: str) -> int:
+        """Counts the products and sums; backward has two products of the forward's size."""
+        forward = 2 * batch * self.height * self.width * self.channels * self.channels * 9
+        return forward if direction == "forward" else 3 * forward
+
+    def rivals(self, setting: Setting) -> dict[Rival, Call]:
+        """Draws the tensors, with offsets of about a pixel."""
+        found: dict[Rival, Call] = {}
+        size = (self.height, self.width)
+        for layout in setting.layouts:
+            randn = functools.partial(setting.randn, layout=layout)
+            input = randn(setting.batch, self.channels, *size).requires_grad_()
+            offset = randn(setting.batch, 18, *size).requires_grad_()
+            weight = randn(self.channels, self.channels, 3, 3).requires_grad_()
+            grad_output = randn(setting.batch, self.channels, *size)
+            place = (1, self.dilation, self.dilation)  # stride, padding, dilation
+            deformable = (input, offset, weight, None, *place)
+            functions = {OURS: (deform_conv2d, deformable)}
+            if layout == "nchw":  # the only one that they have
+                functions[TORCHVISION] = (torchvision.ops.deform_conv2d, deformable)
+                if mmcv_deform_conv2d() is not None:
+                    functions[MMCV] = (mmcv_deform_conv2d(), (input, offset, weight, *place))
+            functions[PLAIN] = (F.conv2d, (input, weight, None, *place))
+            for name, (function, args) in functions.items():
+                found[Rival(name, layout)] = Call(function, args, grad_output)
+        return found
+
+
+@functools.cache
+def mmcv_deform_conv2d() -> Callable[..., Tensor] | None:
+    """Returns mmcv's function where its compiled ops are installed."""
+    try:
+        from mmcv.ops import deform_conv2d as function
+    except ImportError:
+        return None
+    return function
+
+
+@dataclass(frozen=True)
+class RoiCase:
+    """Pooling of boxes like a detector's, sampled as torchvision samples."""
+
+    name: str
+    channels: int  # of the output
+    position_sensitive: bool
+    sampling_ratio: int  # 0: about one sample per pixel
+    rois: int = 300
+    height: int = 38
+    width: int = 63
+    bins: int = 7
+    kind = "roi"
+
+    def small(self) -> RoiCase:
+        """Returns a case that runs the same code on little data."""
+        return replace(self, rois=2)
+
+    def flop(self, batch: int, direction: str) -> None:
+        """There is no matrix product to compare with."""
+
+    def boxes(self, dtype: torch.dtype) -> Tensor:
+        """Draws boxes of 32 to 400 pixels that lie on the image, Tensor[rois, 5]."""
+        image = torch.tensor([self.width * 16.0, self.height * 16.0])
+        size = torch.minimum(32 + 368 * torch.rand(self.rois, 2), image)
+        corner = torch.rand(self.rois, 2) * (image - size)
+        return torch.cat([torch.zeros(self.rois, 1), corner, corner + size], dim=1).to(dtype)
+
+    def rivals(self, setting: Setting) -> dict[Rival, Call]:
+        """Draws the tensors; torchvision knows no offsets, so ours runs without them too."""
+        ours, theirs = deform_roi_pool, functools.partial(torchvision.ops.roi_align, aligned=True)
+        maps, offsets = self.channels, {"": 1}
+        if self.position_sensitive:
+            ours, theirs = deform_ps_roi_pool, torchvision.ops.ps_roi_align
+            maps *= self.bins**2
+            # R-FCN's scores have offsets per class, its boxes share them.
+            offsets = {"": self.channels, ", shared offsets": 1}
+        boxes = self.boxes(DTYPES[setting.dtype]).to(setting.device)
+        moved = {
+            remark: setting.randn(self.rois, 2 * classes, self.bins, self.bins).requires_grad_()
+            for remark, classes in offsets.items()
+        }
+        found: dict[Rival, Call] = {}
+        for layout in setting.layouts:
+            input = setting.randn(1, maps, self.height, self.width, layout=layout).requires_grad_()
+            size = (self.rois, self.channels, self.bins, self.bins)
+            grad_output = setting.randn(*size, layout=layout)
+            how = (self.bins, 1 / 16, self.sampling_ratio)
+            functions = {
+                OURS + remark: (ours, (input, boxes, offset, *how))
+                for remark, offset in {**moved, ", no offsets": None}.items()
+            }
+            if layout == "nchw":
+                functions[TORCHVISION] = (theirs, (input, boxes, *how))
+            for name, (function, args) in functions.items():
+                found[Rival(name, layout)] = Call(function, args, grad_output)
+        return found
+
+
+CONV_CASES = (
+    ConvCase("res5 of R-101 at 600x1000: 512 x 38x63, dilation 2", 512, 38, 63, 2),
+    ConvCase("res4 of R-101 at 600x1000: 256 x 38x63", 256, 38, 63),
+    ConvCase("res3 at stride 8: 128 x 75x125", 128, 75, 125),
+    ConvCase("res5 of DeepLab at 1024x2048: 512 x 64x128, dilation 2", 512, 64, 128, 2),
+)
+ROI_CASES = (
+    RoiCase("deformable RoI pooling: 300 RoIs, 256 channels, 2x2 samples", 256, False, 2),
+    RoiCase("deformable RoI pooling: 300 RoIs, 256 channels, a sample per pixel", 256, False, 0),
+    RoiCase("deformable PS RoI pooling: 300 RoIs, 21 classes, 2x2 samples", 21, True, 2),
+    RoiCase("deformable PS RoI pooling: 300 RoIs, 21 classes, a sample per pixel", 21, True, 0),
+)
+QUICK_CONV_CASES = (ConvCase("small convolution", 16, 12, 14, 2),)
+QUICK_ROI_CASES = (
+    RoiCase("small RoI pooling", 8, False, 2, rois=6, bins=3),
+    RoiCase("small PS RoI pooling", 3, True, 0, rois=6, bins=3),
+)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""What the times were taken on: the machine, the versions, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from dcn_plugin import env
+
+from .cases import Setting
+from .timing import measure
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Sizes of the matrix products that the peak is taken from: a side, channels, a map's side."""
+
+    side: int
+    channels: int
+    map: int
+    batch: int = 1
+
+
+PRODUCTS = {"cpu": Product(2048, 512, 64), "cuda": Product(8192, 1024, 64, batch=16)}
+QUICK_PRODUCT = Product(128, 16, 16)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The fastest matrix product that was found."""
+
+    dtype: str
+    threads: int
+    gflops: float
+    by: str
+
+
+def environment() -> dict[str, str]:
+    """Returns versions, processors and what was compiled, by name."""
+    library = env.load_library_module()
+    rows = [*env.versions(), *env.devices(), *env.compiled(library)]
+    return {**dict(rows), "Commit": commit() or "unknown"}
+
+
+def commit() -> str | None:
+    """Returns the commit of the sources, "-dirty" if they were changed; None without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def gemm_peak(setting: Setting, product: Product, seconds: float) -> Peak | None:
+    """Times large products and convolutions; None where none supports the dtype.
+
+    Args:
+        setting: the device, dtype and threads.
+        product: the sizes.
+        seconds: the time for each.
+    """
+    setting.apply()
+    p = product
+    a, b = setting.randn(p.side, p.side), setting.randn(p.side, p.side)
+    x = setting.randn(p.batch, p.channels, p.map, p.map, layout="nhwc")
+    point = setting.randn(p.channels, p.channels, 1, 1, layout="nhwc")
+    square = setting.randn(p.channels, p.channels, 3, 3, layout="nhwc")
+    functions = {
+        "torch.mm": lambda: torch.mm(a, b),
+        "1x1 conv": lambda: F.conv2d(x, point),
+        "3x3 conv": lambda: F.conv2d(x, square, padding=1),
+    }
+    pixel = 2 * p.batch * p.map**2 * p.channels**2
+    flop = {"torch.mm": 2 * p.side**3, "1x1 conv": pixel, "3x3 conv": 9 * pixel}
+    times = measure(functions, setting.device, seconds)
+    found = [
+        Peak(setting.dtype, setting.threads, flop[name] / min(measured.wall) / 1e6, name)
+        for name, measured in times.items()
+        if measured is not None
+    ]
+    return max(found, key=lambda peak: peak.gflops, default=None)

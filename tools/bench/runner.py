@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Measures case after case, prints what it finds and keeps it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+from . import cases, machine, memory, nets, table
+from .cases import ConvCase, Rival, RoiCase, Setting
+from .timing import Times, measure
+
+Case = ConvCase | RoiCase | nets.Net
+
+
+class Runner:
+    """A run of the benchmark."""
+
+    def __init__(
+        self, options: argparse.Namespace, ask: memory.Ask | None, say: Callable[[str], None]
+    ) -> None:
+        """Starts with nothing measured.
+
+        Args:
+            options: the command line.
+            ask: measures memory on the CPU; not needed on a GPU.
+            say: prints a line.
+        """
+        self.options = options
+        self.ask = ask
+        self.say = say
+        self.environment = machine.environment()
+        self.peaks: dict[tuple[str, int], machine.Peak] = {}
+        self.rows: list[table.Row] = []
+
+    def begin(self) -> None:
+        """Prints the head of the table, and measures the GEMM peaks for it."""
+        width = max(map(len, self.environment))
+        for name, value in self.environment.items():
+            self.say(f"{name:<{width}}  {value}")
+        if "conv" in self.options.kinds:
+            self.measure_peaks()
+        self.say(f"\n{table.LEGEND}\n\n{table.heads()}")
+        self.save()
+
+    def measure_peaks(self) -> None:
+        """Measures the GEMM peak of each dtype and number of threads."""
+        device = self.options.device
+        product = machine.QUICK_PRODUCT if self.options.quick else machine.PRODUCTS[device]
+        seconds = min(1.0, self.options.seconds)
+        self.say("\nGEMM peak, of large products")
+        for threads in self.options.threads:
+            for dtype in self.options.dtypes:
+                peak = machine.gemm_peak(Setting(device, dtype, threads), product, seconds)
+                if peak is not None:
+                    self.peaks[dtype, threads] = peak
+                    self.say(f"  {table.peak_line(peak)}")
+
+    def run(self, case: Case, setting: Setting) -> None:
+        """Measures one case in all directions."""
+        self.say(f"\n{table.title(case.name, setting)}")
+        setting.apply()
+        if isinstance(case, nets.Net):
+            self.run_net(case, setting)
+        else:
+            self.run_op(case, setting)
+
+    def run_op(self, case: ConvCase | RoiCase, setting: Setting) -> None:
+        """Measures an op: times first, then memory."""
+        calls = case.rivals(setting)
+        for direction in cases.DIRECTIONS:
+            functions = {r: lambda c=c, d=direction: c.run(d) for r, c in calls.items()}
+            times = measure(functions, setting.device, self.options.seconds)
+            workspaces = {}
+            for rival in [r for r, measured in times.items() if measured is not None]:
+                if setting.device == "cuda":
+                    workspaces[rival] = memory.cuda_workspace(calls[rival], direction)
+                else:
+                    workspaces[rival] = self.ask(case, setting, rival, direction)
+            context = table.Context(
+                case.kind,
+                case.name,
+                direction,
+                setting,
+                case.flop(setting.batch, direction),
+                self.peaks.get((setting.dtype, setting.threads)),
+            )
+            self.add(context, times, workspaces)
+
+    def run_net(self, net: nets.Net, setting: Setting) -> None:
+        """Measures a network: inference, then a training step."""
+        for direction in (nets.INFERENCE, nets.TRAINING):
+            functions = nets.functions_of(net, setting.device, direction)
+            times = measure(functions, setting.device, self.options.seconds, graphs=False)
+            # The paper reports the forward pass.
+            paper = net.paper_times_plain if direction == nets.INFERENCE else None
+            context = table.Context(net.kind, net.name, direction, setting, paper_times_plain=paper)
+            self.add(context, times, {})
+
+    def add(
+        self,
+        context: table.Context,
+        times: dict[Rival, Times | None],
+        workspaces: dict[Rival, float | None],
+    ) -> None:
+        """Prints and keeps the rows of one direction."""
+        rows = table.make_rows(context, times, workspaces, self.rows)
+        for row in rows:
+            self.say(table.line(row))
+        self.rows += rows
+        self.save()
+
+    def save(self) -> None:
+        """Writes all there is, after every group: a long run may be cut short."""
+        path = self.options.json
+        if path is None:
+            return
+        found = {
+            "environment": self.environment,
+            "options": {k: v for k, v in vars(self.options).items() if k != "json"},
+            "gemm_peaks": [asdict(peak) for peak in self.peaks.values()],
+            "rows": [asdict(row) for row in self.rows],
+        }
+        path.write_text(json.dumps(found, indent=1) + "\n")

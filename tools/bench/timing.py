@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Times rivals in turns, so that a machine whose speed drifts slows them all."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+Key = TypeVar("Key", bound=Hashable)
+Function = Callable[[], object]
+
+LEAST_TURNS, MOST_TURNS = 3, 15
+REPLAYS = 10  # of a graph, back to back: the time to launch the first is shared
+# What PyTorch's dispatch over dtypes says, in every library that uses it.
+UNSUPPORTED = re.compile(r"not implemented for '\w+'")
+
+
+@dataclass
+class Times:
+    """Milliseconds of each turn: of a call until it is done, and of a replayed CUDA graph."""
+
+    wall: list[float] = field(default_factory=list)
+    graph: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Returns the median of the calls."""
+        return statistics.median(self.wall)
+
+    @property
+    def graph_median(self) -> float | None:
+        """Returns the median of the replays, if there are any."""
+        return statistics.median(self.graph) if self.graph else None
+
+    @property
+    def spread(self) -> float:
+        """Returns the distance of the quartiles in percent of the median."""
+        low, _, high = statistics.quantiles(self.wall, n=4, method="inclusive")
+        return 100 * (high - low) / self.median
+
+
+def measure(
+    functions: Mapping[Key, Function],
+    device: str,
+    seconds: float,
+    least: int = LEAST_TURNS,
+    most: int = MOST_TURNS,
+    graphs: bool = True,
+) -> dict[Key, Times | None]:
+    """Times functions in turns, after one turn that is not counted.
+
+    Args:
+        functions: what to time.
+        device: "cpu" or "cuda".
+        seconds: no further turn starts when the turns took this long per function.
+        least: turns that are made in any case.
+        most: turns at most.
+        graphs: whether to time CUDA graphs too, on a GPU.
+
+    Returns:
+        The times; None for a function that does not support its dtype.
+    """
+    supported = {key: function for key, function in functions.items() if runs(function, device)}
+    captured = {}
+    if graphs and device == "cuda":
+        captured = {key: capture(function) for key, function in supported.items()}
+    times = {key: Times() for key in supported}
+    end = time.perf_counter() + seconds * len(supported)
+    for turn in range(most):
+        if turn >= least and time.perf_counter() > end:
+            break
+        for key, function in supported.items():
+            times[key].wall.append(call_ms(function, device))
+            graph = captured.get(key)
+            if graph is not None:
+                times[key].graph.append(replay_ms(graph))
+    return {key: times.get(key) for key in functions}
+
+
+def runs(function: Function, device: str) -> bool:
+    """Calls a function once; tells whether it supports its dtype. Other errors are raised."""
+    try:
+        function()
+    except RuntimeError as error:
+        if UNSUPPORTED.search(str(error)):
+            return False
+        raise
+    synchronize(device)
+    return True
+
+
+def synchronize(device: str) -> None:
+    """Waits for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def call_ms(function: Function, device: str) -> float:
+    """Times one call; its results are freed afterwards."""
+    synchronize(device)
+    start = time.perf_counter()
+    results = function()
+    synchronize(device)
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    del results
+    return milliseconds
+
+
+def capture(function: Function) -> torch.cuda.CUDAGraph | None:
+    """Records a function as a CUDA graph; None where it does what a graph cannot hold."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # PyTorch asks for calls on such a stream before
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            function()
+    except RuntimeError as error:
+        if "captur" not in str(error):
+            raise
+        return None
+    return graph
+
+
+def replay_ms(graph: torch.cuda.CUDAGraph) -> float:
+    """Times a graph on the GPU's own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(REPLAYS):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / REPLAYS
