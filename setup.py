@@ -12,7 +12,9 @@ PyTorch of the same major version are there. Environment variables:
     FORCE_CPU=1           leave the CUDA sources out
     FORCE_CUDA=1          fail, rather than leave the CUDA sources out
     CUDA_HOME             the CUDA toolkit, where it is not found by itself
-    TORCH_CUDA_ARCH_LIST  GPU architectures, as "8.0;9.0+PTX"
+    TORCH_CUDA_ARCH_LIST  GPU architectures, as "8.0;9.0+PTX"; "release": all that a release is for,
+                          7.5 to 12.0 as far as the toolkit goes, and PTX; default: those of the
+                          GPUs of this machine, without one 8.0 and PTX
     MAX_JOBS              how many files are compiled at once
     DCN_SANITIZE          sanitizers for the C++ sources, as "address,undefined"; implies FORCE_CPU
 """
@@ -94,6 +96,8 @@ class Plan:
         self.archs: list[str] = []
         if self.cuda:
             chosen = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or self._archs()
+            if chosen == "release":
+                chosen = toolchain.release_archs(toolkit, toolchain.toolkit_archs(toolkit))
             os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
             self.archs = toolchain.parse_archs(chosen)
         os.environ["CXX"] = self.compiler = toolchain.find_compiler()

@@ -92,6 +92,31 @@ class TestToolchain:
         assert toolchain.default_archs([(12, 0)], known) == "9.0+PTX"
         assert toolchain.parse_archs("8.0; 9.0+PTX 10.0,") == ["8.0", "9.0+PTX", "10.0"]
 
+    @pytest.mark.parametrize(
+        ("version", "known", "chosen"),
+        [
+            ("13.0", "75 80 86 87 89 90 100 110 120", "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+            ("12.6", "50 52 60 61 70 75 80 86 87 89 90 90a", "7.5;8.0;8.6;8.9;9.0+PTX"),
+            ("11.1", "35 50 52 60 61 70 75 80 86", "7.5;8.0;8.6+PTX"),
+        ],
+    )
+    def test_a_release_is_for_what_the_toolkit_compiles_for(
+        self, tmp_path, version, known, chosen
+    ) -> None:
+        listed = [f"compute_{number}" for number in known.split()]
+        script(tmp_path / "bin" / "nvcc", f"printf '%s\\n' {' '.join(listed)}")
+        toolkit = toolchain.Toolkit(tmp_path, version)
+        assert toolchain.toolkit_archs(toolkit) == listed
+        assert toolchain.release_archs(toolkit, listed) == chosen
+
+    def test_a_toolkit_too_old_for_any_release_architecture_says_so(self, tmp_path) -> None:
+        toolkit = toolchain.Toolkit(tmp_path, "9.2")
+        assert toolchain.toolkit_archs(toolkit) == []  # its nvcc does not run
+        for known in ([], ["compute_60", "compute_70"]):
+            with pytest.raises(SystemExit, match=r"toolkit 9\.2 in .* for none of 7\.5, ") as error:
+                toolchain.release_archs(toolkit, known)
+            assert "\n" not in str(error.value)
+
     def test_no_compiler_is_one_line_with_what_to_do(self, monkeypatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")
         with pytest.raises(SystemExit, match="apt install g") as error:

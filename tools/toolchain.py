@@ -18,6 +18,10 @@ from typing import NamedTuple
 # Every GPU from Ampere on: its own code for 8.0, compiled by the driver for the later ones.
 DEFAULT_ARCHS = "8.0+PTX"
 
+# What TORCH_CUDA_ARCH_LIST=release stands for, as far as the toolkit compiles for it: the code of
+# each generation of GPUs, and PTX of the newest for those to come.
+RELEASE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
 NO_COMPILER = (
     "dcn_plugin needs a C++17 compiler and there is none: install one (on Debian and Ubuntu "
     "`apt install g++`), or name it in CXX"
@@ -143,6 +147,29 @@ def default_archs(visible: list[tuple[int, int]], known: list[str]) -> str:
     newest = divmod(max(numbers), 10) if numbers else max(visible)
     capped = sorted({min(capability, newest) for capability in visible})
     names = [f"{major}.{minor}" for major, minor in capped]
+    return ";".join(names) + "+PTX"
+
+
+def toolkit_archs(toolkit: Toolkit) -> list[str]:
+    """List the architectures that a toolkit compiles for, as "compute_90"."""
+    listed = command_output(str(toolkit.home / "bin" / "nvcc"), "--list-gpu-arch")
+    return re.findall(r"^compute_\w+$", listed, re.MULTILINE)
+
+
+def release_archs(toolkit: Toolkit, known: list[str]) -> str:
+    """Choose the GPU architectures of a release.
+
+    Args:
+        toolkit: The CUDA toolkit, which a complaint names.
+        known: The architectures that it compiles for, as "compute_90".
+    """
+    names = [arch for arch in RELEASE_ARCHS if f"compute_{arch.replace('.', '')}" in known]
+    if not names:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST=release: the CUDA toolkit {toolkit.version} in {toolkit.home} "
+            f"compiles for none of {', '.join(RELEASE_ARCHS)}: install a newer one, or name the "
+            'architectures, as "7.0+PTX"'
+        )
     return ";".join(names) + "+PTX"
 
 
