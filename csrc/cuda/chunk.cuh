@@ -20,25 +20,32 @@ template <typename S, typename T>
 struct Unit {
   int64_t image; // in the batch
   int64_t map_image;
-  int64_t position;
+  int y; // of the output
+  int x;
   int tap;
   S* column;
 
   __device__ Unit(const ColumnChunk<S, T>& chunk, int64_t index) {
-    // A chunk's columns fit a cache, so its units fit 32 bits.
-    const unsigned taps = chunk.taps.geometry.taps();
+    // A chunk's columns fit a cache, so its units fit 32 bits, and so do its
+    // positions beside those of a line. Division of 64 bits is slow.
+    const auto& geometry = chunk.taps.geometry;
+    const unsigned taps = geometry.taps();
     const unsigned row = static_cast<unsigned>(index) / taps;
-    const unsigned of_image = row / static_cast<unsigned>(chunk.positions);
+    const unsigned positions = chunk.positions;
+    const unsigned of_image = row / positions;
+    const unsigned along = chunk.first_x + row % positions;
     tap = static_cast<unsigned>(index) % taps;
     image = chunk.image + of_image;
     map_image = chunk.map_image + of_image;
-    position = chunk.position + row % static_cast<unsigned>(chunk.positions);
+    y = chunk.first_y + along / geometry.out_w;
+    x = along % geometry.out_w;
     column = chunk.columns + row * chunk.row_stride + tap * chunk.tap_stride;
   }
 
   __device__ DeformTap<T> locate(const ColumnChunk<S, T>& chunk) const {
+    const int kernel_w = chunk.taps.geometry.kernel_w;
     return chunk.taps.template locate<T>(
-        image, chunk.offset_group, position, tap);
+        image, chunk.offset_group, y, x, tap / kernel_w, tap % kernel_w);
   }
 };
 
@@ -50,9 +57,11 @@ struct UnitLoop {
   int lane;
 
   __device__ explicit UnitLoop(int lanes) {
-    const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-    first = thread / kWarp * (kWarp / lanes);
-    step = int64_t{gridDim.x} * blockDim.x / lanes;
+    // The threads of a launch fit 32 bits.
+    const unsigned warp = (blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
+    const unsigned warps = gridDim.x * blockDim.x / kWarp;
+    first = warp * (kWarp / lanes);
+    step = warps * (kWarp / lanes);
     lane = threadIdx.x % lanes;
   }
   // The thread's own unit in the step that starts at `start`.
@@ -60,16 +69,6 @@ struct UnitLoop {
     return start + threadIdx.x % kWarp / lanes;
   }
 };
-
-template <typename T, typename S, int kSize>
-__device__ __forceinline__ void to_sums(
-    const Vector<S, kSize>& from,
-    T (&to)[kSize]) {
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    to[i] = static_cast<T>(from.value[i]);
-  }
-}
 
 // Whether `view` can be accessed by `size` channels at a time.
 template <typename S>

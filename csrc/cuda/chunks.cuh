@@ -56,11 +56,16 @@ inline int64_t rows_of_chunk(int64_t depth, int64_t element_bytes) {
   return std::max<int64_t>(kColumnBytes / (depth * element_bytes), 1);
 }
 
-// `tensor` as (images, channels, positions) of a range, a view.
+// `tensor` as (images, channels, positions) of a range: a view, but where its
+// strides forbid that a copy, of the lines that the range touches.
 inline at::Tensor range_view(const at::Tensor& tensor, const RowRange& range) {
+  const int64_t width = tensor.size(3);
+  const int64_t line = range.position / width;
+  const int64_t end = (range.position + range.positions - 1) / width + 1;
   return tensor.narrow(0, range.image, range.images)
+      .narrow(2, line, end - line)
       .flatten(2)
-      .narrow(2, range.position, range.positions);
+      .narrow(2, range.position - line * width, range.positions);
 }
 
 } // namespace dcn

@@ -24,13 +24,13 @@ __device__ __forceinline__ void fill_column(
     S* column,
     int lane,
     T value) {
-  Vector<S, kSize> filled;
+  T filled[kSize];
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
-    filled.value[i] = static_cast<S>(value);
+    filled[i] = value;
   }
   for (int64_t c = lane * kSize; c < chunk.channels; c += chunk.lanes * kSize) {
-    store_vector(column + c, filled);
+    store_values(column + c, filled);
   }
 }
 
@@ -59,19 +59,13 @@ __global__ void gather_kernel(ColumnChunk<S, T> chunk) {
         const T weight = tap.share(k);
         const S* pixel = corner_pixel(chunk.map, image, tap.y.at, tap.x.at, k);
         T value[kSize];
-        to_sums(
-            load_vector<kSize>(pixel + c * chunk.map.channel_stride), value);
+        load_values(pixel + c * chunk.map.channel_stride, value);
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
           sum[i] += weight * value[i];
         }
       }
-      Vector<S, kSize> result;
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        result.value[i] = static_cast<S>(sum[i]);
-      }
-      store_vector(unit.column + c, result);
+      store_values(unit.column + c, sum);
     }
   }
 }
@@ -96,13 +90,13 @@ __device__ __forceinline__ void backward_channels(
   const int64_t image = unit.map_image * chunk.map_stride;
   const int64_t grad_image = unit.map_image * params.gradients.input_stride;
   T gradient[kSize];
-  to_sums(load_vector<kSize>(unit.column + c), gradient);
+  load_values(unit.column + c, gradient);
   T column[kSize] = {};
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     const S* pixel = corner_pixel(chunk.map, image, tap.y.at, tap.x.at, k);
     T value[kSize];
-    to_sums(load_vector<kSize>(pixel + c * chunk.map.channel_stride), value);
+    load_values(pixel + c * chunk.map.channel_stride, value);
     const T weight = tap.share(k);
     T share[kSize];
 #pragma unroll
@@ -117,12 +111,7 @@ __device__ __forceinline__ void backward_channels(
     }
   }
   if (params.gradients.wants_columns) {
-    Vector<S, kSize> result;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      result.value[i] = static_cast<S>(column[i]);
-    }
-    store_vector(unit.column + c, result);
+    store_values(unit.column + c, column);
   }
 }
 
@@ -139,7 +128,8 @@ __device__ __forceinline__ void store_tap_gradient(
       chunk.taps.geometry,
       unit.image,
       chunk.offset_group,
-      unit.position,
+      unit.y,
+      unit.x,
       unit.tap,
       gradient,
       params.gradients.adds_taps);

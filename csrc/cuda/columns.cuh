@@ -10,8 +10,8 @@
 
 namespace dcn {
 
-// Rows of a chunk: positions [position, position + positions) of each of
-// `images` images, of one slice of channels. A row holds taps, a tap channels.
+// Rows of a chunk: `positions` positions of each of `images` images, of one
+// slice of channels. A row holds taps, a tap channels.
 template <typename S, typename T>
 struct ColumnChunk {
   TapSource taps;
@@ -19,7 +19,8 @@ struct ColumnChunk {
   int64_t image; // in the batch
   int64_t map_image; // the same image in `map` and `grad_input`
   int64_t images;
-  int64_t position;
+  int first_y; // of the first position
+  int first_x;
   int64_t positions;
   int64_t channels;
   MapView<const S> map; // of image 0

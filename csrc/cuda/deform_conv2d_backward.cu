@@ -131,7 +131,9 @@ class Backward {
       const ChunkGradients<T>& wanted) {
     const int64_t taps = shape_.geometry.taps();
     const int64_t depth = taps * slice.size;
-    int64_t rows = rows_of_chunk(depth, sizeof(S));
+    // The chunk's part of grad_output may be copied too.
+    int64_t rows =
+        rows_of_chunk(std::max(depth, shape_.group_out()), sizeof(S));
     if (in_order_) {
       rows = std::clamp<int64_t>(kColumnBytes / (taps * kListBytes), 1, rows);
     }
@@ -147,7 +149,8 @@ class Backward {
               first + range.image,
               range.image,
               range.images,
-              range.position,
+              static_cast<int>(range.position / shape_.geometry.out_w),
+              static_cast<int>(range.position % shape_.geometry.out_w),
               range.positions,
               slice.size,
               map_view<const S>(map, 0, 0),
@@ -157,33 +160,34 @@ class Backward {
               slice.size,
               0};
           range.image += first;
-          run_chunk(
-              chunk, grad_output_rows(range, slice.group), weight, wanted);
+          const at::Tensor grad_rows = grad_output_rows(range, slice.group);
+          const at::Tensor columns =
+              run_chunk(chunk, grad_rows, weight, wanted);
           if (wants_weight_) {
             weight_sum_[slice.group]
                 .narrow(2, within, slice.size)
                 .add_(
-                    at::mm(grad_rows_.t(), columns_)
+                    at::mm(grad_rows.t(), columns)
                         .view({shape_.group_out(), taps, slice.size}));
           }
         });
   }
 
-  // Leaves the columns in columns_, if the weight's gradient is wanted.
-  void run_chunk(
+  // Returns the columns, if the weight's gradient is wanted.
+  at::Tensor run_chunk(
       ColumnChunk<S, T> chunk,
       const at::Tensor& grad_rows,
       const at::Tensor& weight,
       const ChunkGradients<T>& wanted) {
-    grad_rows_ = grad_rows;
     if (!wants_input_ && !tap_gradients_.wanted()) {
-      columns_ = at::empty({chunk.rows(), weight.size(1)}, weight.options());
-      chunk.columns = columns_.data_ptr<S>();
+      const at::Tensor columns =
+          at::empty({chunk.rows(), weight.size(1)}, weight.options());
+      chunk.columns = columns.data_ptr<S>();
       gather_columns(chunk);
-      return;
+      return columns;
     }
-    columns_ = at::mm(grad_rows, weight);
-    chunk.columns = columns_.data_ptr<S>();
+    const at::Tensor columns = at::mm(grad_rows, weight);
+    chunk.columns = columns.data_ptr<S>();
     if (in_order_ && wants_input_) {
       scatter_in_order(chunk, wanted);
       ChunkGradients<T> others = wanted;
@@ -192,6 +196,7 @@ class Backward {
     } else {
       backward_columns(chunk, wanted);
     }
+    return columns;
   }
 
   // grad_output of a group as (rows, group_out).
@@ -214,8 +219,6 @@ class Backward {
   at::Tensor weight_; // (groups, group_out, taps, group_in)
   at::Tensor weight_sum_; // likewise
   SliceCut cut_;
-  at::Tensor columns_; // of the chunk in progress
-  at::Tensor grad_rows_; // likewise
 };
 
 } // namespace

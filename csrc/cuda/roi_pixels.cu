@@ -5,59 +5,44 @@
 
 #include <limits>
 
-#include "cuda/chunk.cuh"
+#include "cuda/axis_walk.cuh"
+#include "cuda/roi_chunk.cuh"
 
 namespace dcn {
 namespace {
 
-// One bin of one class of one RoI, and its channels in the slice.
-template <typename T>
-struct BinUnit {
-  int64_t roi; // of the chunk
-  int64_t of_class;
-  int i;
-  int j;
-  int64_t begin; // output channels
-  int64_t end;
-
-  template <typename S>
-  __device__ BinUnit(const RoiChunk<S, T>& chunk, int64_t index) {
-    const auto& shape = chunk.source.shape;
-    j = index % shape.bins.w;
-    i = index / shape.bins.w % shape.bins.h;
-    of_class = index / shape.bins.count() % shape.classes;
-    roi = index / shape.bins.count() / shape.classes;
-    const int64_t per_class = shape.channels_per_class();
-    const int64_t stop = chunk.first_channel + chunk.channels;
-    begin = max(of_class * per_class, chunk.first_channel);
-    end = min((of_class + 1) * per_class, stop);
-  }
-};
-
-template <typename S, typename T>
-DCN_INLINE int64_t bin_units(const RoiChunk<S, T>& chunk) {
-  const auto& shape = chunk.source.shape;
-  return chunk.rois * shape.classes * shape.bins.count();
-}
-
-// Calls visit(y tap, x tap) for every sample of a bin that is kept.
-template <typename T, typename Visit>
-__device__ void for_each_sample(const RoiBin<T>& bin, const Visit& visit) {
-  for (int64_t i = bin.y.begin; i < bin.y.end; ++i) {
-    const BinSample<T> y = bin_sample(bin.y, i);
-    if (!y.kept) {
-      continue;
-    }
-    for (int64_t j = bin.x.begin; j < bin.x.end; ++j) {
-      const BinSample<T> x = bin_sample(bin.x, j);
-      if (x.kept) {
-        visit(y.tap, x.tap);
+// Adds kSize channels of the pixels of a bin, weighted, to `sums`.
+template <int kSize, typename S, typename T>
+__device__ __forceinline__ void sum_pixels(
+    const MapView<const S>& map,
+    const RoiBin<T>& bin,
+    T (&sums)[kSize]) {
+  for (AxisWalk<T> y(bin.y); y.next();) {
+    for (AxisWalk<T> x(bin.x); x.next();) {
+      const T weight = y.weight * x.weight;
+      if (weight == T(0)) {
+        continue;
+      }
+      T value[kSize];
+      load_values(map.pixel(y.pixel, x.pixel), value);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        sums[i] += weight * value[i];
       }
     }
   }
 }
 
-template <typename S, typename T>
+// The number that a bin's sum is divided by; 0 where there is nothing to divide
+// or the bin pools no samples.
+template <typename T>
+__device__ T divisor_of(const RoiBin<T>& bin) {
+  return bin.state == RoiState::kInside
+      ? bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x))
+      : T(0);
+}
+
+template <typename S, typename T, int kSize>
 __global__ void pool_kernel(RoiChunk<S, T> chunk) {
   const auto& shape = chunk.source.shape;
   const UnitLoop loop(chunk.lanes);
@@ -75,33 +60,25 @@ __global__ void pool_kernel(RoiChunk<S, T> chunk) {
     if (image < 0 || image >= chunk.images) {
       continue;
     }
-    const bool inside = bin.state == RoiState::kInside;
-    const T divisor = inside
-        ? bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x))
-        : T(0);
-    const T nothing = inside || bin.state == RoiState::kEmpty
+    const T divisor = divisor_of(bin);
+    const T nothing =
+        bin.state == RoiState::kInside || bin.state == RoiState::kEmpty
         ? T(0)
         : std::numeric_limits<T>::quiet_NaN();
     const int group = shape.group_of(unit.i, unit.j);
-    for (int64_t c = unit.begin + loop.lane; c < unit.end; c += chunk.lanes) {
-      const int64_t channel =
-          (c - chunk.first_channel) * chunk.maps.map.channel_stride;
-      T sum = T(0);
+    S* out = chunk.pooled.pixel(unit.i, unit.j) + roi * chunk.pooled_stride;
+    for (int64_t c = unit.begin + loop.lane * kSize; c < unit.end;
+         c += chunk.lanes * kSize) {
+      T sums[kSize] = {};
       if (divisor > T(0)) {
-        for_each_sample(bin, [&](const LinearTap<T>& y, const LinearTap<T>& x) {
-          for (int k = 0; k < 4; ++k) {
-            const T weight = y.weight[k >> 1] * x.weight[k & 1];
-            const S* pixel =
-                chunk.maps.pixel(image, group, y.at[k >> 1], x.at[k & 1]);
-            if (weight != T(0)) {
-              sum += weight * static_cast<T>(pixel[channel]);
-            }
-          }
-        });
+        sum_pixels(
+            chunk.maps.view(image, group, c - chunk.first_channel), bin, sums);
       }
-      S* out = chunk.pooled.pixel(unit.i, unit.j) + roi * chunk.pooled_stride;
-      out[c * chunk.pooled.channel_stride] =
-          static_cast<S>(divisor > T(0) ? sum / divisor : nothing);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        sums[i] = divisor > T(0) ? sums[i] / divisor : nothing;
+      }
+      store_pooled(chunk, out + c * chunk.pooled.channel_stride, sums);
     }
   }
 }
@@ -112,43 +89,85 @@ struct BinBackwardParams {
   RoiChunkGradients<S, T> gradients;
 };
 
-// One channel of one bin; returns the derivative by the bin's position.
-template <typename S, typename T>
-__device__ BinSlope<T> backward_channel(
+// kSize channels of one bin, from `channel` of the maps on: scatters into
+// grad_input and adds the derivative by the bin's position to `slope`.
+template <int kSize, typename S, typename T>
+__device__ __forceinline__ void backward_pixels(
     const BinBackwardParams<S, T>& params,
     const RoiBin<T>& bin,
     int64_t image,
     int group,
     int64_t channel,
-    T gradient) {
-  const auto& maps = params.chunk.maps;
-  const auto& input = params.gradients.input;
-  BinSlope<T> slope{T(0), T(0)};
-  for_each_sample(bin, [&](const LinearTap<T>& y, const LinearTap<T>& x) {
-    for (int k = 0; k < 4; ++k) {
-      const int a = k >> 1, b = k & 1;
-      const T along_y = y.slope[a] * x.weight[b];
-      const T along_x = y.weight[a] * x.slope[b];
-      const T weight = y.weight[a] * x.weight[b];
-      if (params.gradients.slopes != nullptr &&
-          (along_y != T(0) || along_x != T(0))) {
-        const S* pixel = maps.pixel(image, group, y.at[a], x.at[b]);
-        const T value =
-            static_cast<T>(pixel[channel * maps.map.channel_stride]);
-        slope.y += along_y * gradient * value;
-        slope.x += along_x * gradient * value;
+    const T (&gradient)[kSize],
+    BinSlope<T>& slope) {
+  const bool wants_slope = params.gradients.slopes != nullptr;
+  const bool wants_input = params.gradients.input.map.data != nullptr;
+  const auto map = params.chunk.maps.view(image, group, channel);
+  const MapView<T> input = wants_input
+      ? params.gradients.input.view(image, group, channel)
+      : MapView<T>{};
+  for (AxisWalk<T> y(bin.y); y.next();) {
+    for (AxisWalk<T> x(bin.x); x.next();) {
+      const T weight = y.weight * x.weight;
+      const T along_y = y.slope * x.weight;
+      const T along_x = y.weight * x.slope;
+      if (wants_slope && (along_y != T(0) || along_x != T(0))) {
+        T value[kSize];
+        load_values(map.pixel(y.pixel, x.pixel), value);
+        T sum = T(0);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          sum += gradient[i] * value[i];
+        }
+        slope.y += along_y * sum;
+        slope.x += along_x * sum;
       }
-      if (input.map.data != nullptr && weight != T(0)) {
-        T* pixel = input.pixel(image, group, y.at[a], x.at[b]);
-        const T share[1] = {weight * gradient};
-        atomic_add(pixel + channel * input.map.channel_stride, share);
+      if (wants_input && weight != T(0)) {
+        T share[kSize];
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          share[i] = weight * gradient[i];
+        }
+        atomic_add(input.pixel(y.pixel, x.pixel), share);
       }
     }
-  });
+  }
+}
+
+// A thread's channels of one bin; returns the derivative by the bin's offset.
+template <int kSize, typename S, typename T>
+__device__ __forceinline__ BinSlope<T> backward_bin(
+    const BinBackwardParams<S, T>& params,
+    const BinUnit<T>& unit,
+    const RoiBin<T>& bin,
+    int64_t image,
+    int lane) {
+  BinSlope<T> slope{T(0), T(0)};
+  const auto& chunk = params.chunk;
+  const T divisor = divisor_of(bin);
+  if (!(divisor > T(0))) {
+    return slope;
+  }
+  const int group = chunk.source.shape.group_of(unit.i, unit.j);
+  const S* grad = chunk.pooled.pixel(unit.i, unit.j) +
+      (chunk.first_roi + unit.roi) * chunk.pooled_stride;
+  for (int64_t c = unit.begin + lane * kSize; c < unit.end;
+       c += chunk.lanes * kSize) {
+    T gradient[kSize];
+    load_pooled(chunk, grad + c * chunk.pooled.channel_stride, gradient);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      gradient[i] /= divisor;
+    }
+    backward_pixels(
+        params, bin, image, group, c - chunk.first_channel, gradient, slope);
+  }
+  slope.y *= bin.offset_scale_y;
+  slope.x *= bin.offset_scale_x;
   return slope;
 }
 
-template <typename S, typename T>
+template <typename S, typename T, int kSize>
 __global__ void backward_kernel(BinBackwardParams<S, T> params) {
   const auto& chunk = params.chunk;
   const UnitLoop loop(chunk.lanes);
@@ -157,38 +176,25 @@ __global__ void backward_kernel(BinBackwardParams<S, T> params) {
     const int64_t index = loop.own(start, chunk.lanes);
     const bool active = index < units;
     const BinUnit<T> unit(chunk, active ? index : 0);
-    const int64_t roi = chunk.first_roi + unit.roi;
-    const auto bin =
-        chunk.source.template locate<T>(roi, unit.of_class, unit.i, unit.j);
+    const auto bin = chunk.source.template locate<T>(
+        chunk.first_roi + unit.roi, unit.of_class, unit.i, unit.j);
     const int64_t image = bin.image - chunk.first_image;
     const bool here = active && bin.image >= 0 && image >= 0 &&
         image < chunk.images && unit.begin < unit.end;
     BinSlope<T> slope{T(0), T(0)};
-    if (here && bin.state == RoiState::kInside) {
-      const T divisor =
-          bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x));
-      const int group = chunk.source.shape.group_of(unit.i, unit.j);
-      const S* grad =
-          chunk.pooled.pixel(unit.i, unit.j) + roi * chunk.pooled_stride;
-      for (int64_t c = unit.begin + loop.lane; divisor > T(0) && c < unit.end;
-           c += chunk.lanes) {
-        const T gradient =
-            static_cast<T>(grad[c * chunk.pooled.channel_stride]) / divisor;
-        const auto found = backward_channel(
-            params, bin, image, group, c - chunk.first_channel, gradient);
-        slope.y += found.y * bin.offset_scale_y;
-        slope.x += found.x * bin.offset_scale_x;
-      }
-    } else if (here && bin.state == RoiState::kNan) {
+    if (here && bin.state == RoiState::kNan) {
       slope.y = slope.x = std::numeric_limits<T>::quiet_NaN();
+    } else if (here) {
+      slope = backward_bin<kSize>(params, unit, bin, image, loop.lane);
     }
     for (int distance = chunk.lanes / 2; distance > 0; distance /= 2) {
       slope.y += __shfl_xor_sync(0xffffffff, slope.y, distance);
       slope.x += __shfl_xor_sync(0xffffffff, slope.x, distance);
     }
     if (here && loop.lane == 0 && params.gradients.slopes != nullptr) {
-      params.gradients.slopes[index].y += slope.y;
-      params.gradients.slopes[index].x += slope.x;
+      auto& sum = params.gradients.slopes[unit.slope(chunk.source.shape)];
+      sum.y += slope.y;
+      sum.x += slope.x;
     }
   }
 }
@@ -197,17 +203,28 @@ __global__ void backward_kernel(BinBackwardParams<S, T> params) {
 
 template <typename S, typename T>
 void pool_bins(RoiChunk<S, T> chunk) {
-  chunk.lanes = lanes_for(chunk.source.shape.channels_per_class(), 1);
-  launch(pool_kernel<S, T>, chunk, bin_units(chunk) * chunk.lanes);
+  constexpr int kWide = kVectorSize<S>;
+  const bool wide = has_runs(chunk, kWide) && is_aligned(chunk.maps, kWide);
+  deal(chunk, wide ? kWide : 1);
+  launch(
+      wide ? pool_kernel<S, T, kWide> : pool_kernel<S, T, 1>,
+      chunk,
+      bin_units(chunk) * chunk.lanes);
 }
 
 template <typename S, typename T>
 void backward_bins(
     RoiChunk<S, T> chunk,
     const RoiChunkGradients<S, T>& gradients) {
-  chunk.lanes = lanes_for(chunk.source.shape.channels_per_class(), 1);
+  constexpr int kWide = kVectorSize<S>;
+  const bool reads = gradients.slopes != nullptr;
+  const bool adds = gradients.input.map.data != nullptr;
+  const bool wide = has_runs(chunk, kWide) &&
+      (!reads || is_aligned(chunk.maps, kWide)) &&
+      (!adds || is_aligned(gradients.input, kWide));
+  deal(chunk, wide ? kWide : 1);
   launch(
-      backward_kernel<S, T>,
+      wide ? backward_kernel<S, T, kWide> : backward_kernel<S, T, 1>,
       BinBackwardParams<S, T>{chunk, gradients},
       bin_units(chunk) * chunk.lanes);
 }

@@ -17,8 +17,12 @@ struct GroupedMaps {
   int64_t image_stride;
   int64_t group_stride;
 
-  DCN_INLINE S* pixel(int64_t image, int group, int y, int x) const {
-    return map.pixel(y, x) + image * image_stride + group * group_stride;
+  // Channels from `channel` on.
+  DCN_INLINE MapView<S> view(int64_t image, int group, int64_t channel) const {
+    auto view = map;
+    view.data += image * image_stride + group * group_stride +
+        channel * map.channel_stride;
+    return view;
   }
 };
 
@@ -50,7 +54,10 @@ struct RoiChunk {
   GroupedMaps<const S> maps;
   MapView<S> pooled; // the output, or its gradient; of RoI 0, channel 0
   int64_t pooled_stride; // between RoIs
-  int lanes; // threads that share a bin; set by the functions below
+  // Set by the functions below: threads that share a bin, and whether they
+  // access several channels of `pooled` at once.
+  int lanes;
+  bool pooled_wide;
 };
 
 template <typename S, typename T>

@@ -56,7 +56,7 @@ GroupedMaps<S> maps_of(const at::Tensor& tensor) {
        tensor.stride(3),
        tensor.stride(4)},
       tensor.stride(0),
-      tensor.stride(2)};
+      tensor.size(2) > 1 ? tensor.stride(2) : 0};
 }
 
 bool is_neighbourly(const at::Tensor& input, const RoiPoolShape& shape) {

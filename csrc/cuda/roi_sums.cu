@@ -4,8 +4,7 @@
 // Sums in a fixed order: of the bins of a part, and, on the deterministic way
 // into grad_input, of the bins that read a pixel.
 
-#include "cuda/launch.cuh"
-#include "cuda/roi_pixels.cuh"
+#include "cuda/roi_chunk.cuh"
 
 namespace dcn {
 namespace {
@@ -30,55 +29,88 @@ struct GatherParams {
   RoiChunkGradients<S, T> gradients;
 };
 
-// A thread per pixel, group and channel asks every bin for its share.
-template <typename S, typename T>
+// Adds the shares of every bin of `group` in kSize output channels, from `c`
+// on, at pixel (y, x) to `sums`.
+template <int kSize, typename S, typename T>
+__device__ void sum_bins(
+    const RoiChunk<S, T>& chunk,
+    int64_t image,
+    int group,
+    int y,
+    int x,
+    int64_t c,
+    T (&sums)[kSize]) {
+  const auto& shape = chunk.source.shape;
+  const int64_t of_class = c / shape.channels_per_class();
+  for (int64_t r = 0; r < chunk.rois; ++r) {
+    const int64_t roi = chunk.first_roi + r;
+    if (chunk.source.image_of(roi) != image) {
+      continue;
+    }
+    for (int i = 0; i < shape.bins.h; ++i) {
+      for (int j = 0; j < shape.bins.w; ++j) {
+        if (shape.group_of(i, j) != group) {
+          continue;
+        }
+        const auto bin = chunk.source.template locate<T>(roi, of_class, i, j);
+        if (bin.state != RoiState::kInside) {
+          continue;
+        }
+        const T along_y = weight_at(bin.y, y);
+        const T weight =
+            along_y == T(0) ? along_y : along_y * weight_at(bin.x, x);
+        if (weight == T(0)) {
+          continue;
+        }
+        const T divisor =
+            bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x));
+        T gradient[kSize];
+        load_pooled(
+            chunk,
+            chunk.pooled.pixel(i, j) + roi * chunk.pooled_stride +
+                c * chunk.pooled.channel_stride,
+            gradient);
+#pragma unroll
+        for (int k = 0; k < kSize; ++k) {
+          sums[k] += weight * (gradient[k] / divisor);
+        }
+      }
+    }
+  }
+}
+
+// A thread per pixel, group and kSize channels asks every bin for its share.
+template <typename S, typename T, int kSize>
 __global__ void gather_kernel(GatherParams<S, T> params) {
   const auto& chunk = params.chunk;
   const auto& shape = chunk.source.shape;
+  const int64_t runs = chunk.channels / kSize;
   const int64_t groups = shape.groups.count();
   const int64_t pixels = shape.map.count();
-  const int64_t count = chunk.images * pixels * groups * chunk.channels;
+  const int64_t count = chunk.images * pixels * groups * runs;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
        index < count;
        index += step) {
-    const int64_t channel = index % chunk.channels;
-    const int group = index / chunk.channels % groups;
-    const int64_t pixel = index / chunk.channels / groups % pixels;
-    const int64_t image = index / chunk.channels / groups / pixels;
+    const int64_t channel = index % runs * kSize;
+    const int group = index / runs % groups;
+    const int64_t pixel = index / runs / groups % pixels;
+    const int64_t image = index / runs / groups / pixels;
     const int y = pixel / shape.map.w, x = pixel % shape.map.w;
-    const int64_t c = chunk.first_channel + channel;
-    T sum = T(0);
-    for (int64_t r = 0; r < chunk.rois; ++r) {
-      const int64_t roi = chunk.first_roi + r;
-      if (chunk.source.image_of(roi) != chunk.first_image + image) {
-        continue;
-      }
-      for (int bin = 0; bin < shape.bins.count(); ++bin) {
-        const int i = bin / shape.bins.w, j = bin % shape.bins.w;
-        if (shape.group_of(i, j) != group) {
-          continue;
-        }
-        const auto located = chunk.source.template locate<T>(
-            roi, c / shape.channels_per_class(), i, j);
-        if (located.state != RoiState::kInside) {
-          continue;
-        }
-        const T weight = weight_at(located.y, y) * weight_at(located.x, x);
-        if (weight != T(0)) {
-          const S* grad = chunk.pooled.pixel(i, j) + roi * chunk.pooled_stride;
-          const T divisor = bin_divisor(
-              located.y,
-              located.x,
-              count_kept(located.y),
-              count_kept(located.x));
-          sum += weight *
-              (static_cast<T>(grad[c * chunk.pooled.channel_stride]) / divisor);
-        }
-      }
+    T sums[kSize] = {};
+    sum_bins(
+        chunk,
+        chunk.first_image + image,
+        group,
+        y,
+        x,
+        chunk.first_channel + channel,
+        sums);
+    const auto input = params.gradients.input.view(image, group, channel);
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) {
+      input.pixel(y, x)[k * input.channel_stride] += sums[k];
     }
-    const auto& input = params.gradients.input;
-    input.pixel(image, group, y, x)[channel * input.map.channel_stride] += sum;
   }
 }
 
@@ -90,6 +122,11 @@ struct SlopeParams {
   const BinSlope<T>* slopes;
   FloatView gradient;
 };
+
+// The first of `bins` bins that part `part` of `parts` moves.
+__device__ int first_bin(int part, int parts, int bins) {
+  return (int64_t{part} * bins + parts - 1) / parts;
+}
 
 template <typename T>
 __global__ void slope_kernel(SlopeParams<T> params) {
@@ -103,16 +140,17 @@ __global__ void slope_kernel(SlopeParams<T> params) {
     const int part_y = index % parts / shape.parts.w;
     const int part_x = index % shape.parts.w;
     const int64_t row = index / parts; // (roi, class)
+    const int end_i = first_bin(part_y + 1, shape.parts.h, shape.bins.h);
+    const int end_j = first_bin(part_x + 1, shape.parts.w, shape.bins.w);
+    const int begin_j = first_bin(part_x, shape.parts.w, shape.bins.w);
     T y = T(0), x = T(0);
-    for (int i = 0; i < shape.bins.h; ++i) {
-      for (int j = 0; j < shape.bins.w; ++j) {
-        if (params.source.part_y(i) == part_y &&
-            params.source.part_x(j) == part_x) {
-          const auto& slope =
-              params.slopes[row * shape.bins.count() + i * shape.bins.w + j];
-          y += slope.y;
-          x += slope.x;
-        }
+    for (int i = first_bin(part_y, shape.parts.h, shape.bins.h); i < end_i;
+         ++i) {
+      for (int j = begin_j; j < end_j; ++j) {
+        const auto& slope =
+            params.slopes[row * shape.bins.count() + i * shape.bins.w + j];
+        y += slope.y;
+        x += slope.x;
       }
     }
     const int64_t roi = params.first_roi + row / shape.classes;
@@ -129,11 +167,16 @@ template <typename S, typename T>
 void gather_bins(
     RoiChunk<S, T> chunk,
     const RoiChunkGradients<S, T>& gradients) {
+  constexpr int kWide = kVectorSize<S>;
+  const bool wide = has_runs(chunk, kWide);
+  const int64_t size = wide ? kWide : 1;
   const auto& shape = chunk.source.shape;
+  deal(chunk, size);
   launch(
-      gather_kernel<S, T>,
+      wide ? gather_kernel<S, T, kWide> : gather_kernel<S, T, 1>,
       GatherParams<S, T>{chunk, gradients},
-      chunk.images * shape.map.count() * shape.groups.count() * chunk.channels);
+      chunk.images * shape.map.count() * shape.groups.count() *
+          (chunk.channels / size));
 }
 
 template <typename T>

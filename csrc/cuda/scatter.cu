@@ -53,8 +53,9 @@ struct SumParams {
   int64_t count;
 };
 
-// Adds the list that starts at `first` to channel c of its pixel.
-template <typename S, typename T>
+// Adds the list that starts at `first` to kSize channels of its pixel, from c
+// on.
+template <int kSize, typename S, typename T>
 __device__ __forceinline__ void sum_list(
     const SumParams<S, T>& params,
     int64_t first,
@@ -62,20 +63,33 @@ __device__ __forceinline__ void sum_list(
   const auto& chunk = params.chunk;
   const auto& geometry = chunk.taps.geometry;
   const int64_t key = params.keys[first];
-  T sum = T(0);
+  T sums[kSize] = {};
   for (int64_t i = first; i < params.count && params.keys[i] == key; ++i) {
     const int64_t corner = params.corners[i];
     const Unit<S, T> unit(chunk, corner / 4);
     const DeformTap<T> tap = unit.locate(chunk);
-    sum += tap.share(corner % 4) * static_cast<T>(unit.column[c]);
+    T share = T(0);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) { // a tap in registers has no index
+      share = k == corner % 4 ? tap.share(k) : share;
+    }
+    T gradient[kSize];
+    load_values(unit.column + c, gradient);
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) {
+      sums[k] += share * gradient[k];
+    }
   }
   const int64_t row = key / geometry.in_w;
   T* pixel = params.input.pixel(row % geometry.in_h, key % geometry.in_w) +
       row / geometry.in_h * params.input_stride;
-  pixel[c * params.input.channel_stride] += sum;
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) {
+    pixel[(c + k) * params.input.channel_stride] += sums[k];
+  }
 }
 
-template <typename S, typename T>
+template <typename S, typename T, int kSize>
 __global__ void sum_kernel(SumParams<S, T> params) {
   const int lanes = params.chunk.lanes;
   const UnitLoop loop(lanes);
@@ -85,8 +99,9 @@ __global__ void sum_kernel(SumParams<S, T> params) {
         (i > 0 && params.keys[i - 1] == params.keys[i])) {
       continue; // not the head of a list
     }
-    for (int64_t c = loop.lane; c < params.chunk.channels; c += lanes) {
-      sum_list(params, i, c);
+    for (int64_t c = loop.lane * kSize; c < params.chunk.channels;
+         c += lanes * kSize) {
+      sum_list<kSize>(params, i, c);
     }
   }
 }
@@ -105,9 +120,11 @@ void scatter_in_order(
       chunk.units());
   const auto [sorted, corners] =
       at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-  chunk.lanes = lanes_for(chunk.channels, 1);
+  constexpr int kWide = kVectorSize<S>;
+  const bool wide = is_vectorisable(chunk);
+  chunk.lanes = lanes_for(chunk.channels, wide ? kWide : 1);
   launch(
-      sum_kernel<S, T>,
+      wide ? sum_kernel<S, T, kWide> : sum_kernel<S, T, 1>,
       SumParams<S, T>{
           chunk,
           gradients.input,

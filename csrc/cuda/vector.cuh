@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include <cuda_runtime.h>
@@ -14,6 +15,7 @@ namespace dcn {
 // kSize elements that are loaded and stored at once.
 template <typename S, int kSize>
 struct alignas(sizeof(S) * kSize) Vector {
+  static_assert(sizeof(S) * kSize <= 16, "more than the widest access");
   S value[kSize];
 };
 
@@ -30,18 +32,42 @@ template <int kSize, typename S>
 __device__ __forceinline__ void store_vector(
     S* to,
     const Vector<S, kSize>& vector) {
-  *reinterpret_cast<Vector<S, kSize>*>(to) = vector;
+  if constexpr (sizeof(vector) == sizeof(int4)) {
+    // As one word: the compiler splits stores of equal elements.
+    int4 word;
+    std::memcpy(&word, &vector, sizeof(word));
+    *reinterpret_cast<int4*>(to) = word;
+  } else {
+    *reinterpret_cast<Vector<S, kSize>*>(to) = vector;
+  }
+}
+
+// kSize neighbours as type T.
+template <int kSize, typename S, typename T>
+__device__ __forceinline__ void load_values(const S* from, T (&to)[kSize]) {
+  const auto vector = load_vector<kSize>(from);
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    to[i] = static_cast<T>(vector.value[i]);
+  }
+}
+
+template <int kSize, typename S, typename T>
+__device__ __forceinline__ void store_values(S* to, const T (&from)[kSize]) {
+  Vector<S, kSize> vector;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    vector.value[i] = static_cast<S>(from[i]);
+  }
+  store_vector(to, vector);
 }
 
 // Adds kSize neighbours to memory that others add to at the same time; `to` is
 // aligned to them, up to 16 bytes.
 template <int kSize, typename T>
 __device__ __forceinline__ void atomic_add(T* to, const T (&value)[kSize]) {
-#if __CUDA_ARCH__ >= 900 // the first with atomics on vectors
-  constexpr bool kFours = std::is_same_v<T, float> && kSize % 4 == 0;
-#else
-  constexpr bool kFours = false;
-#endif
+  constexpr bool kFours =
+      DCN_VECTOR_ATOMICS && std::is_same_v<T, float> && kSize % 4 == 0;
   if constexpr (kFours) {
 #pragma unroll
     for (int i = 0; i < kSize; i += 4) {

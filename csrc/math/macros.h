@@ -39,3 +39,11 @@
 #else
 #define DCN_HAS_BFLOAT16_UNITS() false
 #endif
+
+// Whether the GPU that is compiled for adds four floats at once: from this
+// architecture and toolkit on.
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
+#define DCN_VECTOR_ATOMICS true
+#else
+#define DCN_VECTOR_ATOMICS false
+#endif

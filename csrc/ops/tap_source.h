@@ -19,21 +19,6 @@ struct TapSource {
   DCN_INLINE DeformTap<T> locate(
       int64_t image,
       int64_t offset_group,
-      int64_t position,
-      int tap) const {
-    return locate<T>(
-        image,
-        offset_group,
-        static_cast<int>(position / geometry.out_w),
-        static_cast<int>(position % geometry.out_w),
-        tap / geometry.kernel_w,
-        tap % geometry.kernel_w);
-  }
-
-  template <typename T>
-  DCN_INLINE DeformTap<T> locate(
-      int64_t image,
-      int64_t offset_group,
       int y,
       int x,
       int kernel_y,
@@ -69,6 +54,19 @@ struct TapGradients {
       bool adds) const {
     const int64_t y = position / geometry.out_w;
     const int64_t x = position % geometry.out_w;
+    store(geometry, image, offset_group, y, x, tap, gradient, adds);
+  }
+
+  template <typename T>
+  DCN_INLINE void store(
+      const ConvGeometry& geometry,
+      int64_t image,
+      int64_t offset_group,
+      int64_t y,
+      int64_t x,
+      int tap,
+      const T* gradient,
+      bool adds) const {
     const int64_t channel = offset_group * geometry.taps() + tap;
     if (offset.defined()) {
       offset.put(offset.at(image, 2 * channel, y, x), gradient[0], adds);
