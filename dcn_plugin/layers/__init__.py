@@ -2,7 +2,16 @@
 # Copyright (c) dcn_plugin contributors
 """Modules that call the ops. Need PyTorch and nothing else."""
 
+from .convert import make_deformable
 from .deform_conv import DeformConv2d, DeformConv2dPack
 from .offset_branch import OffsetConv2d
+from .roi_pool import DeformPSRoIPool, DeformRoIPool
 
-__all__ = ["DeformConv2d", "DeformConv2dPack", "OffsetConv2d"]
+__all__ = [
+    "DeformConv2d",
+    "DeformConv2dPack",
+    "DeformPSRoIPool",
+    "DeformRoIPool",
+    "OffsetConv2d",
+    "make_deformable",
+]

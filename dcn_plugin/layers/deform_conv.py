@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..ops import deform_conv2d
 from .offset_branch import OffsetConv2d
@@ -106,6 +107,36 @@ class DeformConv2dPack(DeformConv2d):
         )
         self.offset_conv = OffsetConv2d(self, offset_groups, modulated)
 
+    @classmethod
+    def from_conv(
+        cls, conv: nn.Conv2d, *, offset_groups: int = 1, modulated: bool = False
+    ) -> DeformConv2dPack:
+        """Makes the deformable convolution that takes a plain one's place.
+
+        Args:
+            conv: whose parameters it takes over: the same tensors, not copies.
+            offset_groups: as above.
+            modulated: as above.
+
+        Raises:
+            ValueError: if the convolution does more than `nn.Conv2d` with zeros around the image.
+        """
+        pack = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            plain_padding(conv),
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            offset_groups=offset_groups,
+            modulated=modulated,
+        )
+        pack.to(device=conv.weight.device, dtype=conv.weight.dtype)
+        pack.weight, pack.bias = conv.weight, conv.bias
+        return pack.train(conv.training)
+
     def forward(self, input: Tensor) -> Tensor:
         """Convolves with taps displaced by what `offset_conv` predicts.
 
@@ -117,3 +148,27 @@ class DeformConv2dPack(DeformConv2d):
         """
         offset, mask = self.offset_conv(input)
         return super().forward(input, offset, mask)
+
+
+def plain_padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """Returns the padding of a convolution in pixels, if it is nothing but an `nn.Conv2d`."""
+    kind = type(conv)
+    if (
+        parametrize.is_parametrized(conv)
+        or kind.forward is not nn.Conv2d.forward
+        or kind._conv_forward is not nn.Conv2d._conv_forward
+    ):
+        raise ValueError(f"a {kind.__name__} does more than nn.Conv2d, which would be lost")
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks:
+        raise ValueError("the convolution has hooks, which would be lost: remove them first")
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"padding_mode must be 'zeros', got {conv.padding_mode!r}")
+    if not isinstance(conv.padding, str):
+        return conv.padding
+    both = conv._reversed_padding_repeated_twice  # left, right, top, bottom
+    if both[0] != both[1] or both[2] != both[3]:
+        raise ValueError(
+            f"padding {conv.padding!r} of an even kernel {conv.kernel_size} pads one side more "
+            "than the other"
+        )
+    return both[2], both[0]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Deformable convolutions in the place of a network's plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from .deform_conv import DeformConv2d, DeformConv2dPack
+from .offset_branch import OffsetConv2d
+
+Predicate = Callable[[str, nn.Conv2d], bool]
+
+
+def make_deformable(
+    model: nn.Module,
+    last: int | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    predicate: Predicate | None = None,
+    offset_groups: int = 1,
+    modulated: bool = False,
+) -> list[str]:
+    """Replaces convolutions of a network by deformable ones, in place.
+
+    Each becomes a `DeformConv2dPack` with the same weight and bias, under the same names, so that
+    checkpoints of the plain network still load (with `strict=False`: the offset branches are new)
+    and the output stays what it was until the offsets are trained (modulated: not quite, since
+    masks start at one half). Name what to replace in exactly one of three ways.
+
+    Args:
+        model: any network. What is replaced must be an `nn.Conv2d`.
+        last: the last so many convolutions whose kernel is larger than 1x1, in the order in which
+            the network registers them: 3 is the paper's choice for a ResNet.
+        names: of convolutions, as `model.named_modules()` has them.
+        predicate: is asked for each convolution, by name and module.
+        offset_groups: how many blocks of input channels have offsets of their own.
+        modulated: whether taps are weighted by a learnt mask too (DCNv2).
+
+    Returns:
+        the names of the replaced convolutions, in the network's order.
+
+    Raises:
+        ValueError: if nothing or too much is asked for, or a convolution cannot be replaced;
+            nothing has been replaced then.
+
+    Example:
+        >>> model = torchvision.models.resnet50()
+        >>> make_deformable(model, last=3)
+        ['layer4.0.conv2', 'layer4.1.conv2', 'layer4.2.conv2']
+    """
+    if sum(way is not None for way in (last, names, predicate)) != 1:
+        raise ValueError("make_deformable: give exactly one of last, names and predicate")
+    found = _convolutions(model)
+    if names is not None:
+        chosen = _named(model, found, names)
+    elif predicate is not None:
+        chosen = [name for name, conv in found.items() if predicate(name, conv)]
+    else:
+        chosen = _last(found, last)
+    if "" in chosen:
+        raise ValueError(
+            "make_deformable: the model itself is the convolution: "
+            "use DeformConv2dPack.from_conv(model)"
+        )
+    packs = {found[name]: _pack(name, found[name], offset_groups, modulated) for name in chosen}
+    # Every place of a convolution that the network uses twice.
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in packs:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, packs[module])
+    return chosen
+
+
+def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Returns the plain convolutions by name; not those that a deformable one owns."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and not isinstance(module, (DeformConv2d, OffsetConv2d))
+    }
+
+
+def _named(model: nn.Module, found: dict[str, nn.Conv2d], names: Sequence[str]) -> list[str]:
+    if isinstance(names, str):
+        raise ValueError(f"make_deformable: names must be a list of names, got {names!r}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first_name = {conv: name for name, conv in found.items()}
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"make_deformable: the model has no module named {name!r}")
+        if modules[name] not in first_name:
+            kind = type(modules[name]).__name__
+            raise ValueError(f"make_deformable: {name} must be a plain nn.Conv2d, got a {kind}")
+    wanted = {first_name[modules[name]] for name in names}
+    return [name for name in found if name in wanted]
+
+
+def _last(found: dict[str, nn.Conv2d], last: int) -> list[str]:
+    spatial = [name for name, conv in found.items() if max(conv.kernel_size) > 1]
+    if not 0 < last <= len(spatial):
+        raise ValueError(
+            f"make_deformable: last must be from 1 to {len(spatial)}, the model's convolutions "
+            f"larger than 1x1, got {last}"
+        )
+    return spatial[-last:]
+
+
+def _pack(name: str, conv: nn.Conv2d, offset_groups: int, modulated: bool) -> DeformConv2dPack:
+    try:
+        return DeformConv2dPack.from_conv(conv, offset_groups=offset_groups, modulated=modulated)
+    except ValueError as error:
+        raise ValueError(f"make_deformable: {name}: {error}") from None

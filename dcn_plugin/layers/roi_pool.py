@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""RoI poolings that learn where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
+from ..ops._common import pair
+from ..ops.roi_pool import Size, join_boxes
+
+"""
+Shape shorthand in this module:
+
+    N: images, C: channels of the features, C': of the result, H, W: size of the maps
+    R: RoIs, P_h, P_w: bins, n: classes with offsets of their own
+"""
+
+Boxes = Tensor | Sequence[Tensor]
+MODES = ("align", "bin", "msra")
+
+
+class RoIPool(nn.Module):
+    """What both poolings share: how boxes lie on the features and are cut into bins."""
+
+    def __init__(
+        self,
+        output_size: Size,
+        spatial_scale: float,
+        sampling_ratio: int,
+        gamma: float,
+        mode: str,
+    ) -> None:
+        """Checks and keeps the settings.
+
+        Raises:
+            ValueError: if one of them does not fit.
+        """
+        super().__init__()
+        self.output_size = tuple(pair(output_size))
+        if len(self.output_size) != 2 or min(self.output_size) < 1:
+            raise ValueError(f"output_size must be one or two positive numbers, got {output_size}")
+        if not 0 < spatial_scale < float("inf"):
+            raise ValueError(f"spatial_scale must be positive and finite, got {spatial_scale}")
+        if sampling_ratio < 0:
+            raise ValueError(f"sampling_ratio must be 0 or more, got {sampling_ratio}")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.gamma = gamma
+        self.mode = mode
+
+    @property
+    def bins(self) -> int:
+        """Returns the number of bins."""
+        return self.output_size[0] * self.output_size[1]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Returns the arguments that the ops with and without offsets take."""
+        return {
+            "output_size": self.output_size,
+            "spatial_scale": self.spatial_scale,
+            "sampling_ratio": self.sampling_ratio,
+            "mode": self.mode,
+        }
+
+    def extra_repr(self) -> str:
+        """Describes the pooling in the module's repr."""
+        settings = {**self.plain, "gamma": self.gamma}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
+class DeformRoIPool(RoIPool):
+    """Deformable RoI pooling (section 2.2): bins move where a fully connected layer says.
+
+    The boxes are pooled plainly first; `offset_fc` turns that into an offset per bin, relative to
+    the size of the box. It starts at zero: at first this is plain average pooling. The paper
+    trains it with 0.01 times the learning rate.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        output_size: Size,
+        spatial_scale: float,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+        mode: str = "align",
+    ) -> None:
+        """Makes the layer and its offset branch.
+
+        Args:
+            in_channels: C.
+            output_size: (P_h, P_w), or one number for both.
+            spatial_scale: of the features relative to the image.
+            sampling_ratio: as in `dcn_plugin.ops.deform_roi_pool`, like the next two.
+            gamma: what offsets are multiplied by.
+            mode: where a bin samples.
+
+        Raises:
+            ValueError: if a setting does not fit.
+        """
+        super().__init__(output_size, spatial_scale, sampling_ratio, gamma, mode)
+        self.offset_fc = nn.Linear(in_channels * self.bins, 2 * self.bins)
+        start_at_zero(self.offset_fc)
+
+    def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
+        """Pools boxes.
+
+        Args:
+            features: Tensor[N, C, H, W].
+            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+
+        Returns:
+            Tensor[R, C, P_h, P_w].
+        """
+        boxes = join_boxes(boxes)
+        offset = self.offsets(roi_pool(features, boxes, **self.plain))
+        return deform_roi_pool(features, boxes, offset, **self.plain, gamma=self.gamma)
+
+    def offsets(self, pooled: Tensor) -> Tensor:
+        """Predicts Tensor[R, 2, P_h, P_w], x and y, from what was pooled plainly.
+
+        Under autocast they are computed in the dtype of the weights.
+        """
+        with torch.autocast(pooled.device.type, enabled=False):
+            flat = pooled.flatten(1).to(self.offset_fc.weight.dtype)
+            return self.offset_fc(flat).unflatten(1, (2, *self.output_size))
+
+
+class DeformPSRoIPool(RoIPool):
+    """Deformable position-sensitive RoI pooling (section 2.2) of score maps of its own.
+
+    Two 1x1 convolutions make score maps of the features for every bin: `score_conv` what is
+    pooled, `offset_conv` how far each bin of each class moves. The latter starts at zero: at
+    first this is plain position-sensitive pooling.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        output_size: Size,
+        spatial_scale: float,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+        mode: str = "align",
+        classes: int = 1,
+    ) -> None:
+        """Makes both convolutions.
+
+        Args:
+            in_channels: C.
+            out_channels: C', of the result.
+            output_size: (P_h, P_w), or one number for both.
+            spatial_scale: of the features relative to the image.
+            sampling_ratio: as in `dcn_plugin.ops.deform_ps_roi_pool`, like the next two.
+            gamma: what offsets are multiplied by.
+            mode: where a bin samples.
+            classes: n, how many blocks of output channels have offsets of their own.
+
+        Raises:
+            ValueError: if a setting does not fit.
+        """
+        super().__init__(output_size, spatial_scale, sampling_ratio, gamma, mode)
+        if classes < 1 or out_channels % classes != 0:
+            raise ValueError(
+                f"classes must be a divisor of the {out_channels} output channels, got {classes}"
+            )
+        self.classes = classes
+        self.score_conv = nn.Conv2d(in_channels, out_channels * self.bins, 1)
+        self.offset_conv = nn.Conv2d(in_channels, 2 * classes * self.bins, 1)
+        nn.init.normal_(self.score_conv.weight, std=0.01)
+        nn.init.zeros_(self.score_conv.bias)
+        start_at_zero(self.offset_conv)
+
+    def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
+        """Pools boxes.
+
+        Args:
+            features: Tensor[N, C, H, W].
+            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+
+        Returns:
+            Tensor[R, C', P_h, P_w].
+        """
+        boxes = join_boxes(boxes)
+        offset = self.offsets(features, boxes)
+        scores = self.score_conv(features)
+        return deform_ps_roi_pool(scores, boxes, offset, **self.plain, gamma=self.gamma)
+
+    def offsets(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Predicts Tensor[R, 2*n, P_h, P_w], x and y of each class.
+
+        Under autocast they are computed in the dtype of the weights.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            maps = self.offset_conv(features.to(self.offset_conv.weight.dtype))
+            return ps_roi_pool(maps, boxes, **self.plain)
+
+    def extra_repr(self) -> str:
+        """Describes the pooling in the module's repr."""
+        return f"{super().extra_repr()}, classes={self.classes}"
+
+
+def start_at_zero(branch: nn.Linear | nn.Conv2d) -> None:
+    """Lets an offset branch predict no offset until it has learnt something."""
+    nn.init.zeros_(branch.weight)
+    nn.init.zeros_(branch.bias)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""RoI poolings that learn where to look."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dcn_plugin import ops
+from dcn_plugin.layers import DeformPSRoIPool, DeformRoIPool
+from dcn_plugin.layers.roi_pool import MODES
+from tests import roi_reference
+
+SIZE = (3, 2)
+BOXES = torch.tensor([[0.0, 3, 5, 50, 61], [1, -9, 8, 30, 40], [0, 20, 2, 77, 33]])
+LAYERS = {
+    "plain": lambda **more: DeformRoIPool(4, SIZE, 0.25, **more),
+    "position-sensitive": lambda **more: DeformPSRoIPool(4, 6, SIZE, 0.25, classes=3, **more),
+}
+layers = pytest.mark.parametrize("name", LAYERS)
+
+
+def features(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(2, 4, 16, 20, dtype=dtype)
+
+
+def with_offsets(layer: nn.Module) -> nn.Module:
+    """Lets the offset branch of a layer predict something."""
+    for name, parameter in layer.named_parameters():
+        if name.startswith("offset_"):
+            nn.init.normal_(parameter, std=0.7)
+    return layer
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_roi_pool_starts_plain(mode: str) -> None:
+    layer = DeformRoIPool(4, SIZE, 0.25, 2, mode=mode).double()
+    x = features()
+    torch.testing.assert_close(layer(x, BOXES), ops.roi_pool(x, BOXES, SIZE, 0.25, 2, mode=mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ps_roi_pool_starts_plain(mode: str) -> None:
+    layer = DeformPSRoIPool(4, 6, SIZE, 0.25, 2, mode=mode, classes=3).double()
+    x = features()
+    expected = ops.ps_roi_pool(layer.score_conv(x), BOXES, SIZE, 0.25, 2, mode=mode)
+    torch.testing.assert_close(layer(x, BOXES), expected)
+    assert layer.score_conv.weight.std().item() == pytest.approx(0.01, rel=0.2)
+
+
+def test_bins_move_where_the_fully_connected_layer_says() -> None:
+    layer = with_offsets(DeformRoIPool(4, SIZE, 0.25, 2, gamma=0.3).double())
+    x = features()
+    call = {"output_size": SIZE, "spatial_scale": 0.25, "sampling_ratio": 2, "mode": "align"}
+    one_map = {"gamma": 0.3, "part_size": SIZE, "group_size": (1, 1)}
+    pooled = roi_reference.deform_ps_roi_pool(x, BOXES, None, **call, **one_map)
+    weight, bias = layer.offset_fc.weight, layer.offset_fc.bias
+    # All x of the bins, row by row, then all y.
+    offset = (pooled.reshape(3, 24) @ weight.T + bias).reshape(3, 2, 3, 2)
+    expected = roi_reference.deform_ps_roi_pool(x, BOXES, offset, **call, **one_map)
+    torch.testing.assert_close(layer(x, BOXES), expected)
+
+
+def test_bins_of_each_class_move_where_its_offset_maps_say() -> None:
+    layer = with_offsets(DeformPSRoIPool(4, 6, SIZE, 0.25, 2, gamma=0.3, classes=3).double())
+    x = features()
+    call = {"output_size": SIZE, "spatial_scale": 0.25, "sampling_ratio": 2, "mode": "align"}
+    per_bin = {"gamma": 0.3, "part_size": SIZE, "group_size": SIZE}
+    offset_maps, scores = layer.offset_conv(x), layer.score_conv(x)
+    assert offset_maps.shape[1] == 2 * 3 * 6 and scores.shape[1] == 6 * 6
+    offset = roi_reference.deform_ps_roi_pool(offset_maps, BOXES, None, **call, **per_bin)
+    expected = roi_reference.deform_ps_roi_pool(scores, BOXES, offset, **call, **per_bin)
+    torch.testing.assert_close(layer(x, BOXES), expected)
+
+
+@layers
+def test_every_parameter_gets_a_gradient_from_the_start(name: str) -> None:
+    layer = LAYERS[name]().double()
+    layer(features(), BOXES).square().sum().backward()
+    for key, parameter in layer.named_parameters():
+        assert parameter.grad.abs().max() > 0, key
+
+
+@layers
+def test_boxes_may_come_by_image(name: str) -> None:
+    layer = with_offsets(LAYERS[name]().double())
+    x = features()
+    boxes = [BOXES[[0, 2], 1:], BOXES[[1], 1:]]
+    torch.testing.assert_close(layer(x, boxes), layer(x, BOXES)[[0, 2, 1]])
+
+
+@layers
+def test_no_box_at_all(name: str) -> None:
+    layer = LAYERS[name]().double()
+    pooled = layer(features(), torch.zeros(0, 5))
+    assert pooled.shape[0] == 0 and pooled.shape[2:] == SIZE
+    pooled.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@layers
+def test_offsets_stay_in_float32_under_autocast(name: str) -> None:
+    layer = with_offsets(LAYERS[name]())
+    x = features(torch.float32)
+    found = []
+    inside = layer.offset_fc if name == "plain" else layer.offset_conv
+    inside.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = layer(x.bfloat16(), BOXES)
+    assert found == [torch.float32] and pooled.dtype == torch.bfloat16
+
+
+@layers
+def test_channels_last_features_give_the_same(name: str) -> None:
+    layer = with_offsets(LAYERS[name]().double())
+    x = features()
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(last, BOXES), layer(x, BOXES))
+
+
+@layers
+def test_compiles_in_one_graph(name: str) -> None:
+    layer = with_offsets(LAYERS[name]())
+    x = features(torch.float32)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, BOXES), layer(x, BOXES))
+
+
+@layers
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampling_ratio": -1}, "sampling_ratio must be 0 or more, got -1"),
+        ({"mode": "max"}, "mode must be one of .*, got 'max'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LAYERS[name](**settings)
+
+
+def test_sizes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"output_size must be .* got \(7, 0\)"):
+        DeformRoIPool(4, (7, 0), 0.25)
+    with pytest.raises(ValueError, match=r"spatial_scale must be .* got 0"):
+        DeformRoIPool(4, 7, 0)
+    with pytest.raises(ValueError, match="divisor of the 6 output channels, got 4"):
+        DeformPSRoIPool(4, 6, 7, 0.25, classes=4)
+
+
+def test_repr_says_what_it_is() -> None:
+    text = repr(LAYERS["position-sensitive"]())
+    assert "DeformPSRoIPool" in text and "output_size=(3, 2)" in text and "classes=3" in text
