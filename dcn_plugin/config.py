@@ -21,3 +21,14 @@ def add_dcn_config(cfg: CfgNode) -> None:
     # DEFORM_NUM_GROUPS (offset groups) apply to them; so does DEFORM_ON_PER_STAGE, which stands
     # for all blocks of a stage.
     cfg.MODEL.RESNETS.DEFORM_LAST = [0, 0, 0, 0]
+    # Channels of the feature `reduced`: res5 through a 1x1 convolution and ReLU. It is there if
+    # MODEL.RESNETS.OUT_FEATURES names it. R-FCN and DeepLab have 1024, Faster R-CNN 256.
+    cfg.MODEL.RESNETS.REDUCED_CHANNELS = 1024
+
+    # Learning rates of offset branches relative to SOLVER.BASE_LR: of convolutions, and of the
+    # fully connected layer of deformable RoI pooling (section 2.3).
+    cfg.SOLVER.OFFSET_LR_FACTOR = 1.0
+    cfg.SOLVER.ROI_OFFSET_LR_FACTOR = 0.01
+
+    # Iterations between two looks of the OffsetMonitor at the offsets; 0: never.
+    cfg.OFFSET_MONITOR_PERIOD = 100

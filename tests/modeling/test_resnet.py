@@ -9,56 +9,137 @@ import torch
 
 pytest.importorskip("detectron2", reason="backbones need Detectron2")
 
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_backbone
-
-from dcn_plugin import add_dcn_config
+from .backbones import BLOCKS, build, offset_branches, slim_config
 
 
-def slim_config(**resnets: object) -> CfgNode:
-    """Returns a config of a slim R-50 with dilated res5; arguments are keys of RESNETS."""
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    slim = {
-        "OUT_FEATURES": ["res4", "res5"],
-        "NORM": "BN",
-        "STEM_OUT_CHANNELS": 8,
-        "RES2_OUT_CHANNELS": 16,
-        "WIDTH_PER_GROUP": 4,
-        "RES5_DILATION": 2,
-    }
-    for key, value in {**slim, **resnets}.items():
-        setattr(cfg.MODEL.RESNETS, key, value)
-    return cfg
-
-
-def build(name: str, cfg: CfgNode) -> torch.nn.Module:
-    """Builds the backbone registered as `name`, for evaluation."""
-    cfg.MODEL.BACKBONE.NAME = name
-    return build_backbone(cfg).eval()
-
-
+@pytest.mark.parametrize("depth", [50, 101, 152])
 @pytest.mark.parametrize(
-    "last", [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 3], [0, 0, 3, 3], [0, 1, 1, 3]]
+    "last", [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 3], [0, 0, 3, 3], [0, 1, 1, 3]]
 )
-def test_starts_as_detectron2s_resnet(last: list[int]) -> None:
-    plain = build("build_resnet_backbone", slim_config())
-    ours = build("build_deform_resnet_backbone", slim_config(DEFORM_LAST=last))
+def test_starts_as_detectron2s_resnet(depth: int, last: list[int]) -> None:
+    plain = build("build_resnet_backbone", slim_config(DEPTH=depth))
+    ours = build("build_deform_resnet_backbone", slim_config(DEPTH=depth, DEFORM_LAST=last))
     missing, unexpected = ours.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
-    blocks = {"res2": 3, "res3": 4, "res4": 6, "res5": 3}
-    assert set(missing) == {
-        f"{stage}.{block}.conv2_offset.{name}"
-        for (stage, n), k in zip(blocks.items(), last, strict=True)
-        for block in range(n - k, n)
-        for name in ("weight", "bias")
-    }
-    image = torch.randn(1, 3, 64, 96)
+    assert set(missing) == offset_branches(BLOCKS[depth], last)
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     expected, features = plain(image), ours(image)
     assert ours.output_shape() == plain.output_shape()
     for name in expected:
         torch.testing.assert_close(features[name], expected[name])
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_basic_blocks_start_as_detectron2s(depth: int) -> None:
+    shape = {"DEPTH": depth, "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1}
+    last = [0, 0, 1, 2]
+    plain = build("build_resnet_backbone", slim_config(**shape))
+    ours = build("build_deform_resnet_backbone", slim_config(**shape, DEFORM_LAST=last))
+    missing, unexpected = ours.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and set(missing) == offset_branches(BLOCKS[depth], last)
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    expected, features = plain(image), ours(image)
+    for name in expected:
+        torch.testing.assert_close(features[name], expected[name])
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("dilation", [2, 4, 6, 8])
+def test_a_dilated_res5_keeps_the_stride_of_res4(depth: int, dilation: int) -> None:
+    cfg = slim_config(DEPTH=depth, RES2_OUT_CHANNELS=8, RES5_DILATION=dilation)
+    backbone = build("build_deform_resnet_backbone", cfg)
+    assert backbone.output_shape()["res5"].stride == 16
+    spatial = [
+        conv
+        for conv in backbone.res5.modules()
+        if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (3, 3)
+    ]
+    assert len(spatial) == (4 if depth == 18 else 3)
+    for conv in spatial:
+        assert conv.dilation == conv.padding == (dilation, dilation)
+    features = backbone(torch.randn(1, 3, 64, 96, dtype=torch.float64))
+    assert features["res5"].shape[-2:] == features["res4"].shape[-2:] == (4, 6)
+
+
+def test_resnext_and_every_norm_build_and_run() -> None:
+    for norm in ("FrozenBN", "BN", "SyncBN", "GN"):
+        cfg = slim_config(
+            NUM_GROUPS=2,
+            NORM=norm,
+            STEM_OUT_CHANNELS=32,
+            RES2_OUT_CHANNELS=32,
+            WIDTH_PER_GROUP=16,
+            DEFORM_LAST=[0, 0, 0, 3],
+            DEFORM_NUM_GROUPS=4,
+        )
+        backbone = build("build_deform_resnet_backbone", cfg)
+        assert backbone.res5[0].conv2.groups == 2
+        assert backbone(torch.randn(1, 3, 32, 32, dtype=torch.float64))["res5"].shape == (
+            1,
+            256,
+            2,
+            2,
+        )
+
+
+def test_three_layers_cost_a_quarter_million_parameters() -> None:
+    wide = {"STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256, "WIDTH_PER_GROUP": 64}
+    plain, ours = (
+        build("build_deform_resnet_backbone", slim_config(**wide, DEFORM_LAST=[0, 0, 0, k]))
+        for k in (0, 3)
+    )
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (plain, ours)]
+    assert sizes[1] - sizes[0] == 3 * (512 * 9 + 1) * 18  # 0.249 million
+
+
+def test_reduced_is_res5_through_a_1x1_convolution_and_relu() -> None:
+    cfg = slim_config(OUT_FEATURES=["reduced", "res4"], REDUCED_CHANNELS=24)
+    backbone = build("build_deform_resnet_backbone", cfg)
+    shapes = backbone.output_shape()
+    assert list(shapes) == ["reduced", "res4"]
+    assert shapes["reduced"].channels == 24 and shapes["reduced"].stride == 16
+    image = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    features = backbone(image)
+    assert list(features) == ["reduced", "res4"]
+    whole = build("build_deform_resnet_backbone", slim_config())
+    whole.load_state_dict(backbone.state_dict(), strict=False)
+    conv = backbone.reduced
+    expected = torch.nn.functional.conv2d(whole(image)["res5"], conv.weight, conv.bias).relu()
+    torch.testing.assert_close(features["reduced"], expected)
+    assert conv.weight.std().item() == pytest.approx(0.01, rel=0.1) and not conv.bias.any()
+    assert not hasattr(whole, "reduced")
+
+
+def test_freezing_reaches_what_detectron2s_does() -> None:
+    cfg = slim_config(DEFORM_LAST=[0, 0, 0, 3], OUT_FEATURES=["reduced"], NORM="FrozenBN")
+    cfg.MODEL.BACKBONE.FREEZE_AT = 4
+    backbone = build("build_deform_resnet_backbone", cfg)
+    learns = {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert learns == {"res5", "reduced"}
+
+
+def test_the_pyramid_starts_as_detectron2s() -> None:
+    features = ["res2", "res3", "res4", "res5"]
+    configs = [
+        slim_config(RES5_DILATION=1, OUT_FEATURES=features, DEFORM_LAST=last)
+        for last in ([0, 0, 0, 0], [0, 1, 1, 3])
+    ]
+    for cfg in configs:
+        cfg.MODEL.FPN.IN_FEATURES = features
+    plain = build("build_resnet_fpn_backbone", configs[0])
+    ours = build("build_deform_resnet_fpn_backbone", configs[1])
+    missing, unexpected = ours.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and len(missing) == 10
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    expected, levels = plain(image), ours(image)
+    assert list(levels) == ["p2", "p3", "p4", "p5", "p6"]
+    for name, level in levels.items():
+        torch.testing.assert_close(level, expected[name])
+
+
+def test_a_pyramid_needs_stride_32() -> None:
+    with pytest.raises(ValueError, match=r"RES5_DILATION must be 1 .*stride 32, got 2"):
+        build("build_deform_resnet_fpn_backbone", slim_config())
 
 
 def test_detectron2s_own_keys_are_honoured() -> None:
@@ -82,10 +163,35 @@ def test_detectron2s_own_keys_are_honoured() -> None:
         ("DEFORM_LAST", [0, 0, 3], "DEFORM_LAST"),
         ("DEFORM_LAST", [0, 0, 0, -1], "DEFORM_LAST"),
         ("DEPTH", 51, "DEPTH"),
+        ("DEPTH", 34, "RES2_OUT_CHANNELS"),
         ("RES5_DILATION", 3, "RES5_DILATION"),
+        ("OUT_FEATURES", ["res6"], "OUT_FEATURES"),
+        ("OUT_FEATURES", [], "OUT_FEATURES"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(key: str, value: object, named: str) -> None:
     cfg = slim_config(**{key: value})
     with pytest.raises(ValueError, match=f"MODEL.RESNETS.{named} must be .*got"):
+        build("build_deform_resnet_backbone", cfg)
+
+
+@pytest.mark.parametrize("groups", [0, 3, -1])
+def test_offset_groups_must_divide_the_channels(groups: int) -> None:
+    cfg = slim_config(DEFORM_LAST=[0, 0, 0, 3], DEFORM_NUM_GROUPS=groups)
+    message = (
+        f"MODEL.RESNETS.DEFORM_NUM_GROUPS must be a divisor of the 32 .*res5 read, got {groups}"
+    )
+    with pytest.raises(ValueError, match=message):
+        build("build_deform_resnet_backbone", cfg)
+
+
+def test_deformable_blocks_must_be_in_what_is_computed() -> None:
+    cfg = slim_config(DEFORM_LAST=[0, 0, 0, 3], OUT_FEATURES=["res2", "res4"])
+    with pytest.raises(ValueError, match=r"DEFORM_LAST must be 0 for res5, .* got \[0, 0, 0, 3\]"):
+        build("build_deform_resnet_backbone", cfg)
+
+
+def test_reduced_needs_channels() -> None:
+    cfg = slim_config(OUT_FEATURES=["reduced"], REDUCED_CHANNELS=0)
+    with pytest.raises(ValueError, match="REDUCED_CHANNELS must be positive, got 0"):
         build("build_deform_resnet_backbone", cfg)

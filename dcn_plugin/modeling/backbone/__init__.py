@@ -2,7 +2,23 @@
 # Copyright (c) dcn_plugin contributors
 """Deformable backbones."""
 
-from .deform_block import DeformBottleneckBlock
-from .resnet import build_deform_resnet_backbone
+from .aligned_inception_resnet import (
+    AlignedInceptionResNet,
+    build_aligned_inception_resnet_backbone,
+)
+from .deform_block import DeformBasicBlock, DeformBottleneckBlock
+from .inception_block import DeformInceptionResidualBlock, InceptionResidualBlock
+from .reduced import ReducedResNet
+from .resnet import build_deform_resnet_backbone, build_deform_resnet_fpn_backbone
 
-__all__ = ["DeformBottleneckBlock", "build_deform_resnet_backbone"]
+__all__ = [
+    "AlignedInceptionResNet",
+    "DeformBasicBlock",
+    "DeformBottleneckBlock",
+    "DeformInceptionResidualBlock",
+    "InceptionResidualBlock",
+    "ReducedResNet",
+    "build_aligned_inception_resnet_backbone",
+    "build_deform_resnet_backbone",
+    "build_deform_resnet_fpn_backbone",
+]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The paper's 1x1 convolution on top of a backbone, as a feature of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
+from detectron2.modeling.backbone.resnet import ResNet
+
+REDUCED = "reduced"
+
+
+class ReducedResNet(ResNet):
+    """Detectron2's ResNet with one more feature.
+
+    `reduced` is res5 through a 1x1 convolution to fewer channels, and ReLU: 1024 channels for
+    R-FCN and DeepLab, 256 for Faster R-CNN (section 4.1 and appendix B).
+    """
+
+    def __init__(
+        self,
+        stem: CNNBlockBase,
+        stages: Sequence[Sequence[CNNBlockBase]],
+        *,
+        out_features: Sequence[str] | None = None,
+        reduced_channels: int = 1024,
+        num_classes: int | None = None,
+        freeze_at: int = 0,
+    ) -> None:
+        """Makes the network, and the convolution if `reduced` is asked for.
+
+        Args:
+            stem: as in `ResNet`.
+            stages: likewise; res5 is the last.
+            out_features: names of stages, and `reduced`; None: the last feature there is.
+            reduced_channels: of `reduced`.
+            num_classes: as in `ResNet`, for a classifier, whose feature is `linear`.
+            freeze_at: as in `ResNet`.
+        """
+        computed = out_features
+        if out_features is not None:
+            named = ["res5" if name == REDUCED else name for name in out_features]
+            computed = list(dict.fromkeys(named))
+        super().__init__(stem, stages, num_classes, computed, freeze_at)
+        self._wanted = list(out_features or self._out_features)
+        if REDUCED in self._wanted:
+            self.reduced = Conv2d(self._out_feature_channels["res5"], reduced_channels, 1)
+            nn.init.normal_(self.reduced.weight, std=0.01)
+            nn.init.zeros_(self.reduced.bias)
+            self._out_feature_channels[REDUCED] = reduced_channels
+            self._out_feature_strides[REDUCED] = self._out_feature_strides["res5"]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Computes the features.
+
+        Args:
+            x: Tensor[N, C, H, W], images.
+
+        Returns:
+            Tensor[N, C', H', W'] by name, in the order of `out_features`.
+        """
+        features = super().forward(x)
+        if REDUCED in self._wanted:
+            features[REDUCED] = F.relu_(self.reduced(features["res5"]))
+        return {name: features[name] for name in self._wanted}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Returns channels and stride of each feature by name."""
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
+            for name in self._wanted
+        }
