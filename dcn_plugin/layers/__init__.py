@@ -4,7 +4,7 @@
 
 from .convert import make_deformable
 from .deform_conv import DeformConv2d, DeformConv2dPack
-from .offset_branch import OffsetConv2d
+from .offset_branch import OffsetBranch, OffsetConv2d, OffsetLinear
 from .roi_pool import DeformPSRoIPool, DeformRoIPool
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "DeformConv2dPack",
     "DeformPSRoIPool",
     "DeformRoIPool",
+    "OffsetBranch",
     "OffsetConv2d",
+    "OffsetLinear",
     "make_deformable",
 ]

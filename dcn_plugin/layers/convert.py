@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from .deform_conv import DeformConv2d, DeformConv2dPack
-from .offset_branch import OffsetConv2d
+from .offset_branch import OffsetBranch
 
 Predicate = Callable[[str, nn.Conv2d], bool]
 
@@ -79,7 +79,7 @@ def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and not isinstance(module, (DeformConv2d, OffsetConv2d))
+        if isinstance(module, nn.Conv2d) and not isinstance(module, (DeformConv2d, OffsetBranch))
     }
 
 

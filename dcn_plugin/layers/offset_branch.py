@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The convolution that predicts where a deformable convolution samples."""
+"""What predicts where deformable layers sample."""
 
 from __future__ import annotations
 
@@ -15,11 +15,33 @@ Shape shorthand in this module:
 """
 
 
-class OffsetConv2d(nn.Conv2d):
+class OffsetBranch:
+    """What every predictor of offsets is, beside a layer with weight and bias.
+
+    It starts at zero (section 2.3): training begins with an undeformed grid.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def reset_parameters(self) -> None:
+        """Sets weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class OffsetLinear(OffsetBranch, nn.Linear):
+    """Predicts the offsets of a RoI's bins from what was pooled of it."""
+
+
+class OffsetMaps(OffsetBranch, nn.Conv2d):
+    """Predicts maps of which the offsets of a RoI's bins are pooled."""
+
+
+class OffsetConv2d(OffsetBranch, nn.Conv2d):
     """Predicts the offsets, and the mask if modulated, of the convolution that it serves.
 
-    It has the kernel, stride, padding and dilation of that convolution, a bias, and starts at
-    zero (section 2.1): training begins with undeformed taps.
+    It has the kernel, stride, padding and dilation of that convolution, and a bias.
     """
 
     def __init__(self, served: nn.Conv2d, offset_groups: int = 1, modulated: bool = False) -> None:
@@ -52,11 +74,6 @@ class OffsetConv2d(nn.Conv2d):
         )
         self.offset_groups = offset_groups
         self.modulated = modulated
-
-    def reset_parameters(self) -> None:
-        """Sets weight and bias to zero."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predicts where to sample.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
 from ..ops._common import pair
 from ..ops.roi_pool import Size, join_boxes
+from .offset_branch import OffsetLinear, OffsetMaps
 
 """
 Shape shorthand in this module:
@@ -108,8 +109,7 @@ class DeformRoIPool(RoIPool):
             ValueError: if a setting does not fit.
         """
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma, mode)
-        self.offset_fc = nn.Linear(in_channels * self.bins, 2 * self.bins)
-        start_at_zero(self.offset_fc)
+        self.offset_fc = OffsetLinear(in_channels * self.bins, 2 * self.bins)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
         """Pools boxes.
@@ -176,10 +176,9 @@ class DeformPSRoIPool(RoIPool):
             )
         self.classes = classes
         self.score_conv = nn.Conv2d(in_channels, out_channels * self.bins, 1)
-        self.offset_conv = nn.Conv2d(in_channels, 2 * classes * self.bins, 1)
+        self.offset_conv = OffsetMaps(in_channels, 2 * classes * self.bins, 1)
         nn.init.normal_(self.score_conv.weight, std=0.01)
         nn.init.zeros_(self.score_conv.bias)
-        start_at_zero(self.offset_conv)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
         """Pools boxes.
@@ -208,9 +207,3 @@ class DeformPSRoIPool(RoIPool):
     def extra_repr(self) -> str:
         """Describes the pooling in the module's repr."""
         return f"{super().extra_repr()}, classes={self.classes}"
-
-
-def start_at_zero(branch: nn.Linear | nn.Conv2d) -> None:
-    """Lets an offset branch predict no offset until it has learnt something."""
-    nn.init.zeros_(branch.weight)
-    nn.init.zeros_(branch.bias)
