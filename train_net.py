@@ -13,30 +13,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from typing import Any
 
 import torch
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
 
 from dcn_plugin import add_dcn_config
-
-
-class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the COCO evaluator."""
-
-    @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> COCOEvaluator:
-        """Makes the evaluator of one data set; its results go to OUTPUT_DIR/inference."""
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder)
+from dcn_plugin.engine import Checkpointer, Trainer
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -60,7 +47,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)

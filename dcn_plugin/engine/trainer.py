@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Detectron2's trainer with this project's optimizer, checkpointer and monitor."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import COCOEvaluator
+
+from .checkpoint import Checkpointer
+from .offset_monitor import OffsetMonitor
+from .optimizer import build_optimizer
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's `DefaultTrainer` for networks with offset branches."""
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Builds Detectron2's optimizer, with learning rates of their own for offset branches."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> COCOEvaluator:
+        """Makes the evaluator of one data set; its results go to OUTPUT_DIR/inference."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Returns Detectron2's hooks, after the `OffsetMonitor`."""
+        # Here, because DefaultTrainer has made its own, and gives it to its hooks next.
+        self.checkpointer = Checkpointer(
+            self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables
+        )
+        return [
+            OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD),
+            *super().build_hooks(),
+        ]

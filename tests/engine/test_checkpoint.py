@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Weights of Detectron2, of torchvision and of our classifier load into deformable backbones."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+pytest.importorskip("detectron2", reason="the checkpointer is Detectron2's")
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+
+from dcn_plugin import add_dcn_config
+from dcn_plugin.engine import Checkpointer
+from dcn_plugin.modeling import AlignedInceptionResNet
+from tests.modeling.backbones import build, offset_branches, slim_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DCONV3 = {"DEFORM_LAST": [0, 0, 0, 3], "OUT_FEATURES": ["res5"], "RES5_DILATION": 1}
+WIDE = {"STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256, "WIDTH_PER_GROUP": 64}
+IMAGE = (1, 3, 64, 96)
+
+
+def detector(name: str, **resnets: object) -> nn.Module:
+    """Returns a backbone where detectors have it: weights have the prefix `backbone.`."""
+    return nn.ModuleDict({"backbone": build(name, slim_config(**resnets)).float()})
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Gives every weight and statistic a value of its own."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.7, 1.3)
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return network.eval()
+
+
+def load(
+    model: nn.Module, path: Path | str, log: pytest.LogCaptureFixture, kind: type = Checkpointer
+) -> str:
+    """Loads a file as trainers do, and returns the warnings."""
+    with log.at_level(logging.INFO):
+        log.clear()
+        kind(model).resume_or_load(str(path), resume=False)
+    return "\n".join(r.getMessage() for r in log.records if r.levelno >= logging.WARNING)
+
+
+def torchvision_features(network: nn.Module, image: Tensor) -> Tensor:
+    """Runs torchvision's ResNet without its classifier."""
+    return nn.Sequential(*list(network.children())[:-2])(image)
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize(("depth", "res2"), [(18, 64), (50, 256)])
+def test_torchvisions_resnets_load(norm, depth, res2, tmp_path, caplog) -> None:
+    theirs = shaken(getattr(torchvision.models, f"resnet{depth}")(num_classes=5))
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    last = [0, 0, 0, 2]
+    shape = {**WIDE, "RES2_OUT_CHANNELS": res2, "NORM": norm, "STRIDE_IN_1X1": False}
+    model = detector(
+        "build_deform_resnet_backbone", **{**DCONV3, **shape, "DEPTH": depth, "DEFORM_LAST": last}
+    )
+    warnings = load(model, tmp_path / "resnet.pth", caplog)
+    assert "offset" not in warnings
+    assert "not found in the checkpoint" not in warnings  # the report of what is missing
+    image = torch.randn(IMAGE, dtype=torch.float64)
+    torch.testing.assert_close(
+        model.double()["backbone"](image)["res5"], torchvision_features(theirs.double(), image)
+    )
+
+
+def test_the_shipped_config_fits_torchvisions_weights() -> None:
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(
+        str(ROOT / "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3_torchvision.yaml")
+    )
+    name = cfg.MODEL.WEIGHTS.removeprefix("torchvision://")
+    transforms = torchvision.models.get_weight(name).transforms()
+    assert cfg.INPUT.FORMAT == "RGB" and not cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    assert [m / 255 for m in cfg.MODEL.PIXEL_MEAN] == pytest.approx(transforms.mean)
+    assert [s / 255 for s in cfg.MODEL.PIXEL_STD] == pytest.approx(transforms.std)
+
+
+def test_weights_are_found_by_torchvisions_names(tmp_path, caplog, monkeypatch) -> None:
+    theirs = torchvision.models.resnet18(num_classes=5)
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    asked = []
+
+    def get_weight(name: str) -> SimpleNamespace:
+        asked.append(name)
+        return SimpleNamespace(url=str(tmp_path / "resnet.pth"))
+
+    monkeypatch.setattr(torchvision.models, "get_weight", get_weight)
+    model = detector(
+        "build_deform_resnet_backbone",
+        **{**WIDE, "DEPTH": 18, "RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1},
+    )
+    load(model, "torchvision://ResNet18_Weights.IMAGENET1K_V1", caplog)
+    assert set(asked) == {"ResNet18_Weights.IMAGENET1K_V1"}
+    assert torch.equal(model["backbone"].res5[1].conv2.weight, theirs.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize("name", ["ResNet50", "ResNet50_Weights.NONE", "NoNet_Weights.DEFAULT"])
+def test_names_that_torchvision_does_not_have_are_refused(name: str) -> None:
+    model = nn.ModuleDict({"backbone": nn.Conv2d(3, 3, 1)})
+    with pytest.raises(FileNotFoundError, match=f"no weights named '{name}'"):
+        Checkpointer(model).load(f"torchvision://{name}")
+
+
+def caffe2_name(name: str) -> str:
+    """Returns what Detectron2's ImageNet files call a weight of its ResNet."""
+    for ours, theirs in (
+        (r"^stem\.conv1\.norm\.", "res.conv1.bn."),
+        (r"^stem\.", ""),
+        ("conv1.norm", "branch2a.bn"),
+        ("conv2.norm", "branch2b.bn"),
+        ("conv3.norm", "branch2c.bn"),
+        ("shortcut.norm", "branch1.bn"),
+        (r"(res\d\.\d+)\.conv1", r"\1.branch2a"),
+        ("conv2", "branch2b"),
+        ("conv3", "branch2c"),
+        ("shortcut", "branch1"),
+        (r"bn\.weight$", "bn.s"),
+        (r"\.weight$", ".w"),
+        (r"\.bias$", ".b"),
+    ):
+        name = re.sub(ours, theirs, name)
+    return name.replace(".", "_")
+
+
+def test_detectron2s_imagenet_files_load(tmp_path, caplog) -> None:
+    shape = {"NORM": "FrozenBN", **DCONV3}
+    plain = detector("build_resnet_backbone", **{**shape, "DEFORM_LAST": [0, 0, 0, 0]})
+    weights = {}
+    for name, value in plain["backbone"].state_dict().items():
+        if "running" not in name:  # folded into weight and bias
+            value.normal_(0, 0.1)
+            weights[caffe2_name(name)] = value.numpy().copy()
+    assert {"conv1_w", "res_conv1_bn_s", "res5_0_branch1_w", "res4_5_branch2b_bn_b"} <= set(weights)
+    weights |= {"fc1000_w": weights["conv1_w"][:, 0, 0], "fc1000_b": weights["res_conv1_bn_b"]}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(weights))
+    load(plain, tmp_path / "R-50.pkl", caplog, DetectionCheckpointer)
+    model = detector("build_deform_resnet_backbone", **shape)
+    warnings = load(model, tmp_path / "R-50.pkl", caplog)
+    assert "offset" not in warnings and "not found in the checkpoint" not in warnings
+    image = torch.randn(IMAGE, dtype=torch.float64)
+    torch.testing.assert_close(
+        model.double()["backbone"](image)["res5"], plain.double()["backbone"](image)["res5"]
+    )
+    assert not any(p.any() for n, p in model.named_parameters() if "offset" in n)
+
+
+@pytest.mark.parametrize("kind", [Checkpointer, DetectionCheckpointer])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_detectron2s_dconv_checkpoints_load(kind, modulated, tmp_path, caplog) -> None:
+    keys = {
+        "DEFORM_ON_PER_STAGE": [False, True, True, True],
+        "DEFORM_MODULATED": modulated,
+        "OUT_FEATURES": ["res5"],
+    }
+    theirs = detector("build_resnet_backbone", **keys)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, 0, 0.1)
+    zoo = {"model": {k: v.numpy() for k, v in theirs.state_dict().items()}, "__author__": "Zoo"}
+    (tmp_path / "model_final.pkl").write_bytes(pickle.dumps(zoo))
+    model = detector("build_deform_resnet_backbone", **keys)
+    assert load(model, tmp_path / "model_final.pkl", caplog, kind) == ""
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_plain_checkpoint_says_what_is_new_without_a_warning(tmp_path, caplog) -> None:
+    plain = detector("build_deform_resnet_backbone", **{**DCONV3, "DEFORM_LAST": [0, 0, 0, 0]})
+    weights = plain.state_dict()
+    torch.save({"model": weights}, tmp_path / "plain.pth")
+    model = detector("build_deform_resnet_backbone", **DCONV3)
+    assert load(model, tmp_path / "plain.pth", caplog) == ""
+    for name in offset_branches((3, 4, 6, 3), DCONV3["DEFORM_LAST"]):
+        assert f"backbone.{name}" in caplog.text
+    # Whatever else is missing is still reported.
+    del weights["backbone.res5.0.conv2.weight"]
+    torch.save({"model": weights}, tmp_path / "less.pth")
+    warnings = load(model, tmp_path / "less.pth", caplog)
+    assert "backbone.res5.0.conv2.weight" in warnings and "offset" not in warnings
+
+
+def test_the_classifier_loads_into_the_backbone(tmp_path, caplog) -> None:
+    classifier = shaken(AlignedInceptionResNet(num_classes=5, stem_channels=8, res2_channels=16))
+    saved = {"model": classifier.state_dict(), "matching_heuristics": True}
+    torch.save(saved, tmp_path / "air.pth")
+    model = detector("build_aligned_inception_resnet_backbone", **DCONV3)
+    warnings = load(model, tmp_path / "air.pth", caplog)
+    assert "not found in the checkpoint" not in warnings and "offset" not in warnings
+    image = torch.randn(IMAGE, dtype=torch.float64)
+    classifier.double()
+    pooled = model.double()["backbone"](image)["res5"].mean(dim=(2, 3))
+    torch.testing.assert_close(classifier.linear(pooled), classifier(image)["linear"])

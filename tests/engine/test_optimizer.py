@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Learning rates of offset branches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("detectron2", reason="the optimizer is Detectron2's")
+
+from detectron2.config import get_cfg
+
+from dcn_plugin import add_dcn_config
+from dcn_plugin.engine import build_optimizer
+from dcn_plugin.layers import DeformConv2dPack, DeformPSRoIPool, DeformRoIPool
+
+
+def network() -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "plain": nn.Conv2d(3, 4, 3),
+            "norm": nn.BatchNorm2d(4),
+            "pack": DeformConv2dPack(4, 4, 3),
+            "pool": DeformRoIPool(4, 2, 1.0),
+            "ps": DeformPSRoIPool(4, 3, 2, 1.0),
+        }
+    )
+
+
+def learning_rates(model: nn.Module, **solver: float) -> dict[str, tuple[float, float]]:
+    """Returns learning rate and weight decay of each parameter, read from the optimizer."""
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.SOLVER.BASE_LR = 0.5
+    for key, value in solver.items():
+        setattr(cfg.SOLVER, key, value)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(cfg, model).param_groups
+    found = {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(found) == len(names)
+    return found
+
+
+def test_by_default_only_the_fc_of_roi_pooling_learns_slower() -> None:
+    for name, (lr, _) in learning_rates(network()).items():
+        assert lr == pytest.approx(0.005 if "offset_fc" in name else 0.5), name
+
+
+def test_the_factors_are_those_of_the_config() -> None:
+    found = learning_rates(
+        network(), OFFSET_LR_FACTOR=0.1, ROI_OFFSET_LR_FACTOR=0.2, BIAS_LR_FACTOR=2.0
+    )
+    for name, (lr, _) in found.items():
+        factor = 0.1 if "offset_conv" in name else 0.2 if "offset_fc" in name else 1
+        bias = 2 if name.endswith("bias") else 1
+        assert lr == pytest.approx(0.5 * factor * bias), name
+
+
+def test_weight_decay_stays_detectron2s() -> None:
+    found = learning_rates(network(), WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.0)
+    for name, (_, decay) in found.items():
+        assert decay == (0.0 if name.startswith("norm") else 0.3), name
+
+
+def test_gradients_are_clipped_where_the_config_says() -> None:
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.25
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY = 1.0, 0.0, 0.0
+    layer = nn.Linear(1, 1)
+    before = layer.bias.item()
+    optimizer = build_optimizer(cfg, layer)
+    layer.weight.grad, layer.bias.grad = torch.zeros(1, 1), torch.full((1,), 9.0)
+    optimizer.step()
+    assert layer.bias.item() == pytest.approx(before - 0.25)
