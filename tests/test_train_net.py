@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
 
 import train_net
+from dcn_plugin.engine import Trainer
 
 from .tiny_coco import write_tiny_coco
 
@@ -36,8 +38,8 @@ def data(tmp_path):
     MetadataCatalog.remove("tiny_coco")
 
 
-def run(data: str, output: Path, *more: str) -> dict | None:
-    """Runs train_net.py's main with small settings, from random weights."""
+def arguments(data: str, output: Path, *flags: str, **more: object) -> argparse.Namespace:
+    """Returns a command line of small settings, from random weights; more: other keys."""
     overrides = {
         "MODEL.WEIGHTS": "",
         "MODEL.DEVICE": "cpu",
@@ -63,26 +65,40 @@ def run(data: str, output: Path, *more: str) -> dict | None:
         "SOLVER.STEPS": "()",
         "SEED": 1,
         "OUTPUT_DIR": output,
+        "OFFSET_MONITOR_PERIOD": 2,
+        **more,
     }
     options = [str(word) for pair in overrides.items() for word in pair]
-    args = default_argument_parser().parse_args(
-        ["--config-file", str(ROOT / CONFIG), *more, *options]
+    return default_argument_parser().parse_args(
+        ["--config-file", str(ROOT / CONFIG), *flags, *options]
     )
-    return train_net.main(args)
+
+
+def run(data: str, output: Path, *flags: str, **more: object) -> dict | None:
+    """Runs train_net.py's main."""
+    return train_net.main(arguments(data, output, *flags, **more))
+
+
+def read_metrics(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def detections(output: Path) -> list[dict]:
+    return json.loads((output / "inference/coco_instances_results.json").read_text())
 
 
 def test_trains_evaluates_and_evaluates_its_checkpoint_again(data, tmp_path) -> None:
     output = tmp_path / "output"
     run(data, output)
-    metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    metrics = read_metrics(output)
     assert all(math.isfinite(m["total_loss"]) for m in metrics if "total_loss" in m)
-    trained = {
-        name[len("bbox/") :]: value
-        for m in metrics
-        for name, value in m.items()
-        if name.startswith("bbox/")
+    assert any("bbox/AP50" in m for m in metrics)
+    watched = {name for m in metrics for name in m if name.startswith("offsets/")}
+    assert watched == {
+        f"offsets/backbone.res5.{block}.conv2_offset/{kind}"
+        for block in range(3)
+        for kind in ("mean", "max", "outside")
     }
-    assert trained.keys() >= {"AP", "AP50"}
 
     weights = output / "model_final.pth"
     saved = torch.load(weights, weights_only=True)["model"]
@@ -95,5 +111,26 @@ def test_trains_evaluates_and_evaluates_its_checkpoint_again(data, tmp_path) -> 
     # They start at zero: that they moved shows that gradients reach them through the op.
     assert all(saved[key].abs().max() > 0 for key in offset_keys)
 
-    again = run(data, tmp_path / "again", "--eval-only", "MODEL.WEIGHTS", str(weights))
-    assert again["bbox"] == pytest.approx(trained, nan_ok=True)
+    run(data, tmp_path / "again", "--eval-only", **{"MODEL.WEIGHTS": weights})
+    assert detections(output) and detections(tmp_path / "again") == detections(output)
+    run(data, tmp_path / "random", "--eval-only", SEED=2)
+    assert detections(tmp_path / "random") != detections(output)
+
+
+def test_resumes_with_weights_momentum_and_iteration(data, tmp_path) -> None:
+    run(data, tmp_path)
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    trainer = Trainer(train_net.setup(arguments(data, tmp_path, "--resume")))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == ITERATIONS
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, saved["model"][name]), name
+    momentum = saved["trainer"]["_trainer"]["optimizer"]["state"]
+    resumed = trainer.optimizer.state_dict()["state"]
+    assert momentum.keys() == resumed.keys() and len(momentum) > 50
+    for index, state in momentum.items():
+        assert torch.equal(resumed[index]["momentum_buffer"], state["momentum_buffer"])
+    # And goes on from there.
+    run(data, tmp_path, "--resume", **{"SOLVER.MAX_ITER": ITERATIONS + 1})
+    done = [m["iteration"] for m in read_metrics(tmp_path) if "total_loss" in m]
+    assert done[-1] == ITERATIONS

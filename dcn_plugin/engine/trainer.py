@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +18,15 @@ from .checkpoint import Checkpointer
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer
 
+INNER = "_trainer"  # as in checkpoints of Detectron2's main
+
 
 class Trainer(DefaultTrainer):
-    """Detectron2's `DefaultTrainer` for networks with offset branches."""
+    """Detectron2's `DefaultTrainer` for networks with offset branches.
+
+    Its checkpoints hold the optimizer's state, which those of Detectron2 0.6 lack: there a resumed
+    training begins without momentum.
+    """
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -44,3 +51,17 @@ class Trainer(DefaultTrainer):
             OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD),
             *super().build_hooks(),
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed training needs beside the model."""
+        return {**super().state_dict(), INNER: self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resumes; a checkpoint without the optimizer's state, of Detectron2 0.6, is resumed too.
+
+        Args:
+            state_dict: what `state_dict` returned.
+        """
+        super().load_state_dict(state_dict)
+        if INNER in state_dict:
+            self._trainer.load_state_dict(state_dict[INNER])
