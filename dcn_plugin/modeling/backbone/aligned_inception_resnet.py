@@ -67,7 +67,15 @@ class AlignedInceptionResNet(ReducedResNet):
             stride_in_1x1: as in `InceptionResidualBlock`.
             reduced_channels: as in `ReducedResNet`.
             freeze_at: as in `ResNet`.
+
+        Raises:
+            ValueError: if a stage has fewer blocks than shall be deformable.
         """
+        if any(not 0 <= k <= n for k, n in zip(deformable, blocks, strict=True)):
+            raise ValueError(
+                f"deformable must be from 0 to the blocks of each stage, {list(blocks)}, "
+                f"got {list(deformable)}"
+            )
         stem = BasicStem(in_channels, stem_channels, norm)
         stages: list[list[CNNBlockBase]] = []
         channels = stem_channels
