@@ -134,3 +134,39 @@ def test_resumes_with_weights_momentum_and_iteration(data, tmp_path) -> None:
     run(data, tmp_path, "--resume", **{"SOLVER.MAX_ITER": ITERATIONS + 1})
     done = [m["iteration"] for m in read_metrics(tmp_path) if "total_loss" in m]
     assert done[-1] == ITERATIONS
+
+
+ON_REDUCED = {
+    "MODEL.RESNETS.OUT_FEATURES": "['res4', 'reduced']",
+    "MODEL.RESNETS.REDUCED_CHANNELS": 32,
+    "MODEL.RPN.IN_FEATURES": "['res4']",
+    "MODEL.ROI_HEADS.IN_FEATURES": "['reduced']",
+}
+ON_PYRAMID = {
+    "MODEL.RESNETS.RES5_DILATION": 1,
+    "MODEL.RESNETS.DEFORM_LAST": [0, 1, 1, 3],
+    "MODEL.RESNETS.OUT_FEATURES": "['res2', 'res3', 'res4', 'res5']",
+    "MODEL.FPN.IN_FEATURES": "['res2', 'res3', 'res4', 'res5']",
+    "MODEL.RPN.IN_FEATURES": "['p2', 'p3', 'p4', 'p5', 'p6']",
+    "MODEL.ROI_HEADS.IN_FEATURES": "['p2', 'p3', 'p4', 'p5']",
+    "MODEL.ANCHOR_GENERATOR.SIZES": "[[16], [32], [64], [128], [256]]",
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "keys", "branches"),
+    [
+        ("build_deform_resnet_backbone", ON_REDUCED, 3),
+        ("build_deform_resnet_fpn_backbone", ON_PYRAMID, 5),
+        ("build_aligned_inception_resnet_backbone", ON_REDUCED, 6),
+    ],
+)
+def test_every_backbone_trains_in_the_stock_detector(
+    backbone, keys, branches, data, tmp_path
+) -> None:
+    run(data, tmp_path, **{"MODEL.BACKBONE.NAME": backbone, **keys})
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    offsets = {name: value for name, value in saved.items() if "_offset.weight" in name}
+    assert len(offsets) == branches
+    assert all(value.abs().max() > 0 for value in offsets.values())
+    assert detections(tmp_path)
