@@ -23,7 +23,7 @@ from detectron2.config import get_cfg
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import Checkpointer
 from dcn_plugin.modeling import AlignedInceptionResNet
-from tests.modeling.backbones import build, offset_branches, slim_config
+from tests.modeling.backbones import build, offset_branches, shake, slim_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DCONV3 = {"DEFORM_LAST": [0, 0, 0, 3], "OUT_FEATURES": ["res5"], "RES5_DILATION": 1}
@@ -34,17 +34,6 @@ IMAGE = (1, 3, 64, 96)
 def detector(name: str, **resnets: object) -> nn.Module:
     """Returns a backbone where detectors have it: weights have the prefix `backbone.`."""
     return nn.ModuleDict({"backbone": build(name, slim_config(**resnets)).float()})
-
-
-def shaken(network: nn.Module) -> nn.Module:
-    """Gives every weight and statistic a value of its own."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.7, 1.3)
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.weight, 0.7, 1.3)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return network.eval()
 
 
 def load(
@@ -65,7 +54,7 @@ def torchvision_features(network: nn.Module, image: Tensor) -> Tensor:
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 @pytest.mark.parametrize(("depth", "res2"), [(18, 64), (50, 256)])
 def test_torchvisions_resnets_load(norm, depth, res2, tmp_path, caplog) -> None:
-    theirs = shaken(getattr(torchvision.models, f"resnet{depth}")(num_classes=5))
+    theirs = shake(getattr(torchvision.models, f"resnet{depth}")(num_classes=5))
     torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
     last = [0, 0, 0, 2]
     shape = {**WIDE, "RES2_OUT_CHANNELS": res2, "NORM": norm, "STRIDE_IN_1X1": False}
@@ -198,7 +187,7 @@ def test_a_plain_checkpoint_says_what_is_new_without_a_warning(tmp_path, caplog)
 
 
 def test_the_classifier_loads_into_the_backbone(tmp_path, caplog) -> None:
-    classifier = shaken(AlignedInceptionResNet(num_classes=5, stem_channels=8, res2_channels=16))
+    classifier = shake(AlignedInceptionResNet(num_classes=5, stem_channels=8, res2_channels=16))
     saved = {"model": classifier.state_dict(), "matching_heuristics": True}
     torch.save(saved, tmp_path / "air.pth")
     model = detector("build_aligned_inception_resnet_backbone", **DCONV3)

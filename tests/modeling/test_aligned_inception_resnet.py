@@ -14,21 +14,10 @@ pytest.importorskip("detectron2", reason="backbones need Detectron2")
 from dcn_plugin.modeling import AlignedInceptionResNet
 from dcn_plugin.modeling.backbone import InceptionResidualBlock
 
-from .backbones import build, offset_branches, slim_config
+from .backbones import build, offset_branches, shake, slim_config
 
 NAME = "build_aligned_inception_resnet_backbone"
 BLOCKS = (3, 4, 23, 3)
-
-
-def spread(module: nn.Module) -> nn.Module:
-    """Gives norms statistics and parameters that are not those of the identity."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.weight, 1, 0.1)
-            nn.init.normal_(norm.bias, 0, 0.1)
-            nn.init.normal_(norm.running_mean, 0, 0.1)
-            nn.init.uniform_(norm.running_var, 0.8, 1.2)
-    return module.eval().double()
 
 
 def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -39,7 +28,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_block_is_that_of_figure_8(dilation: int) -> None:
-    block = spread(InceptionResidualBlock(32, 32, dilation=dilation))
+    block = shake(InceptionResidualBlock(32, 32, dilation=dilation)).double()
     shapes = {name: tuple(p.shape) for name, p in block.named_parameters() if p.dim() == 4}
     assert shapes == {
         "deep1.weight": (4, 32, 1, 1),
@@ -88,7 +77,7 @@ def test_size_is_that_of_table_7() -> None:
 @pytest.mark.parametrize("last", [[0, 0, 0, 1], [0, 0, 0, 3], [0, 0, 3, 3]])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_starts_as_the_plain_network(last: list[int], groups: int) -> None:
-    plain = spread(build(NAME, slim_config()))
+    plain = shake(build(NAME, slim_config()))
     ours = build(NAME, slim_config(DEFORM_LAST=last, DEFORM_NUM_GROUPS=groups))
     missing, unexpected = ours.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected

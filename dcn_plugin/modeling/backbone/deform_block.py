@@ -20,8 +20,11 @@ from dcn_plugin.layers import OffsetConv2d
 from dcn_plugin.ops import deform_conv2d
 
 
-class DeformBottleneckBlock(BottleneckBlock):
-    """A bottleneck block whose 3x3 convolution is deformable."""
+class DeformableBlock:
+    """What makes a residual block deformable: comes before the plain block among the bases."""
+
+    # Which of the plain block's convolutions are.
+    DEFORMABLE: tuple[str, ...] = ("conv2",)
 
     def __init__(
         self,
@@ -32,17 +35,40 @@ class DeformBottleneckBlock(BottleneckBlock):
         modulated: bool = False,
         **plain: Any,
     ) -> None:
-        """Makes the plain block, then its offset branch.
+        """Makes the plain block, then its offset branches.
 
         Args:
             in_channels: of the block.
             out_channels: of the block.
             offset_groups: how many blocks of channels have offsets of their own.
             modulated: whether taps are weighted by a learnt mask too (DCNv2).
-            plain: the other arguments of `BottleneckBlock`.
+            plain: the other arguments of the plain block.
         """
         super().__init__(in_channels, out_channels, **plain)
-        self.conv2_offset = OffsetConv2d(self.conv2, offset_groups, modulated)
+        for name in self.DEFORMABLE:
+            branch = OffsetConv2d(getattr(self, name), offset_groups, modulated)
+            setattr(self, f"{name}_offset", branch)
+
+    def deform(self, name: str, x: Tensor) -> Tensor:
+        """Applies a convolution, and its norm, where its offset branch says.
+
+        Args:
+            name: of the convolution: one of Detectron2's, without activation.
+            x: Tensor[N, C, H, W].
+
+        Returns:
+            Tensor[N, C', H', W'].
+        """
+        conv: Conv2d = getattr(self, name)
+        offset, mask = getattr(self, f"{name}_offset")(x)
+        out = deform_conv2d(
+            x, offset, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, mask
+        )
+        return out if conv.norm is None else conv.norm(out)
+
+
+class DeformBottleneckBlock(DeformableBlock, BottleneckBlock):
+    """A bottleneck block whose 3x3 convolution is deformable."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the block.
@@ -54,7 +80,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             Tensor[N, out_channels, H', W'].
         """
         out = F.relu_(self.conv1(x))
-        out = F.relu_(deform(self.conv2, self.conv2_offset, out))
+        out = F.relu_(self.deform("conv2", out))
         out = self.conv3(out)
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
@@ -79,29 +105,8 @@ class DilatedBasicBlock(BasicBlock):
             conv.dilation = conv.padding = (dilation, dilation)
 
 
-class DeformBasicBlock(DilatedBasicBlock):
+class DeformBasicBlock(DeformableBlock, DilatedBasicBlock):
     """A basic block whose second convolution is deformable."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        offset_groups: int = 1,
-        modulated: bool = False,
-        **plain: Any,
-    ) -> None:
-        """Makes the plain block, then its offset branch.
-
-        Args:
-            in_channels: of the block.
-            out_channels: of the block.
-            offset_groups: how many blocks of channels have offsets of their own.
-            modulated: whether taps are weighted by a learnt mask too (DCNv2).
-            plain: the other arguments of `DilatedBasicBlock`.
-        """
-        super().__init__(in_channels, out_channels, **plain)
-        self.conv2_offset = OffsetConv2d(self.conv2, offset_groups, modulated)
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the block.
@@ -113,24 +118,6 @@ class DeformBasicBlock(DilatedBasicBlock):
             Tensor[N, out_channels, H', W'].
         """
         out = F.relu_(self.conv1(x))
-        out = deform(self.conv2, self.conv2_offset, out)
+        out = self.deform("conv2", out)
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
-
-
-def deform(conv: Conv2d, offset_branch: OffsetConv2d, x: Tensor) -> Tensor:
-    """Applies a convolution and its norm where the offset branch says.
-
-    Args:
-        conv: Detectron2's, without activation.
-        offset_branch: of this convolution.
-        x: Tensor[N, C, H, W].
-
-    Returns:
-        Tensor[N, C', H', W'].
-    """
-    offset, mask = offset_branch(x)
-    out = deform_conv2d(
-        x, offset, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, mask
-    )
-    return out if conv.norm is None else conv.norm(out)

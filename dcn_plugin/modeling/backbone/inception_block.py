@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 
-from dcn_plugin.layers import OffsetConv2d
-
-from .deform_block import deform
+from .deform_block import DeformableBlock
 
 
 class Activation(CNNBlockBase):
@@ -113,41 +111,21 @@ class InceptionResidualBlock(CNNBlockBase):
         return self.wide2(x)
 
 
-class DeformInceptionResidualBlock(InceptionResidualBlock):
+class DeformInceptionResidualBlock(DeformableBlock, InceptionResidualBlock):
     """The block with the last 3x3 convolution of each branch deformable.
 
     Which of its convolutions are the deformable ones the paper does not say.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        offset_groups: int = 1,
-        modulated: bool = False,
-        **plain: Any,
-    ) -> None:
-        """Makes the plain block, then its offset branches.
-
-        Args:
-            in_channels: of the block.
-            out_channels: of the block.
-            offset_groups: how many blocks of channels have offsets of their own.
-            modulated: whether taps are weighted by a learnt mask too (DCNv2).
-            plain: the other arguments of `InceptionResidualBlock`.
-        """
-        super().__init__(in_channels, out_channels, **plain)
-        self.deep3_offset = OffsetConv2d(self.deep3, offset_groups, modulated)
-        self.wide2_offset = OffsetConv2d(self.wide2, offset_groups, modulated)
+    DEFORMABLE = ("deep3", "wide2")
 
     def last_deep(self, x: Tensor) -> Tensor:
         """Applies the last convolution of the deep branch where its offsets say."""
-        return deform(self.deep3, self.deep3_offset, x)
+        return self.deform("deep3", x)
 
     def last_wide(self, x: Tensor) -> Tensor:
         """Applies the last convolution of the wide branch where its offsets say."""
-        return deform(self.wide2, self.wide2_offset, x)
+        return self.deform("wide2", x)
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, norm: str = "", **more: Any) -> Conv2d:
