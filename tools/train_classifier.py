@@ -218,6 +218,9 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(f"train_classifier: {error}")
     if dist.is_initialized():
         dist.barrier()
+        # PyTorch 2.11: gloo's threads need the interpreter's lock to let go of tensors, and
+        # destroy_process_group waits for these threads with the lock held.
+        time.sleep(0.5)
         dist.destroy_process_group()
 
 

@@ -32,8 +32,6 @@ class Runner:
         self.device = device
         self.amp = amp
         self.quiet = quiet
-        # Kept, so that gloo's threads never hold the last reference to a tensor of Python's: they
-        # would need the interpreter to drop it, which waits for them at the end.
         self.sums = torch.zeros(3, device=device, dtype=torch.float64)
 
     def logits(self, images: Tensor) -> Tensor:
