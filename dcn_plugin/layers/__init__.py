@@ -5,7 +5,7 @@
 from .convert import make_deformable
 from .deform_conv import DeformConv2d, DeformConv2dPack
 from .offset_branch import OffsetBranch, OffsetConv2d, OffsetLinear
-from .roi_pool import DeformPSRoIPool, DeformRoIPool
+from .roi_pool import DeformPSRoIPool, DeformRoIPool, PSRoIPool, RoIPool
 
 __all__ = [
     "DeformConv2d",
@@ -15,5 +15,7 @@ __all__ = [
     "OffsetBranch",
     "OffsetConv2d",
     "OffsetLinear",
+    "PSRoIPool",
+    "RoIPool",
     "make_deformable",
 ]

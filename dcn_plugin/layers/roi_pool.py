@@ -26,18 +26,19 @@ Boxes = Tensor | Sequence[Tensor]
 MODES = ("align", "bin", "msra")
 
 
-class RoIPool(nn.Module):
-    """What both poolings share: how boxes lie on the features and are cut into bins."""
+class BoxPool(nn.Module):
+    """What all poolings share: how boxes lie on the features and are cut into bins."""
 
     def __init__(
-        self,
-        output_size: Size,
-        spatial_scale: float,
-        sampling_ratio: int,
-        gamma: float,
-        mode: str,
+        self, output_size: Size, spatial_scale: float, sampling_ratio: int = 0, mode: str = "align"
     ) -> None:
         """Checks and keeps the settings.
+
+        Args:
+            output_size: (P_h, P_w), or one number for both.
+            spatial_scale: of the features relative to the image.
+            sampling_ratio: as in `dcn_plugin.ops.roi_pool`, like the next.
+            mode: where a bin samples.
 
         Raises:
             ValueError: if one of them does not fit.
@@ -54,7 +55,6 @@ class RoIPool(nn.Module):
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
-        self.gamma = gamma
         self.mode = mode
 
     @property
@@ -63,8 +63,8 @@ class RoIPool(nn.Module):
         return self.output_size[0] * self.output_size[1]
 
     @property
-    def plain(self) -> dict[str, Any]:
-        """Returns the arguments that the ops with and without offsets take."""
+    def settings(self) -> dict[str, Any]:
+        """Returns the arguments of the plain op."""
         return {
             "output_size": self.output_size,
             "spatial_scale": self.spatial_scale,
@@ -74,11 +74,26 @@ class RoIPool(nn.Module):
 
     def extra_repr(self) -> str:
         """Describes the pooling in the module's repr."""
-        settings = {**self.plain, "gamma": self.gamma}
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
 
-class DeformRoIPool(RoIPool):
+class RoIPool(BoxPool):
+    """Average RoI pooling (Eq. 5)."""
+
+    def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
+        """Pools boxes.
+
+        Args:
+            features: Tensor[N, C, H, W].
+            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+
+        Returns:
+            Tensor[R, C, P_h, P_w].
+        """
+        return roi_pool(features, boxes, **self.settings)
+
+
+class DeformRoIPool(BoxPool):
     """Deformable RoI pooling (section 2.2): bins move where a fully connected layer says.
 
     The boxes are pooled plainly first; `offset_fc` turns that into an offset per bin, relative to
@@ -99,16 +114,14 @@ class DeformRoIPool(RoIPool):
 
         Args:
             in_channels: C.
-            output_size: (P_h, P_w), or one number for both.
+            output_size: as in `BoxPool`, like the next two.
             spatial_scale: of the features relative to the image.
-            sampling_ratio: as in `dcn_plugin.ops.deform_roi_pool`, like the next two.
+            sampling_ratio: samples of a bin along each axis.
             gamma: what offsets are multiplied by.
-            mode: where a bin samples.
-
-        Raises:
-            ValueError: if a setting does not fit.
+            mode: as in `BoxPool`.
         """
-        super().__init__(output_size, spatial_scale, sampling_ratio, gamma, mode)
+        super().__init__(output_size, spatial_scale, sampling_ratio, mode)
+        self.gamma = gamma
         self.offset_fc = OffsetLinear(in_channels * self.bins, 2 * self.bins)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
@@ -122,8 +135,8 @@ class DeformRoIPool(RoIPool):
             Tensor[R, C, P_h, P_w].
         """
         boxes = join_boxes(boxes)
-        offset = self.offsets(roi_pool(features, boxes, **self.plain))
-        return deform_roi_pool(features, boxes, offset, **self.plain, gamma=self.gamma)
+        offset = self.offsets(roi_pool(features, boxes, **self.settings))
+        return deform_roi_pool(features, boxes, offset, **self.settings, gamma=self.gamma)
 
     def offsets(self, pooled: Tensor) -> Tensor:
         """Predicts Tensor[R, 2, P_h, P_w], x and y, from what was pooled plainly.
@@ -134,13 +147,59 @@ class DeformRoIPool(RoIPool):
             flat = pooled.flatten(1).to(self.offset_fc.weight.dtype)
             return self.offset_fc(flat).unflatten(1, (2, *self.output_size))
 
+    def extra_repr(self) -> str:
+        """Describes the pooling in the module's repr."""
+        return f"{super().extra_repr()}, gamma={self.gamma}"
 
-class DeformPSRoIPool(RoIPool):
-    """Deformable position-sensitive RoI pooling (section 2.2) of score maps of its own.
 
-    Two 1x1 convolutions make score maps of the features for every bin: `score_conv` what is
-    pooled, `offset_conv` how far each bin of each class moves. The latter starts at zero: at
-    first this is plain position-sensitive pooling.
+class PSRoIPool(BoxPool):
+    """Position-sensitive RoI pooling of score maps that a 1x1 convolution makes of features.
+
+    `score_conv` has maps for every bin of every output channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        output_size: Size,
+        spatial_scale: float,
+        sampling_ratio: int = 0,
+        mode: str = "align",
+    ) -> None:
+        """Makes the convolution.
+
+        Args:
+            in_channels: C.
+            out_channels: C', of the result.
+            output_size: as in `BoxPool`, like the next three.
+            spatial_scale: of the features relative to the image.
+            sampling_ratio: samples of a bin along each axis.
+            mode: where a bin samples.
+        """
+        super().__init__(output_size, spatial_scale, sampling_ratio, mode)
+        self.score_conv = nn.Conv2d(in_channels, out_channels * self.bins, 1)
+        nn.init.normal_(self.score_conv.weight, std=0.01)
+        nn.init.zeros_(self.score_conv.bias)
+
+    def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
+        """Pools boxes.
+
+        Args:
+            features: Tensor[N, C, H, W].
+            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+
+        Returns:
+            Tensor[R, C', P_h, P_w].
+        """
+        return ps_roi_pool(self.score_conv(features), boxes, **self.settings)
+
+
+class DeformPSRoIPool(PSRoIPool):
+    """Deformable position-sensitive RoI pooling (section 2.2).
+
+    A second convolution, `offset_conv`, makes maps of how far each bin of each class moves. It
+    starts at zero: at first this is plain position-sensitive pooling.
     """
 
     def __init__(
@@ -159,26 +218,26 @@ class DeformPSRoIPool(RoIPool):
         Args:
             in_channels: C.
             out_channels: C', of the result.
-            output_size: (P_h, P_w), or one number for both.
+            output_size: as in `BoxPool`, like the next two.
             spatial_scale: of the features relative to the image.
-            sampling_ratio: as in `dcn_plugin.ops.deform_ps_roi_pool`, like the next two.
+            sampling_ratio: samples of a bin along each axis.
             gamma: what offsets are multiplied by.
-            mode: where a bin samples.
+            mode: as in `BoxPool`.
             classes: n, how many blocks of output channels have offsets of their own.
 
         Raises:
-            ValueError: if a setting does not fit.
+            ValueError: if the classes do not divide the output channels.
         """
-        super().__init__(output_size, spatial_scale, sampling_ratio, gamma, mode)
         if classes < 1 or out_channels % classes != 0:
             raise ValueError(
                 f"classes must be a divisor of the {out_channels} output channels, got {classes}"
             )
+        super().__init__(
+            in_channels, out_channels, output_size, spatial_scale, sampling_ratio, mode
+        )
+        self.gamma = gamma
         self.classes = classes
-        self.score_conv = nn.Conv2d(in_channels, out_channels * self.bins, 1)
         self.offset_conv = OffsetMaps(in_channels, 2 * classes * self.bins, 1)
-        nn.init.normal_(self.score_conv.weight, std=0.01)
-        nn.init.zeros_(self.score_conv.bias)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
         """Pools boxes.
@@ -193,7 +252,7 @@ class DeformPSRoIPool(RoIPool):
         boxes = join_boxes(boxes)
         offset = self.offsets(features, boxes)
         scores = self.score_conv(features)
-        return deform_ps_roi_pool(scores, boxes, offset, **self.plain, gamma=self.gamma)
+        return deform_ps_roi_pool(scores, boxes, offset, **self.settings, gamma=self.gamma)
 
     def offsets(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Predicts Tensor[R, 2*n, P_h, P_w], x and y of each class.
@@ -202,8 +261,8 @@ class DeformPSRoIPool(RoIPool):
         """
         with torch.autocast(features.device.type, enabled=False):
             maps = self.offset_conv(features.to(self.offset_conv.weight.dtype))
-            return ps_roi_pool(maps, boxes, **self.plain)
+            return ps_roi_pool(maps, boxes, **self.settings)
 
     def extra_repr(self) -> str:
         """Describes the pooling in the module's repr."""
-        return f"{super().extra_repr()}, classes={self.classes}"
+        return f"{super().extra_repr()}, gamma={self.gamma}, classes={self.classes}"

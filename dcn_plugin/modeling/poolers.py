@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Deformable RoI pooling over the levels of a feature pyramid."""
+"""Average RoI pooling, plain and deformable, over the levels of a feature pyramid."""
 
 from __future__ import annotations
 
@@ -10,11 +10,38 @@ from torch import nn
 
 from detectron2.modeling.poolers import ROIPooler
 
-from dcn_plugin.layers import DeformRoIPool
+from dcn_plugin.layers import DeformRoIPool, RoIPool
 
 
-class DeformROIPooler(ROIPooler):
-    """Detectron2's `ROIPooler` with deformable RoI pooling on each level.
+class AverageROIPooler(ROIPooler):
+    """Detectron2's `ROIPooler` with the average RoI pooling of this project on each level."""
+
+    def __init__(
+        self,
+        output_size: int,
+        scales: Sequence[float],
+        sampling_ratio: int = 0,
+        mode: str = "align",
+        **levels: int,
+    ) -> None:
+        """Makes a pooling for each level.
+
+        Args:
+            output_size: bins along each axis.
+            scales: of each level relative to the image, powers of two, from fine to coarse.
+            sampling_ratio: as in `RoIPool`, like the next.
+            mode: where a bin samples.
+            levels: `canonical_box_size` and `canonical_level` of `ROIPooler`.
+        """
+        # The type is replaced below.
+        super().__init__(output_size, scales, sampling_ratio, "ROIAlignV2", **levels)
+        self.level_poolers = nn.ModuleList(
+            RoIPool(output_size, scale, sampling_ratio, mode) for scale in scales
+        )
+
+
+class DeformROIPooler(AverageROIPooler):
+    """Deformable RoI pooling on each level, where `AverageROIPooler` pools plainly.
 
     Every level has an offset branch of its own, as in the authors' feature pyramid; a box is
     pooled on the level of its size. With one level it is plain deformable RoI pooling.
@@ -28,29 +55,20 @@ class DeformROIPooler(ROIPooler):
         sampling_ratio: int = 0,
         gamma: float = 0.1,
         mode: str = "align",
-        canonical_box_size: int = 224,
-        canonical_level: int = 4,
+        **levels: int,
     ) -> None:
         """Makes a pooling for each level.
 
         Args:
             in_channels: of every level.
-            output_size: bins along each axis.
-            scales: of each level relative to the image, powers of two, from fine to coarse.
-            sampling_ratio: as in `DeformRoIPool`, like the next two.
+            output_size: as in `AverageROIPooler`, like the next two.
+            scales: of each level relative to the image.
+            sampling_ratio: samples of a bin along each axis.
             gamma: what offsets are multiplied by.
             mode: where a bin samples.
-            canonical_box_size: as in `ROIPooler`.
-            canonical_level: likewise.
+            levels: as in `AverageROIPooler`.
         """
-        super().__init__(
-            output_size,
-            scales,
-            sampling_ratio,
-            "ROIAlignV2",  # replaced below
-            canonical_box_size,
-            canonical_level,
-        )
+        super().__init__(output_size, scales, sampling_ratio, mode, **levels)
         self.level_poolers = nn.ModuleList(
             DeformRoIPool(in_channels, output_size, scale, sampling_ratio, gamma, mode)
             for scale in scales
