@@ -25,6 +25,27 @@ def add_dcn_config(cfg: CfgNode) -> None:
     # MODEL.RESNETS.OUT_FEATURES names it. R-FCN and DeepLab have 1024, Faster R-CNN 256.
     cfg.MODEL.RESNETS.REDUCED_CHANNELS = 1024
 
+    # Whether the bins of DeformROIHeads and RFCNROIHeads move, by how much of an offset, and how a
+    # bin samples ("align", "bin" or "msra": see docs/ops.md).
+    cfg.MODEL.ROI_BOX_HEAD.DEFORM = False
+    cfg.MODEL.ROI_BOX_HEAD.DEFORM_GAMMA = 0.1
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_MODE = "align"
+    # From how many RoIs of an image RFCNROIHeads learns: those with the highest losses. 0: from
+    # those that Detectron2 samples (BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION).
+    cfg.MODEL.ROI_HEADS.OHEM = 128
+
+    # Whether DeepLabHead returns probabilities; Detectron2's heads return logits.
+    cfg.MODEL.SEM_SEG_HEAD.PROBABILITIES = False
+
+    # Iterative bounding-box averaging at test time, with TEST.AUG or without: how often boxes are
+    # scored, how many are kept of each time and version of the image, and from which IoU on a box
+    # votes on another.
+    cfg.TEST.BOX_AVERAGING = type(cfg)()
+    cfg.TEST.BOX_AVERAGING.ENABLED = False
+    cfg.TEST.BOX_AVERAGING.ROUNDS = 2
+    cfg.TEST.BOX_AVERAGING.CANDIDATES = 1000
+    cfg.TEST.BOX_AVERAGING.VOTE_THRESH = 0.5
+
     # Learning rates of offset branches relative to SOLVER.BASE_LR: of convolutions, and of the
     # fully connected layer of deformable RoI pooling (section 2.3).
     cfg.SOLVER.OFFSET_LR_FACTOR = 1.0

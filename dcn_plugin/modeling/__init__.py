@@ -8,11 +8,21 @@ from .backbone import (
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
 )
-from .poolers import DeformROIPooler
+from .meta_arch import RFCN, CategoryAwareRPN, DeepLab
+from .poolers import AverageROIPooler, DeformROIPooler
+from .proposal_generator import CategoryRPN
+from .roi_heads import DeformROIHeads, RFCNROIHeads
 
 __all__ = [
+    "RFCN",
     "AlignedInceptionResNet",
+    "AverageROIPooler",
+    "CategoryAwareRPN",
+    "CategoryRPN",
+    "DeepLab",
+    "DeformROIHeads",
     "DeformROIPooler",
+    "RFCNROIHeads",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""DeepLab: semantic segmentation by a 1x1 convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, SemanticSegmentor
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class DeepLabHead(nn.Module):
+    """Scores of each class for each pixel: a 1x1 convolution, then fixed bilinear upsampling.
+
+    Runs under Detectron2's `SemanticSegmentor`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        in_channels: int,
+        stride: int,
+        num_classes: int,
+        ignore_value: int,
+        loss_weight: float,
+        probabilities: bool,
+    ) -> None:
+        """Makes the head.
+
+        Args:
+            in_feature: what it reads.
+            in_channels: of it.
+            stride: of it.
+            num_classes: all that pixels may have, background too where it is one.
+            ignore_value: the label of pixels that are not learnt.
+            loss_weight: of the loss.
+            probabilities: whether to return probabilities, or logits as Detectron2's heads do.
+        """
+        super().__init__()
+        self.in_feature = in_feature
+        self.stride = stride
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+        self.probabilities = probabilities
+        self.predictor = Conv2d(in_channels, num_classes, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Reads a config.
+
+        Args:
+            cfg: with IN_FEATURES, NUM_CLASSES, IGNORE_VALUE, LOSS_WEIGHT and PROBABILITIES of
+                MODEL.SEM_SEG_HEAD.
+            input_shape: of the backbone's features.
+        """
+        head = cfg.MODEL.SEM_SEG_HEAD
+        if len(head.IN_FEATURES) != 1 or head.IN_FEATURES[0] not in input_shape:
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.IN_FEATURES must be one of the backbone's features "
+                f"{sorted(input_shape)} for DeepLabHead, got {head.IN_FEATURES}"
+            )
+        (in_feature,) = head.IN_FEATURES
+        return {
+            "in_feature": in_feature,
+            "in_channels": input_shape[in_feature].channels,
+            "stride": input_shape[in_feature].stride,
+            "num_classes": head.NUM_CLASSES,
+            "ignore_value": head.IGNORE_VALUE,
+            "loss_weight": head.LOSS_WEIGHT,
+            "probabilities": head.PROBABILITIES,
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Predicts, or learns.
+
+        Args:
+            features: Tensor[N, C, H, W] by name.
+            targets: Tensor[N, height, width] of labels, in training.
+
+        Returns:
+            Tensor[N, classes, H * stride, W * stride] and no losses; in training None and the loss.
+        """
+        scores = self.predictor(features[self.in_feature]).float()
+        scores = F.interpolate(
+            scores, scale_factor=self.stride, mode="bilinear", align_corners=False
+        )
+        if self.training:
+            return None, self.losses(scores, targets)
+        return scores.softmax(dim=1) if self.probabilities else scores, {}
+
+    def losses(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Computes the loss, a mean over the pixels that are not ignored.
+
+        Args:
+            scores: Tensor[N, classes, H', W'], at least as large as the images.
+            targets: Tensor[N, height, width].
+
+        Returns:
+            `loss_sem_seg`.
+        """
+        height, width = targets.shape[-2:]
+        scores = scores[..., :height, :width]
+        loss = F.cross_entropy(scores, targets, ignore_index=self.ignore_value, reduction="sum")
+        # A batch that is ignored altogether has no loss, rather than none that is a number.
+        pixels = (targets != self.ignore_value).sum().clamp(min=1)
+        return {"loss_sem_seg": loss / pixels * self.loss_weight}
+
+
+@META_ARCH_REGISTRY.register()
+class DeepLab(SemanticSegmentor):
+    """Detectron2's `SemanticSegmentor` under the name that DeepLab has.
+
+    With MODEL.SEM_SEG_HEAD.NAME "DeepLabHead" it is DeepLab; so it is under Detectron2's name.
+    """

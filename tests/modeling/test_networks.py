@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""What the four networks have in common: they learn, they predict, and stand odd input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the networks are Detectron2's")
+
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from .networks import DETECTORS, NETWORKS, build_network, inputs, network_config, truth
+
+networks = pytest.mark.parametrize("network", NETWORKS)
+detectors = pytest.mark.parametrize("network", DETECTORS)
+kinds = pytest.mark.parametrize("deformable", [False, True], ids=["plain", "deformable"])
+
+
+@networks
+@kinds
+def test_every_parameter_learns(network: str, deformable: bool) -> None:
+    model = build_network(network, deformable)
+    with EventStorage():
+        losses = model(inputs())
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@networks
+@kinds
+def test_starts_as_the_plain_network(network: str, deformable: bool) -> None:
+    plain, ours = build_network(network, False), build_network(network, deformable)
+    missing, unexpected = ours.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all("offset" in name for name in missing)
+    results = plain.eval()(inputs()), ours.eval()(inputs())
+    for expected, found in zip(*results, strict=True):
+        if network == "deeplab":
+            torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=1e-3, atol=1e-4)
+        else:
+            expected, found = expected["instances"], found["instances"]
+            assert len(found) == len(expected) > 0
+            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "more"),
+    [("faster_rcnn", 1.48), ("rfcn", 2.46), ("ca_rpn", 0.25), ("deeplab", 0.25)],
+)
+def test_deformable_parts_cost_what_the_paper_says(network: str, more: float) -> None:
+    sizes = []
+    for deformable in (False, True):
+        cfg = network_config(network, deformable, classes=20 + (network == "deeplab"))
+        wide = {"STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256, "WIDTH_PER_GROUP": 64}
+        for key, value in wide.items():
+            setattr(cfg.MODEL.RESNETS, key, value)
+        cfg.MODEL.RESNETS.REDUCED_CHANNELS = 256 if network == "faster_rcnn" else 1024
+        cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+        sizes.append(sum(p.numel() for p in build_model(cfg).parameters()))
+    assert round((sizes[1] - sizes[0]) / 1e6, 2) == more
+
+
+@networks
+def test_images_without_anything(network: str) -> None:
+    model = build_network(network, True)
+    batch = inputs()
+    for item in batch:
+        item["instances"] = truth(tuple(item["image"].shape[1:]), [], [])
+        item["sem_seg"] = torch.full(item["image"].shape[1:], 255)
+    with EventStorage():
+        losses = model(batch)
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+
+
+@detectors
+def test_training_on_numbers_that_are_none_stops(network: str) -> None:
+    batch = inputs()
+    for item in batch:
+        item["image"] = torch.full_like(item["image"].float(), float("nan"))
+    model = build_network(network, True)
+    with EventStorage(), pytest.raises(FloatingPointError, match="diverged"):
+        model(batch)
+    results = model.eval()(batch)
+    assert all(len(r["instances"]) == 0 for r in results)
+
+
+@networks
+def test_autocast(network: str) -> None:
+    model = build_network(network, True)
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(inputs())
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert len(model.eval()(inputs())) == 2
