@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +57,18 @@ def restore_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_coco(tmp_path: Path) -> Iterator[str]:
+    """Registers four generated images with Detectron2, and gives the name of the data set."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    from tests.tiny_coco import write_tiny_coco
+
+    json_file = write_tiny_coco(tmp_path / "tiny_coco", images=4)
+    register_coco_instances("tiny_coco", {}, str(json_file), str(json_file.parent))
+    yield "tiny_coco"
+    DatasetCatalog.remove("tiny_coco")
+    MetadataCatalog.remove("tiny_coco")

@@ -14,28 +14,14 @@ import torch
 
 pytest.importorskip("detectron2", reason="train_net.py needs Detectron2")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
 
 import train_net
 from dcn_plugin.engine import Trainer
 
-from .tiny_coco import write_tiny_coco
-
 CONFIG = "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
 ROOT = Path(__file__).resolve().parent.parent
 ITERATIONS = 3
-
-
-@pytest.fixture
-def data(tmp_path):
-    """Registers four generated images as `tiny_coco`."""
-    json_file = write_tiny_coco(tmp_path / "tiny_coco", images=4)
-    register_coco_instances("tiny_coco", {}, str(json_file), str(json_file.parent))
-    yield "tiny_coco"
-    DatasetCatalog.remove("tiny_coco")
-    MetadataCatalog.remove("tiny_coco")
 
 
 def arguments(data: str, output: Path, *flags: str, **more: object) -> argparse.Namespace:
@@ -87,9 +73,9 @@ def detections(output: Path) -> list[dict]:
     return json.loads((output / "inference/coco_instances_results.json").read_text())
 
 
-def test_trains_evaluates_and_evaluates_its_checkpoint_again(data, tmp_path) -> None:
+def test_trains_evaluates_and_evaluates_its_checkpoint_again(tiny_coco, tmp_path) -> None:
     output = tmp_path / "output"
-    run(data, output)
+    run(tiny_coco, output)
     metrics = read_metrics(output)
     assert all(math.isfinite(m["total_loss"]) for m in metrics if "total_loss" in m)
     assert any("bbox/AP50" in m for m in metrics)
@@ -111,16 +97,16 @@ def test_trains_evaluates_and_evaluates_its_checkpoint_again(data, tmp_path) -> 
     # They start at zero: that they moved shows that gradients reach them through the op.
     assert all(saved[key].abs().max() > 0 for key in offset_keys)
 
-    run(data, tmp_path / "again", "--eval-only", **{"MODEL.WEIGHTS": weights})
+    run(tiny_coco, tmp_path / "again", "--eval-only", **{"MODEL.WEIGHTS": weights})
     assert detections(output) and detections(tmp_path / "again") == detections(output)
-    run(data, tmp_path / "random", "--eval-only", SEED=2)
+    run(tiny_coco, tmp_path / "random", "--eval-only", SEED=2)
     assert detections(tmp_path / "random") != detections(output)
 
 
-def test_resumes_with_weights_momentum_and_iteration(data, tmp_path) -> None:
-    run(data, tmp_path)
+def test_resumes_with_weights_momentum_and_iteration(tiny_coco, tmp_path) -> None:
+    run(tiny_coco, tmp_path)
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    trainer = Trainer(train_net.setup(arguments(data, tmp_path, "--resume")))
+    trainer = Trainer(train_net.setup(arguments(tiny_coco, tmp_path, "--resume")))
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == ITERATIONS
     for name, value in trainer.model.state_dict().items():
@@ -131,7 +117,7 @@ def test_resumes_with_weights_momentum_and_iteration(data, tmp_path) -> None:
     for index, state in momentum.items():
         assert torch.equal(resumed[index]["momentum_buffer"], state["momentum_buffer"])
     # And goes on from there.
-    run(data, tmp_path, "--resume", **{"SOLVER.MAX_ITER": ITERATIONS + 1})
+    run(tiny_coco, tmp_path, "--resume", **{"SOLVER.MAX_ITER": ITERATIONS + 1})
     done = [m["iteration"] for m in read_metrics(tmp_path) if "total_loss" in m]
     assert done[-1] == ITERATIONS
 
@@ -162,11 +148,26 @@ ON_PYRAMID = {
     ],
 )
 def test_every_backbone_trains_in_the_stock_detector(
-    backbone, keys, branches, data, tmp_path
+    backbone, keys, branches, tiny_coco, tmp_path
 ) -> None:
-    run(data, tmp_path, **{"MODEL.BACKBONE.NAME": backbone, **keys})
+    run(tiny_coco, tmp_path, **{"MODEL.BACKBONE.NAME": backbone, **keys})
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     offsets = {name: value for name, value in saved.items() if "_offset.weight" in name}
     assert len(offsets) == branches
     assert all(value.abs().max() > 0 for value in offsets.values())
     assert detections(tmp_path)
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+def test_evaluates_with_test_time_augmentation_too(averaging, tiny_coco, tmp_path) -> None:
+    heads = {
+        "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
+        "MODEL.ROI_BOX_HEAD.DEFORM": True,
+        "TEST.AUG.ENABLED": True,
+        "TEST.AUG.MIN_SIZES": "(64, 96)",
+        "TEST.BOX_AVERAGING.ENABLED": averaging,
+    }
+    results = run(tiny_coco, tmp_path, "--eval-only", **heads)
+    assert results.keys() == {"bbox", "bbox_TTA"}
+    written = json.loads((tmp_path / "inference_TTA/coco_instances_results.json").read_text())
+    assert written != detections(tmp_path)

@@ -12,7 +12,9 @@ from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+
+from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
 from .offset_monitor import OffsetMonitor
@@ -40,6 +42,28 @@ class Trainer(DefaultTrainer):
         """Makes the evaluator of one data set; its results go to OUTPUT_DIR/inference."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         return COCOEvaluator(dataset_name, output_dir=folder)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Evaluates, and again with TEST.AUG or TEST.BOX_AVERAGING if the config says so.
+
+        Args:
+            cfg: with DATASETS.TEST.
+            model: under test.
+            evaluators: one for each data set; None: those of `build_evaluator`.
+
+        Returns:
+            results by task; those of the second evaluation have `_TTA` at the end of their names.
+        """
+        results = super().test(cfg, model, evaluators)
+        if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGING.ENABLED:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+            evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+            more = super().test(cfg, build_model_with_tta(cfg, model), evaluators)
+            results |= {f"{name}_TTA": value for name, value in more.items()}
+        return results
 
     def build_hooks(self) -> list[HookBase]:
         """Returns Detectron2's hooks, after the `OffsetMonitor`."""

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Several scales at test time, and bounding-box averaging, beside slow restatements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the augmentation is Detectron2's")
+
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.structures import Boxes, Instances
+
+from dcn_plugin.modeling.test_time_augmentation import (
+    BoxAveragingRCNN,
+    SemanticSegmentorWithTTA,
+    build_model_with_tta,
+    vote,
+)
+
+from .networks import NETWORKS, inputs, network_config
+from .restatement import iou
+
+
+def config(network: str, averaging: bool, scales: tuple[int, ...] = (64, 96)) -> CfgNode:
+    cfg = network_config(network, deformable=True)
+    cfg.TEST.AUG.ENABLED = bool(scales)
+    cfg.TEST.AUG.MIN_SIZES = scales
+    cfg.TEST.BOX_AVERAGING.ENABLED = averaging
+    cfg.INPUT.MIN_SIZE_TEST = 100
+    return cfg
+
+
+def augmented(network: str, averaging: bool, **more: Any) -> torch.nn.Module:
+    cfg = config(network, averaging, **more)
+    return build_model_with_tta(cfg, build_model(cfg).eval())
+
+
+def one_input() -> dict[str, Any]:
+    return {"image": inputs()[0]["image"], "height": 120, "width": 156}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_is_tested_at_several_scales(network: str) -> None:
+    model = augmented(network, averaging=False)
+    (result,) = model([one_input()])
+    if network == "deeplab":
+        assert result["sem_seg"].shape == (5, 120, 156)
+        torch.testing.assert_close(result["sem_seg"].sum(dim=0), torch.ones(120, 156))
+    else:
+        assert type(model) is GeneralizedRCNNWithTTA
+        found = result["instances"]
+        assert found.image_size == (120, 156) and len(found) > 0
+        assert found.pred_boxes.tensor.max() <= 156
+
+
+def test_segmentation_averages_probabilities() -> None:
+    model = augmented("deeplab", averaging=False)
+    (result,) = model([one_input()])
+    expected = []
+    for version in model.views(one_input()):
+        transforms = version.pop("transforms").transforms
+        found = model.model([version])[0]["sem_seg"].softmax(dim=0)
+        expected.append(found.flip(2) if len(transforms) == 3 else found)
+    assert len(expected) == 4  # two scales, each flipped and not
+    torch.testing.assert_close(result["sem_seg"], torch.stack(expected).mean(dim=0))
+
+
+def test_segmentation_takes_probabilities_as_they_are() -> None:
+    cfg = config("deeplab", averaging=False)
+    torch.manual_seed(4)
+    logits = SemanticSegmentorWithTTA(cfg, build_model(cfg).eval())([one_input()])
+    cfg.MODEL.SEM_SEG_HEAD.PROBABILITIES = True
+    torch.manual_seed(4)
+    probabilities = SemanticSegmentorWithTTA(cfg, build_model(cfg).eval())([one_input()])
+    torch.testing.assert_close(
+        probabilities[0]["sem_seg"], logits[0]["sem_seg"], rtol=1e-2, atol=1e-3
+    )
+
+
+def restated_vote(kept: Instances, voters: list, overlap: float) -> list[list[float]]:
+    means = []
+    boxes = zip(kept.pred_boxes.tensor.tolist(), kept.pred_classes.tolist(), strict=True)
+    for box, label in boxes:
+        total, summed = 0.0, [0.0] * 4
+        for other, score, other_label in voters:
+            if other_label == label and iou(box, other) >= overlap:
+                total += score
+                summed = [s + score * v for s, v in zip(summed, other, strict=True)]
+        means.append([s / total for s in summed] if total else box)
+    return means
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("overlap", [0.3, 0.5, 1.0])
+def test_votes_are_those_of_the_restatement(seed: int, overlap: float) -> None:
+    torch.manual_seed(seed)
+    corners, sides = torch.rand(60, 2) * 20, torch.rand(60, 2) * 30 + 10
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    boxes[7] = torch.tensor([5.0, 5, 5, 9])  # no area
+    scores, classes = torch.rand(60), torch.randint(0, 3, (60,))
+    kept = Instances((50, 50), pred_boxes=Boxes(boxes[:9].clone()), pred_classes=classes[:9])
+    voters = list(zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True))
+    expected = torch.tensor(restated_vote(kept, voters, overlap))
+    found = vote(kept, boxes, scores, classes, overlap)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["faster_rcnn", "rfcn"])
+@pytest.mark.parametrize("scales", [(64, 96), ()], ids=["scales", "one scale"])
+def test_boxes_are_averaged(network: str, scales: tuple[int, ...]) -> None:
+    model = augmented(network, averaging=True, scales=scales)
+    assert isinstance(model, BoxAveragingRCNN)
+    (result,) = model([one_input()])
+    found = result["instances"]
+    assert 0 < len(found) <= 100 and found.image_size == (120, 156)
+    versions, transforms = model._get_augmented_inputs(one_input())
+    assert len(versions) == (4 if scales else 1)
+    boxes, scores, classes = model._get_augmented_boxes(versions, transforms)
+    merged = GeneralizedRCNNWithTTA._merge_detections(model, boxes, scores, classes, (120, 156))
+    clipped = Boxes(boxes.clone())
+    clipped.clip((120, 156))
+    voters = zip(clipped.tensor.tolist(), scores.tolist(), classes.tolist(), strict=True)
+    expected = torch.tensor(restated_vote(merged, list(voters), 0.5))
+    torch.testing.assert_close(found.pred_boxes.tensor, expected, rtol=1e-3, atol=1e-2)
+    assert torch.equal(found.scores, merged.scores)
+
+
+@torch.no_grad()
+def test_a_second_round_scores_the_refined_boxes() -> None:
+    model = augmented("faster_rcnn", averaging=True, scales=())
+    version = {"image": inputs()[0]["image"]}
+    first, second = model.refine(version)
+    heads, net = model.model.roi_heads, model.model
+    features = net.backbone(net.preprocess_image([version]).tensor)
+    predictions = heads.predict_regions(features, [first.pred_boxes])
+    probabilities = predictions[0].softmax(dim=1)
+    regions = [Instances(first.image_size, proposal_boxes=first.pred_boxes)]
+    (refined,) = heads.box_predictor.predict_boxes(predictions, regions)
+    rows = torch.arange(len(first))
+    expected = probabilities[rows, first.pred_classes]
+    order = expected.argsort(descending=True)[: len(second)]
+    torch.testing.assert_close(second.scores, expected[order])
+    boxes = Boxes(refined.unflatten(1, (-1, 4))[rows, first.pred_classes][order])
+    boxes.clip(first.image_size)
+    torch.testing.assert_close(second.pred_boxes.tensor.sort(0)[0], boxes.tensor.sort(0)[0])
+    assert len(first) <= 1000
+
+
+@pytest.mark.parametrize("network", ["ca_rpn", "deeplab"])
+def test_averaging_needs_two_stages(network: str) -> None:
+    with pytest.raises(ValueError, match=r"BOX_AVERAGING.ENABLED must be False .* this is a"):
+        augmented(network, averaging=True)
+
+
+def test_fixed_proposals_cannot_be_scaled() -> None:
+    cfg = config("faster_rcnn", averaging=False)
+    model = build_model(cfg)
+    cfg.MODEL.LOAD_PROPOSALS = True
+    with pytest.raises(ValueError, match=r"LOAD_PROPOSALS must be False with TEST.AUG"):
+        build_model_with_tta(cfg, model)
+
+
+def test_settings_that_do_not_fit_are_named() -> None:
+    cfg = config("rfcn", averaging=True)
+    cfg.TEST.BOX_AVERAGING.VOTE_THRESH = 0.0
+    with pytest.raises(ValueError, match=r"TEST.BOX_AVERAGING must have .* got 2, 1000 and 0.0"):
+        build_model_with_tta(cfg, build_model(cfg))
