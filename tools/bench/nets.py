@@ -38,12 +38,39 @@ class Net:
 
 PLAIN_RES5 = ("MODEL.RESNETS.DEFORM_LAST", "[0, 0, 0, 0]")
 DEFORM_RES5 = ("MODEL.RESNETS.DEFORM_LAST", "[0, 0, 0, 3]")
-FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
-R_101 = ("MODEL.RESNETS.DEPTH", "101")
+DEFORM_BOTH = (*DEFORM_RES5, "MODEL.ROI_BOX_HEAD.DEFORM", "True")
+CONFIG = "COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
 
-# The paper's Faster R-CNN has deformable RoI pooling too. R-FCN (1.18) and DeepLab (1.075, size
-# 1024 x 2048) are to follow when they have a config.
-NETS = (Net("Faster R-CNN R-101", FASTER_RCNN, PLAIN_RES5, DEFORM_RES5, 1.31, shared=R_101),)
+
+def on_reduced(channels: int, **keys: str) -> tuple[str, ...]:
+    """Returns what makes the paper's network on R-101 of a Faster R-CNN; keys are of MODEL."""
+    settings = {
+        "RESNETS.DEPTH": "101",
+        "RESNETS.OUT_FEATURES": "['res4', 'reduced']",
+        "RESNETS.REDUCED_CHANNELS": str(channels),
+        "RPN.IN_FEATURES": "['res4']",
+        "RPN.CONV_DIMS": "[512]",
+        "ROI_HEADS.IN_FEATURES": "['reduced']",
+        "SEM_SEG_HEAD.IN_FEATURES": "['reduced']",
+        **{name.replace("__", "."): value for name, value in keys.items()},
+    }
+    return tuple(word for name, value in settings.items() for word in (f"MODEL.{name}", value))
+
+
+FASTER_RCNN = on_reduced(256, ROI_HEADS__NAME="DeformROIHeads")
+R_FCN = on_reduced(1024, META_ARCHITECTURE="RFCN", ROI_HEADS__NAME="RFCNROIHeads")
+DEEPLAB = on_reduced(
+    1024,
+    META_ARCHITECTURE="DeepLab",
+    RESNETS__OUT_FEATURES="['reduced']",
+    SEM_SEG_HEAD__NAME="DeepLabHead",
+    SEM_SEG_HEAD__NUM_CLASSES="19",
+)
+NETS = (
+    Net("Faster R-CNN R-101", CONFIG, PLAIN_RES5, DEFORM_BOTH, 1.31, shared=FASTER_RCNN),
+    Net("R-FCN R-101", CONFIG, PLAIN_RES5, DEFORM_BOTH, 1.18, shared=R_FCN),
+    Net("DeepLab R-101", CONFIG, PLAIN_RES5, DEFORM_RES5, 1.075, (1024, 2048), DEEPLAB),
+)
 
 TINY = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "32",
@@ -54,7 +81,7 @@ TINY = {
 QUICK_NETS = (
     Net(
         "small Faster R-CNN",
-        FASTER_RCNN,
+        CONFIG,
         PLAIN_RES5,
         DEFORM_RES5,
         size=(96, 128),
@@ -101,9 +128,11 @@ def build(cfg: CfgNode) -> nn.Module:
 
     Without trained weights each residual block would double the variance: after a hundred layers
     the proposals lie far outside the image and are dropped, and the heads would have nothing to
-    do. Offsets are spread by about a pixel.
+    do. Offsets are spread by about a pixel, those of RoIs by a tenth of the box.
     """
     from detectron2.modeling import build_model
+
+    from dcn_plugin.layers import OffsetBranch
 
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -112,7 +141,7 @@ def build(cfg: CfgNode) -> nn.Module:
             module.weight.data.fill_(0.05)
         elif name.endswith("conv3.norm"):
             module.weight.data.fill_(0.2)
-        elif name.endswith("conv2_offset"):
+        elif isinstance(module, OffsetBranch):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     return model
 
