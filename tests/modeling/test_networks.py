@@ -98,3 +98,76 @@ def test_autocast(network: str) -> None:
     assert all(loss.isfinite() for loss in losses.values())
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         assert len(model.eval()(inputs())) == 2
+
+
+AIR = "build_aligned_inception_resnet_backbone"
+FPN = "build_deform_resnet_fpn_backbone"
+
+
+@pytest.mark.parametrize(
+    ("network", "backbone"),
+    [*((network, AIR) for network in NETWORKS), ("faster_rcnn", FPN), ("ca_rpn", FPN)],
+)
+def test_other_backbones(network: str, backbone: str) -> None:
+    cfg = network_config(network, deformable=True)
+    cfg.MODEL.BACKBONE.NAME = backbone
+    if backbone == FPN:
+        cfg.MODEL.RESNETS.RES5_DILATION = 1
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+        cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+        cfg.MODEL.FPN.OUT_CHANNELS = 16
+        cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4", "p5"]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64], [128]]
+    model = build_model(cfg)
+    with EventStorage():
+        losses = model(inputs())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert len(model.eval()(inputs())) == 2
+
+
+@pytest.mark.parametrize(("stride", "k", "classes"), [(32, 5, 1), (16, 2, 9)])
+def test_rfcn_takes_any_stride_k_and_number_of_classes(stride: int, k: int, classes: int) -> None:
+    cfg = network_config("rfcn", deformable=True, classes=classes)
+    cfg.MODEL.RESNETS.RES5_DILATION = 1 if stride == 32 else 4
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = k
+    model = build_model(cfg)
+    pools = model.roi_heads.box_predictor.cls_score, model.roi_heads.box_predictor.bbox_pred
+    assert {pool.spatial_scale for pool in pools} == {1 / stride}
+    assert pools[0].score_conv.out_channels == k * k * (classes + 1)
+    batch = inputs()
+    batch[0]["instances"].gt_classes.clamp_(max=classes - 1)
+    with EventStorage():
+        sum(model(batch).values()).backward()
+    assert len(model.eval()(batch)) == 2
+
+
+def test_deeplab_learns_only_what_is_not_ignored() -> None:
+    model = build_network("deeplab", deformable=True)
+    batch = inputs()[:1]
+    logits = model.eval()(batch)[0]["sem_seg"]
+    labels = batch[0]["sem_seg"]
+    labels[:40] = 255
+    for module in model.modules():  # the same statistics as in the call above
+        module.training = not isinstance(module, torch.nn.BatchNorm2d)
+    loss = model(batch)["loss_sem_seg"]
+    expected = [
+        -logits[:, y, x].log_softmax(0)[labels[y, x]] for y in range(40, 100) for x in range(130)
+    ]
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_deeplab_returns_probabilities_on_request() -> None:
+    cfg = network_config("deeplab", deformable=False)
+    cfg.MODEL.SEM_SEG_HEAD.PROBABILITIES = True
+    found = build_model(cfg).eval()(inputs())[0]["sem_seg"]
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(100, 130))
+
+
+def test_deeplab_reads_one_feature() -> None:
+    cfg = network_config("deeplab", deformable=False)
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p2", "p3"]
+    with pytest.raises(ValueError, match=r"IN_FEATURES must be one of .* got \['p2', 'p3'\]"):
+        build_model(cfg)

@@ -91,6 +91,7 @@ QUICK_NETS = (
 
 # As in the paper's section 4, where Detectron2's defaults differ.
 PAPER = {
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 300,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 128,
 }
