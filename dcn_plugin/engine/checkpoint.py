@@ -34,7 +34,8 @@ class Checkpointer(DetectionCheckpointer):
     """
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        weights = checkpoint["model"]
+        # What was saved from within DataParallel or DDP has a prefix.
+        weights = {k.removeprefix("module."): v for k, v in checkpoint["model"].items()}
         known = self.model.state_dict().keys()
         if is_torchvision_resnet(weights) and not weights.keys() & known:
             self.logger.info("Renaming the weights of torchvision's ResNet")

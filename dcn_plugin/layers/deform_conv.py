@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from ..ops import deform_conv2d
@@ -153,6 +154,8 @@ class DeformConv2dPack(DeformConv2d):
 def plain_padding(conv: nn.Conv2d) -> tuple[int, int]:
     """Returns the padding of a convolution in pixels, if it is nothing but an `nn.Conv2d`."""
     kind = type(conv)
+    if isinstance(conv, LazyModuleMixin) and conv.has_uninitialized_params():
+        raise ValueError("the convolution has no shape yet: run the network once first")
     if (
         parametrize.is_parametrized(conv)
         or kind.forward is not nn.Conv2d.forward

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 """
@@ -13,6 +17,39 @@ Shape shorthand in this module:
     N: images, C: input channels, H, W: input size, H', W': output size
     K: taps of the convolution served, G: offset groups
 """
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Returns a context in which ops on a tensor's device keep their inputs' dtypes."""
+    if tensor.device.type == "meta":  # which knows no autocast
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+@torch.fx.wrap
+def convolve_exactly(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Convolves in the dtype of the weight, whatever autocast says.
+
+    Args:
+        input: Tensor[N, C, H, W].
+        weight: Tensor[C', C, kh, kw].
+        bias: Tensor[C'].
+        stride: as in `torch.nn.functional.conv2d`, like the rest.
+        padding: likewise.
+        dilation: likewise.
+
+    Returns:
+        Tensor[N, C', H', W'].
+    """
+    with without_autocast(input):
+        return F.conv2d(input.to(weight.dtype), weight, bias, stride, padding, dilation)
 
 
 class OffsetBranch:
@@ -86,8 +123,9 @@ class OffsetConv2d(OffsetBranch, nn.Conv2d):
             (0, 1), None unless modulated. Under autocast both are computed in the dtype of the
             weights: bfloat16 resolves 1/16 pixel at 8 pixels.
         """
-        with torch.autocast(input.device.type, enabled=False):
-            prediction = super().forward(input.to(self.weight.dtype))
+        prediction = convolve_exactly(
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation
+        )
         if not self.modulated:
             return prediction, None
         # As in Detectron2 and DCNv2: first all offsets, then all masks.

@@ -7,13 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
 from ..ops._common import pair
 from ..ops.roi_pool import Size, join_boxes
-from .offset_branch import OffsetLinear, OffsetMaps
+from .offset_branch import OffsetLinear, OffsetMaps, without_autocast
 
 """
 Shape shorthand in this module:
@@ -143,7 +142,7 @@ class DeformRoIPool(BoxPool):
 
         Under autocast they are computed in the dtype of the weights.
         """
-        with torch.autocast(pooled.device.type, enabled=False):
+        with without_autocast(pooled):
             flat = pooled.flatten(1).to(self.offset_fc.weight.dtype)
             return self.offset_fc(flat).unflatten(1, (2, *self.output_size))
 
@@ -259,7 +258,7 @@ class DeformPSRoIPool(PSRoIPool):
 
         Under autocast they are computed in the dtype of the weights.
         """
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             maps = self.offset_conv(features.to(self.offset_conv.weight.dtype))
             return ps_roi_pool(maps, boxes, **self.settings)
 

@@ -55,7 +55,10 @@ def torchvision_features(network: nn.Module, image: Tensor) -> Tensor:
 @pytest.mark.parametrize(("depth", "res2"), [(18, 64), (50, 256)])
 def test_torchvisions_resnets_load(norm, depth, res2, tmp_path, caplog) -> None:
     theirs = shake(getattr(torchvision.models, f"resnet{depth}")(num_classes=5))
-    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    weights = theirs.state_dict()
+    if norm == "BN":  # as training scripts save them
+        weights = {"model": {f"module.{name}": value for name, value in weights.items()}}
+    torch.save(weights, tmp_path / "resnet.pth")
     last = [0, 0, 0, 2]
     shape = {**WIDE, "RES2_OUT_CHANNELS": res2, "NORM": norm, "STRIDE_IN_1X1": False}
     model = detector(

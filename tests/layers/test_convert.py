@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from dcn_plugin.layers import DeformConv2dPack, make_deformable
 
@@ -45,6 +48,19 @@ def test_torchvisions_resnet_starts_the_same_trains_and_loads_its_old_checkpoint
     for name in LAST_THREE:  # what was learnt of offsets is not in the checkpoint
         model.get_submodule(name).offset_conv.reset_parameters()
     torch.testing.assert_close(model.eval()(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_changed_network_can_be_traced_exported_and_cut_in_pieces() -> None:
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    make_deformable(model, last=2, modulated=True)
+    image = torch.randn(1, 3, 64, 64)
+    expected = model(image)
+    parts = create_feature_extractor(model, ["layer4", "fc"])(image)
+    torch.testing.assert_close(parts["fc"], expected)
+    assert parts["layer4"].shape == (1, 512, 2, 2)
+    torch.testing.assert_close(torch.jit.trace(model, image)(image), expected)
+    torch.testing.assert_close(torch.export.export(model, (image,)).module()(image), expected)
+    torch.testing.assert_close(copy.deepcopy(model)(image), expected)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +108,14 @@ def test_options_dtype_device_and_mode_are_kept() -> None:
     assert {p.dtype for p in pack.parameters()} == {torch.float64}
 
 
+def test_shapes_can_be_worked_out_without_numbers() -> None:
+    with torch.device("meta"):
+        model = small()
+    make_deformable(model, last=2)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert model(torch.empty(2, 3, 9, 8, device="meta")).shape == (2, 4, 7, 8)
+
+
 def test_padding_by_name_is_understood() -> None:
     plain = nn.Conv2d(4, 4, (3, 5), padding="same", dilation=(2, 1))
     image = torch.randn(1, 4, 9, 8)
@@ -118,6 +142,7 @@ def hooked() -> nn.Conv2d:
         (Scaled(4, 4, 3), "a Scaled does more than nn.Conv2d"),
         (weight_norm(nn.Conv2d(4, 4, 3)), "a ParametrizedConv2d does more"),
         (hooked(), "has hooks"),
+        (nn.LazyConv2d(4, 3), "has no shape yet"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "'zeros', got 'reflect'"),
         (nn.Conv2d(4, 4, 2, padding="same"), "one side more"),
     ],

@@ -121,6 +121,14 @@ def test_channels_last_features_give_the_same(name: str) -> None:
 
 
 @layers
+def test_shapes_can_be_worked_out_without_numbers(name: str) -> None:
+    with torch.device("meta"):
+        layer = LAYERS[name]()
+        pooled = layer(torch.empty(2, 4, 16, 20), torch.empty(3, 5))
+    assert pooled.device.type == "meta" and pooled.shape[2:] == SIZE
+
+
+@layers
 def test_compiles_in_one_graph(name: str) -> None:
     layer = with_offsets(LAYERS[name]())
     x = features(torch.float32)
