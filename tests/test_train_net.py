@@ -171,3 +171,25 @@ def test_evaluates_with_test_time_augmentation_too(averaging, tiny_coco, tmp_pat
     assert results.keys() == {"bbox", "bbox_TTA"}
     written = json.loads((tmp_path / "inference_TTA/coco_instances_results.json").read_text())
     assert written != detections(tmp_path)
+
+
+DETECTORS = {
+    "faster_rcnn": {"MODEL.ROI_HEADS.NAME": "DeformROIHeads"},
+    "rfcn": {"MODEL.META_ARCHITECTURE": "RFCN", "MODEL.ROI_HEADS.NAME": "RFCNROIHeads"},
+    "ca_rpn": {
+        "MODEL.META_ARCHITECTURE": "CategoryAwareRPN",
+        "MODEL.RPN.HEAD_NAME": "CategoryRPNHead",
+        "MODEL.RPN.IN_FEATURES": "['reduced']",
+    },
+}
+
+
+@pytest.mark.parametrize("network", DETECTORS)
+def test_every_detector_trains_in_the_stock_trainer(network, tiny_coco, tmp_path) -> None:
+    keys = {**ON_REDUCED, **DETECTORS[network], "MODEL.ROI_BOX_HEAD.DEFORM": True}
+    run(tiny_coco, tmp_path, **keys, **{"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001})
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    offsets = {name: value for name, value in saved.items() if "offset" in name}
+    assert len(offsets) == {"faster_rcnn": 8, "rfcn": 10, "ca_rpn": 6}[network]
+    assert all(value.abs().max() > 0 for value in offsets.values())
+    assert detections(tmp_path)

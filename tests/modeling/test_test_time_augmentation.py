@@ -111,6 +111,41 @@ def test_votes_are_those_of_the_restatement(seed: int, overlap: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def restated_merge(voters: list, nms: float, overlap: float) -> list[tuple]:
+    """Keeps the best of each class and averages each with its voters: (score, class, box)."""
+    kept: list[tuple] = []
+    for box, score, label in sorted(voters, key=lambda v: -v[1]):
+        if all(label != other or iou(box, taken) <= nms for _, other, taken in kept):
+            kept.append((score, label, box))
+    merged = []
+    for score, label, box in kept:
+        friends = [v for v in voters if v[2] == label and iou(box, v[0]) >= overlap]
+        total = sum(v[1] for v in friends)
+        mean = [sum(v[1] * v[0][i] for v in friends) / total for i in range(4)]
+        merged.append((score, label, mean))
+    return merged
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_versions_are_merged_as_the_restatement_does(averaging: bool, seed: int) -> None:
+    model = augmented("rfcn", averaging)
+    torch.manual_seed(seed)
+    corners, sides = torch.rand(80, 2) * 60, torch.rand(80, 2) * 40 + 10
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    scores, classes = torch.rand(80) + 0.01, torch.randint(0, 5, (80,))
+    found = model._merge_detections(boxes.clone(), scores, classes, (120, 156))
+    voters = list(zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True))
+    # Without averaging a box votes on itself alone.
+    expected = restated_merge(voters, nms=0.3, overlap=0.5 if averaging else 1 - 1e-9)
+    assert len(found) == len(expected) > 10
+    torch.testing.assert_close(found.scores, torch.tensor([e[0] for e in expected]))
+    assert found.pred_classes.tolist() == [e[1] for e in expected]
+    torch.testing.assert_close(
+        found.pred_boxes.tensor, torch.tensor([e[2] for e in expected]), rtol=1e-4, atol=1e-3
+    )
+
+
 @pytest.mark.parametrize("network", ["faster_rcnn", "rfcn"])
 @pytest.mark.parametrize("scales", [(64, 96), ()], ids=["scales", "one scale"])
 def test_boxes_are_averaged(network: str, scales: tuple[int, ...]) -> None:
