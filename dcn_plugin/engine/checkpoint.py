@@ -34,6 +34,8 @@ class Checkpointer(DetectionCheckpointer):
     """
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if isinstance(checkpoint["model"].get("state_dict"), dict):  # as training scripts save it
+            checkpoint["model"] = checkpoint["model"]["state_dict"]
         # What was saved from within DataParallel or DDP has a prefix.
         weights = {k.removeprefix("module."): v for k, v in checkpoint["model"].items()}
         known = self.model.state_dict().keys()

@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from dcn_plugin.layers import OffsetConv2d
 
 MEAN, HIGHEST, OUTSIDE = "mean", "max", "outside"
+COMPILED = "<compiled>"
 
 
 class OffsetMonitor(HookBase):
@@ -24,8 +25,9 @@ class OffsetMonitor(HookBase):
     Every so many iterations it writes three numbers for each layer into Detectron2's event
     storage, and so into TensorBoard and metrics.json: `offsets/<layer>/mean` and `/max`, of the
     absolute offsets in cells of the layer's input, and `/outside`, the share of taps that lie off
-    the map. Offsets that run away (a mean of a quarter of the map, or half of the taps outside)
-    are a sign of a learning rate too high for them, and are reported in the log, each layer once.
+    the map. Offsets that run away (a mean of a quarter of the map, or half of the taps moved off
+    it) are a sign of a learning rate too high for them, and are reported in the log, each layer
+    once. It looks by hooks, which a model that `torch.compile` has compiled already does not run.
     """
 
     # Of the map's shorter side, and of the taps.
@@ -41,11 +43,11 @@ class OffsetMonitor(HookBase):
         """
         self.period = period
         self.branches = {
-            name.removeprefix("module."): module
+            name.removeprefix("module.").removeprefix("_orig_mod."): module
             for name, module in model.named_modules()
             if isinstance(module, OffsetConv2d)
         }
-        self.found: dict[str, Tensor] = {}
+        self.found: dict[str, list[Tensor]] = {}
         self.handles: list[Any] = []
         self.warned: set[str] = set()
 
@@ -57,35 +59,64 @@ class OffsetMonitor(HookBase):
 
     def after_step(self) -> None:
         """Writes what was seen."""
+        looked = bool(self.handles)
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-        if not self.found:
-            return
+        if looked and not self.found:
+            self._warn(
+                COMPILED,
+                "no offsets were seen in %d layers: a compiled model does not show them",
+                len(self.branches),
+            )
+        for name, row in self._rows().items():
+            self._write(name, *row)
+
+    def _rows(self) -> dict[str, list[float]]:
+        """Returns the numbers of each layer, and forgets them."""
+        found, self.found = self.found, {}
+        if not found:
+            return {}
+        # Of a layer that was called several times: means, the highest, and the smallest map.
+        rows = []
+        for calls in found.values():
+            mean, highest, outside, resting, side = torch.stack(calls).unbind(dim=1)
+            of_layer = mean.mean(), highest.amax(), outside.mean(), resting.mean(), side.amin()
+            rows.append(torch.stack(of_layer))
+        return dict(zip(found, torch.stack(rows).tolist(), strict=True))  # waits for the GPU once
+
+    def _write(
+        self, name: str, mean: float, highest: float, outside: float, resting: float, side: float
+    ) -> None:
         storage = get_event_storage()
-        names = list(self.found)
-        rows = torch.stack([self.found[name] for name in names]).tolist()  # waits for the GPU once
-        self.found.clear()
-        for name, (mean, highest, outside, side) in zip(names, rows, strict=True):
-            for kind, value in ((MEAN, mean), (HIGHEST, highest), (OUTSIDE, outside)):
-                storage.put_scalar(f"offsets/{name}/{kind}", value, smoothing_hint=False)
-            if (mean > self.FAR * side or outside > self.MANY) and name not in self.warned:
-                self.warned.add(name)
-                logging.getLogger(__name__).warning(
-                    "the offsets of %s run away: they move taps by %.1f cells on average (at most "
-                    "%.1f) on a map whose shorter side has %d, %.0f %% of the taps lie outside; "
-                    "a lower SOLVER.OFFSET_LR_FACTOR may help",
-                    name,
-                    mean,
-                    highest,
-                    side,
-                    100 * outside,
-                )
+        for kind, value in ((MEAN, mean), (HIGHEST, highest), (OUTSIDE, outside)):
+            storage.put_scalar(f"offsets/{name}/{kind}", value, smoothing_hint=False)
+        # Padding puts taps off the map too. NaN is not fine either.
+        if not (mean <= self.FAR * side and outside - resting <= self.MANY):
+            self._warn(
+                name,
+                "the offsets of %s run away: they move taps by %.1f cells on average (at most "
+                "%.1f) on a map whose shorter side has %d, %.0f %% of the taps lie outside; "
+                "a lower SOLVER.OFFSET_LR_FACTOR may help",
+                name,
+                mean,
+                highest,
+                side,
+                100 * outside,
+            )
+
+    def _warn(self, about: str, message: str, *values: Any) -> None:
+        """Warns once of each thing."""
+        if about not in self.warned:
+            self.warned.add(about)
+            logging.getLogger(__name__).warning(message, *values)
 
     def _look(self, name: str) -> Any:
         def look(branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> None:
-            with torch.no_grad():
-                self.found[name] = measure(branch, inputs[0], output[0])
+            if output[0].numel() > 0:
+                with torch.no_grad():
+                    row = measure(branch, inputs[0], output[0].float())
+                    self.found.setdefault(name, []).append(row)
 
         return look
 
@@ -99,20 +130,25 @@ def measure(branch: OffsetConv2d, input: Tensor, offset: Tensor) -> Tensor:
         offset: Tensor[N, 2*G*K, H', W'].
 
     Returns:
-        Tensor[4]: mean and maximum of the absolute offsets, share of the taps off the map, and
-        the map's shorter side.
+        Tensor[5]: mean and maximum of the absolute offsets, share of the taps off the map, that
+        share without offsets, and the map's shorter side.
     """
     height, width = input.shape[-2:]
     kernel_h, kernel_w = branch.kernel_size
     moved = offset.unflatten(1, (-1, kernel_h, kernel_w, 2))  # N, G, kh, kw, 2, H', W'
-    ys = moved[..., 0, :, :] + _grid(branch, 0, offset)[:, None, :, None]
-    xs = moved[..., 1, :, :] + _grid(branch, 1, offset)[None, :, None, :]
-    outside = (ys <= -1) | (ys >= height) | (xs <= -1) | (xs >= width)
+    ys = _grid(branch, 0, offset)[:, None, :, None]
+    xs = _grid(branch, 1, offset)[None, :, None, :]
+
+    def share_outside(y: Tensor, x: Tensor) -> Tensor:
+        outside = (y <= -1) | (y >= height) | (x <= -1) | (x >= width)
+        return outside.to(offset.dtype).mean()
+
     return torch.stack(
         [
             offset.abs().mean(),
             offset.abs().max(),
-            outside.to(offset.dtype).mean(),
+            share_outside(moved[..., 0, :, :] + ys, moved[..., 1, :, :] + xs),
+            share_outside(ys, xs),
             offset.new_tensor(min(height, width)),
         ]
     )

@@ -14,6 +14,8 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 
 from dcn_plugin.layers import OffsetBranch, OffsetLinear
 
+CONV, ROI = "offsets of taps or maps", "offsets of RoIs by a fully connected layer"
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Builds Detectron2's SGD; offset branches learn at their own pace.
@@ -26,6 +28,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         the optimizer, with gradient clipping if the config asks for it.
     """
     solver = cfg.SOLVER
+    factors = {CONV: solver.OFFSET_LR_FACTOR, ROI: solver.ROI_OFFSET_LR_FACTOR}
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -35,7 +38,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
     return sgd(
-        scale_learning_rates(groups, offset_factors(cfg, model), solver.BASE_LR),
+        split_groups(groups, offset_kinds(model), factors, solver.BASE_LR),
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
         nesterov=solver.NESTEROV,
@@ -43,26 +46,28 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def offset_factors(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
-    """Returns the factor of every parameter of an offset branch."""
-    factors = {}
+def offset_kinds(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Returns what kind of offset branch each of their parameters belongs to."""
+    kinds = {}
     for module in model.modules():
         if isinstance(module, OffsetBranch):
-            of_rois = isinstance(module, OffsetLinear)
-            solver = cfg.SOLVER
-            factor = solver.ROI_OFFSET_LR_FACTOR if of_rois else solver.OFFSET_LR_FACTOR
-            factors |= dict.fromkeys(module.parameters(), factor)
-    return factors
+            kind = ROI if isinstance(module, OffsetLinear) else CONV
+            kinds |= dict.fromkeys(module.parameters(), kind)
+    return kinds
 
 
-def scale_learning_rates(
-    groups: list[dict[str, Any]], factors: dict[nn.Parameter, float], base_lr: float
+def split_groups(
+    groups: list[dict[str, Any]],
+    kinds: dict[nn.Parameter, str],
+    factors: dict[str, float],
+    base_lr: float,
 ) -> list[dict[str, Any]]:
-    """Splits parameter groups so that each parameter has its factor.
+    """Splits parameter groups by kind: also at a factor of 1, so that any factor can be resumed.
 
     Args:
         groups: of an optimizer.
-        factors: by parameter; 1 for those without.
+        kinds: by parameter.
+        factors: of the learning rate, by kind; 1 for parameters without.
         base_lr: of groups without a learning rate.
 
     Returns:
@@ -70,10 +75,10 @@ def scale_learning_rates(
     """
     split = []
     for group in groups:
-        by_factor: dict[float, list[nn.Parameter]] = {}
+        by_kind: dict[str | None, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-        for factor, parameters in by_factor.items():
-            lr = group.get("lr", base_lr) * factor
+            by_kind.setdefault(kinds.get(parameter), []).append(parameter)
+        for kind, parameters in by_kind.items():
+            lr = group.get("lr", base_lr) * factors.get(kind, 1.0)
             split.append({**group, "params": parameters, "lr": lr})
     return split

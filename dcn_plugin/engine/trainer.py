@@ -83,9 +83,18 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes; a checkpoint without the optimizer's state, of Detectron2 0.6, is resumed too.
 
+        Learning rates are those of the config, which may have changed since.
+
         Args:
             state_dict: what `state_dict` returned.
         """
+        groups = self.optimizer.param_groups
+        rates = [group["initial_lr"] for group in groups]
         super().load_state_dict(state_dict)
         if INNER in state_dict:
             self._trainer.load_state_dict(state_dict[INNER])
+        for group, rate in zip(groups, rates, strict=True):
+            before = group["initial_lr"]
+            group["lr"] = group["lr"] * rate / before if before else rate
+            group["initial_lr"] = rate
+        self.scheduler.base_lrs = rates

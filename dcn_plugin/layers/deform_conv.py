@@ -20,6 +20,19 @@ Shape shorthand in this module:
 """
 
 
+# Of a module; whoever replaces it has to carry them over, or not replace it.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
 class DeformConv2d(nn.Conv2d):
     """A deformable convolution that is told where to sample.
 
@@ -68,7 +81,7 @@ class DeformConv2d(nn.Conv2d):
 
 
 class DeformConv2dPack(DeformConv2d):
-    """A deformable convolution that learns where to sample: a drop-in for `nn.Conv2d`.
+    """A deformable convolution that learns where to sample, in the place of an `nn.Conv2d`.
 
     It owns the branch that predicts its offsets, `offset_conv`, which starts at zero: at first it
     is the plain convolution with the same weights (modulated: half of it, since the sigmoid of
@@ -108,6 +121,12 @@ class DeformConv2dPack(DeformConv2d):
         )
         self.offset_conv = OffsetConv2d(self, offset_groups, modulated)
 
+    def reset_parameters(self) -> None:
+        """Draws weight and bias anew, and sets the offset branch to zero."""
+        super().reset_parameters()
+        if "offset_conv" in self._modules:  # not yet, when `nn.Conv2d` is being made
+            self.offset_conv.reset_parameters()
+
     @classmethod
     def from_conv(
         cls, conv: nn.Conv2d, *, offset_groups: int = 1, modulated: bool = False
@@ -122,19 +141,20 @@ class DeformConv2dPack(DeformConv2d):
         Raises:
             ValueError: if the convolution does more than `nn.Conv2d` with zeros around the image.
         """
-        pack = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            plain_padding(conv),
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            offset_groups=offset_groups,
-            modulated=modulated,
-        )
-        pack.to(device=conv.weight.device, dtype=conv.weight.dtype)
+        with conv.weight.device:
+            pack = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                plain_padding(conv),
+                conv.dilation,
+                conv.groups,
+                conv.bias is not None,
+                offset_groups=offset_groups,
+                modulated=modulated,
+            )
+        pack.to(conv.weight.dtype)
         pack.weight, pack.bias = conv.weight, conv.bias
         return pack.train(conv.training)
 
@@ -159,10 +179,11 @@ def plain_padding(conv: nn.Conv2d) -> tuple[int, int]:
     if (
         parametrize.is_parametrized(conv)
         or kind.forward is not nn.Conv2d.forward
+        or "forward" in vars(conv)
         or kind._conv_forward is not nn.Conv2d._conv_forward
     ):
         raise ValueError(f"a {kind.__name__} does more than nn.Conv2d, which would be lost")
-    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks:
+    if any(getattr(conv, hooks) for hooks in HOOKS):
         raise ValueError("the convolution has hooks, which would be lost: remove them first")
     if conv.padding_mode != "zeros":
         raise ValueError(f"padding_mode must be 'zeros', got {conv.padding_mode!r}")

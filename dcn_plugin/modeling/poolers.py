@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 
 from dcn_plugin.layers import DeformRoIPool, RoIPool
 
@@ -38,6 +40,22 @@ class AverageROIPooler(ROIPooler):
         self.level_poolers = nn.ModuleList(
             RoIPool(output_size, scale, sampling_ratio, mode) for scale in scales
         )
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Pools boxes.
+
+        Args:
+            x: Tensor[N, C, H, W] of each level.
+            box_lists: of each image.
+
+        Returns:
+            Tensor[R, C, output_size, output_size].
+        """
+        kind = x[0].device.type
+        if torch.is_autocast_enabled(kind) and x[0].dtype != torch.float64:
+            # ROIPooler makes its result in the dtype of the features, the op in autocast's.
+            x = [level.to(torch.get_autocast_dtype(kind)) for level in x]
+        return super().forward(x, box_lists)
 
 
 class DeformROIPooler(AverageROIPooler):

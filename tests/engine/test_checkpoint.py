@@ -57,7 +57,8 @@ def test_torchvisions_resnets_load(norm, depth, res2, tmp_path, caplog) -> None:
     theirs = shake(getattr(torchvision.models, f"resnet{depth}")(num_classes=5))
     weights = theirs.state_dict()
     if norm == "BN":  # as training scripts save them
-        weights = {"model": {f"module.{name}": value for name, value in weights.items()}}
+        weights = {f"module.{name}": value for name, value in weights.items()}
+        weights = {"epoch": 3, "state_dict": weights}
     torch.save(weights, tmp_path / "resnet.pth")
     last = [0, 0, 0, 2]
     shape = {**WIDE, "RES2_OUT_CHANNELS": res2, "NORM": norm, "STRIDE_IN_1X1": False}

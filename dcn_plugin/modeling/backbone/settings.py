@@ -40,15 +40,14 @@ def deformable_blocks(resnets: CfgNode, blocks: Sequence[int], network: str) -> 
             "MODEL.RESNETS.DEFORM_ON_PER_STAGE must be four booleans, one for each of res2 ... "
             f"res5, got {whole}"
         )
-    counts = [n if all_of_it else k for k, n, all_of_it in zip(last, blocks, whole, strict=True)]
     computed = max(FEATURES.index(name) for name in resnets.OUT_FEATURES)
-    for index, count in enumerate(counts, start=1):
+    for index, count in enumerate(last, start=1):
         if count and index > computed:
             raise ValueError(
                 f"MODEL.RESNETS.DEFORM_LAST must be 0 for {FEATURES[index]}, which none of "
                 f"OUT_FEATURES {resnets.OUT_FEATURES} needs, got {last}"
             )
-    return counts
+    return [n if all_of_it else k for k, n, all_of_it in zip(last, blocks, whole, strict=True)]
 
 
 def offset_settings(
