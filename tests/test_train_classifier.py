@@ -133,6 +133,7 @@ def test_two_processes_learn_together(data, tmp_path) -> None:
         ("--resume", "is not there: train first"),
         ("--batch-size 25", "at most the 24 images .*, got 25"),
         ("--deform-last 0 0 0 2", r"blocks of each stage, \[1, 1, 1, 1\], got \[0, 0, 0, 2\]"),
+        ("--train-size 40 36", "the least and the most, got 40 36"),
         ("--data nowhere", "nowhere/train must have a folder of images for every class"),
     ],
 )
@@ -140,6 +141,24 @@ def test_what_cannot_work_stops_with_a_line(data, tmp_path, more, message) -> No
     with pytest.raises(SystemExit, match=f"train_classifier: .*{message}"):
         train_classifier.main([*words(data, tmp_path / "new"), *more.split()])
     assert not (tmp_path / "new").exists()
+
+
+def test_only_a_checkpoint_of_the_same_network_is_resumed(data, tmp_path) -> None:
+    train_classifier.main(words(data, tmp_path, "--epochs 1"))
+    other = words(data, tmp_path, "--resume --deform-last 0 0 0 1")
+    with pytest.raises(SystemExit, match=r"other deform-last: \[0, 0, 0, 0\], got \[0, 0, 0, 1\]"):
+        train_classifier.main(other)
+    path = tmp_path / "checkpoint.pth"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "classes": ["cat", "dog", "eel"]}, path)
+    with pytest.raises(SystemExit, match=r"other classes: \['cat', 'dog', 'eel'\], got"):
+        train_classifier.main(words(data, tmp_path, "--resume"))
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path) -> None:
+    (tmp_path / "checkpoint.pth").write_bytes(b"half of a file")
+    with pytest.raises(SystemExit, match=r"train_classifier: .*checkpoint\.pth cannot be read"):
+        train_classifier.main(words(data, tmp_path, "--resume"))
 
 
 def test_a_checkpoint_is_not_overwritten(data, tmp_path) -> None:

@@ -122,6 +122,20 @@ def test_resumes_with_weights_momentum_and_iteration(tiny_coco, tmp_path) -> Non
     assert done[-1] == ITERATIONS
 
 
+def test_resumes_with_the_learning_rates_of_the_config(tiny_coco, tmp_path) -> None:
+    run(tiny_coco, tmp_path)
+    slower = {"SOLVER.OFFSET_LR_FACTOR": 0.25, "SOLVER.WARMUP_ITERS": 0}
+    trainer = Trainer(train_net.setup(arguments(tiny_coco, tmp_path, "--resume", **slower)))
+    trainer.resume_or_load(resume=True)
+    names = {p: name for name, p in trainer.model.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            factor = 0.25 if "conv2_offset" in names[parameter] else 1
+            assert group["initial_lr"] == pytest.approx(0.001 * factor), names[parameter]
+    expected = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+    assert trainer.scheduler.base_lrs == expected
+
+
 ON_REDUCED = {
     "MODEL.RESNETS.OUT_FEATURES": "['res4', 'reduced']",
     "MODEL.RESNETS.REDUCED_CHANNELS": 32,

@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dcn_plugin.modeling import AlignedInceptionResNet
 
 CHECKPOINT, FINAL, METRICS = "checkpoint.pth", "model_final.pth", "metrics.json"
+NETWORK = ("stem_channels", "res2_channels", "blocks", "deform_last")  # arguments that shape it
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -86,6 +87,9 @@ class Training:
         """Checks the command line, opens the data and makes the network."""
         self.args = args
         check_output(args)
+        least, most = args.train_size
+        if not 1 <= least <= most:
+            raise ValueError(f"--train-size must be the least and the most, got {least} {most}")
         train, val = open_folders(args.data)
         self.rank, self.processes, self.device = join_processes(args.device)
         if args.batch_size % self.processes or args.batch_size // self.processes < 1:
@@ -144,14 +148,15 @@ class Training:
         metrics["seconds"] = round(time.monotonic() - start, 1)
         folder = self.args.output
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / METRICS).open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
+            **self.described(),
         }
         replace(folder / CHECKPOINT, state)
+        with (folder / METRICS).open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
         # Detectron2 then finds the place of each weight by the end of its name.
         weights = {"model": state["model"], "matching_heuristics": True, "__author__": "dcn_plugin"}
         replace(folder / FINAL, {**weights, "classes": self.classes})
@@ -162,11 +167,19 @@ class Training:
             flush=True,
         )
 
+    def described(self) -> dict[str, Any]:
+        """Returns what a checkpoint must agree in with the command line and the data."""
+        return {"classes": self.classes, **{name: getattr(self.args, name) for name in NETWORK}}
+
     def load(self) -> None:
-        """Reads the last checkpoint."""
-        state = torch.load(
-            self.args.output / CHECKPOINT, map_location=self.device, weights_only=True
-        )
+        """Reads the last checkpoint, if it is one of this network."""
+        path = self.args.output / CHECKPOINT
+        state = read(path)
+        for name, ours in self.described().items():
+            if state.get(name) != ours:
+                raise ValueError(
+                    f"{path} has other {name.replace('_', '-')}: {state.get(name)}, got {ours}"
+                )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
@@ -192,6 +205,14 @@ def check_output(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{path} is not there: train first, without --resume")
     if path.is_file() and not (args.resume or args.eval_only):
         raise FileExistsError(f"{path} is there: add --resume, or name another --output")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # half a file leads an unpickler to anything
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}, {error}") from error
 
 
 def replace(path: Path, content: dict[str, Any]) -> None:

@@ -88,12 +88,11 @@ class Trainer(DefaultTrainer):
         Args:
             state_dict: what `state_dict` returned.
         """
-        groups = self.optimizer.param_groups
-        rates = [group["initial_lr"] for group in groups]
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
         if INNER in state_dict:
             self._trainer.load_state_dict(state_dict[INNER])
-        for group, rate in zip(groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             before = group["initial_lr"]
             group["lr"] = group["lr"] * rate / before if before else rate
             group["initial_lr"] = rate

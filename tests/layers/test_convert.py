@@ -130,9 +130,15 @@ class Scaled(nn.Conv2d):
         return 2 * super().forward(input)
 
 
-def hooked() -> nn.Conv2d:
+def hooked(register: str) -> nn.Conv2d:
     conv = nn.Conv2d(4, 4, 3)
-    conv.register_forward_hook(lambda *_: None)
+    getattr(conv, register)(lambda *_: None)
+    return conv
+
+
+def patched() -> nn.Conv2d:
+    conv = nn.Conv2d(4, 4, 3)
+    conv.forward = lambda input: -input
     return conv
 
 
@@ -141,7 +147,11 @@ def hooked() -> nn.Conv2d:
     [
         (Scaled(4, 4, 3), "a Scaled does more than nn.Conv2d"),
         (weight_norm(nn.Conv2d(4, 4, 3)), "a ParametrizedConv2d does more"),
-        (hooked(), "has hooks"),
+        (patched(), "a Conv2d does more than nn.Conv2d"),
+        (hooked("register_forward_hook"), "has hooks"),
+        (hooked("register_full_backward_pre_hook"), "has hooks"),
+        (hooked("register_load_state_dict_post_hook"), "has hooks"),
+        (hooked("register_state_dict_pre_hook"), "has hooks"),
         (nn.LazyConv2d(4, 3), "has no shape yet"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "'zeros', got 'reflect'"),
         (nn.Conv2d(4, 4, 2, padding="same"), "one side more"),

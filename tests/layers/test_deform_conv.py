@@ -47,6 +47,14 @@ def test_pack_starts_as_the_plain_convolution(modulated: bool, offset_groups: in
     torch.testing.assert_close(pack(input), expected)
 
 
+def test_reset_parameters_resets_the_branch() -> None:
+    pack = DeformConv2dPack(6, 4, 3)
+    before = pack.weight.clone()
+    nn.init.ones_(pack.offset_conv.weight)
+    pack.reset_parameters()
+    assert not torch.equal(pack.weight, before) and not pack.offset_conv.weight.any()
+
+
 @pytest.mark.parametrize("modulated", [False, True])
 def test_every_parameter_of_a_pack_gets_a_gradient(modulated: bool) -> None:
     pack = DeformConv2dPack(6, 4, **SHAPE, modulated=modulated)

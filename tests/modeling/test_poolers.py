@@ -51,3 +51,13 @@ def test_no_boxes_at_all() -> None:
     pooler = DeformROIPooler(6, 7, SCALES)
     empty = [Boxes(torch.zeros(0, 4))] * 2
     assert pooler(maps(), empty).shape == (0, 6, 7, 7)
+
+
+def test_float32_features_are_pooled_under_autocast() -> None:
+    pooler = DeformROIPooler(6, 7, SCALES, 2, canonical_box_size=100, canonical_level=3)
+    features = maps()
+    expected = pooler(features, BOXES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = pooler(features, BOXES)
+    assert pooled.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled.float(), expected, rtol=0.02, atol=0.02)

@@ -191,6 +191,13 @@ def test_deformable_blocks_must_be_in_what_is_computed() -> None:
         build("build_deform_resnet_backbone", cfg)
 
 
+def test_detectron2s_key_may_name_stages_that_are_not_computed() -> None:
+    cfg = slim_config(DEFORM_ON_PER_STAGE=[False, False, True, True], OUT_FEATURES=["res4"])
+    backbone = build("build_deform_resnet_backbone", cfg)
+    names = {name for name in backbone.state_dict() if "offset" in name}
+    assert names == offset_branches(BLOCKS[50], [0, 0, 6, 0])
+
+
 def test_reduced_needs_channels() -> None:
     cfg = slim_config(OUT_FEATURES=["reduced"], REDUCED_CHANNELS=0)
     with pytest.raises(ValueError, match="REDUCED_CHANNELS must be positive, got 0"):
