@@ -61,6 +61,7 @@ def test_fixed_proposals_train_a_detector(tiny_coco, tmp_path, capsys) -> None:
     ("network", "more", "message"),
     [
         ("deeplab", [], "a network with a proposal generator, this is a DeepLab"),
+        ("ca_rpn", [], "a network of two stages; .*NAME CategoryRPN"),
         ("rfcn", ["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS must name the weights"),
         ("rfcn", ["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth not found"),
         ("rfcn", ["MODEL.LOAD_PROPOSALS", "True"], "LOAD_PROPOSALS must be False"),

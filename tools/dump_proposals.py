@@ -37,6 +37,7 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import Checkpointer
+from dcn_plugin.modeling import CategoryAwareRPN
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -66,6 +67,20 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS must name the weights of a trained network, got none")
     return cfg
+
+
+def check_proposes(model: nn.Module) -> None:
+    """Checks that a network has proposals between its stages."""
+    if isinstance(model, CategoryAwareRPN):
+        raise ValueError(
+            "--config-file must be of a network of two stages; the weights of a CategoryAwareRPN "
+            "fit a GeneralizedRCNN with MODEL.PROPOSAL_GENERATOR.NAME CategoryRPN"
+        )
+    if not isinstance(model, GeneralizedRCNN) or model.proposal_generator is None:
+        raise ValueError(
+            "--config-file must be of a network with a proposal generator, this is a "
+            f"{type(model).__name__}"
+        )
 
 
 @torch.no_grad()
@@ -112,11 +127,7 @@ def main(words: list[str] | None = None) -> None:
     try:
         cfg = read_config(args)
         model = build_model(cfg).eval()
-        if not isinstance(model, GeneralizedRCNN) or model.proposal_generator is None:
-            raise ValueError(
-                "--config-file must be of a network with a proposal generator, this is a "
-                f"{type(model).__name__}"
-            )
+        check_proposes(model)
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     except (OSError, ValueError, KeyError, AssertionError) as error:
         sys.exit(f"dump_proposals: {error}")

@@ -22,6 +22,8 @@ from detectron2.modeling import (
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.transforms import HFlipTransform
 
+from dcn_plugin.layers.offset_branch import without_autocast
+
 from .roi_heads import DeformROIHeads, RFCNROIHeads
 
 
@@ -40,11 +42,22 @@ def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    wrapper = _wrap(cfg, model)
+    # What evaluates leaves a module, and all within, in the mode that it says it has.
+    wrapper.training = model.training
+    return wrapper
+
+
+def _wrap(cfg: CfgNode, model: nn.Module) -> nn.Module:
     averages = cfg.TEST.BOX_AVERAGING.ENABLED
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
             "MODEL.LOAD_PROPOSALS must be False with TEST.AUG or TEST.BOX_AVERAGING: fixed "
             "proposals lie on the image as it is, not on its scaled versions"
+        )
+    if cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(
+            "MODEL.KEYPOINT_ON must be False with TEST.AUG or TEST.BOX_AVERAGING, got True"
         )
     if isinstance(model, SemanticSegmentor) and not averages:
         return SemanticSegmentorWithTTA(cfg, model)
@@ -100,8 +113,8 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
             for found in self.refine(version):
                 there = found.pred_boxes.tensor.cpu().numpy()
                 back = np.ascontiguousarray(transform.inverse().apply_box(there))
-                boxes.append(torch.from_numpy(back).to(found.scores))
-                scores.append(found.scores)
+                boxes.append(torch.from_numpy(back).to(found.scores.device))
+                scores.append(found.scores.float())
                 classes.append(found.pred_classes)
         return torch.cat(boxes), torch.cat(scores), torch.cat(classes)
 
@@ -182,10 +195,11 @@ def vote(kept: Instances, boxes: Tensor, scores: Tensor, classes: Tensor, overla
     """
     votes = pairwise_iou(kept.pred_boxes, Boxes(boxes)) >= overlap
     votes &= kept.pred_classes[:, None] == classes[None]
-    weights = votes * scores
-    total = weights.sum(dim=1, keepdim=True)
-    # A box of no area overlaps nothing, not even itself: it stays.
-    return torch.where(total > 0, weights @ boxes / total, kept.pred_boxes.tensor)
+    with without_autocast(boxes):  # coordinates need all of float32
+        weights = votes * scores
+        total = weights.sum(dim=1, keepdim=True)
+        # A box of no area overlaps nothing, not even itself: it stays.
+        return torch.where(total > 0, weights @ boxes / total, kept.pred_boxes.tensor)
 
 
 class SemanticSegmentorWithTTA(nn.Module):

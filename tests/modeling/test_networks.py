@@ -89,6 +89,63 @@ def test_training_on_numbers_that_are_none_stops(network: str) -> None:
     assert all(len(r["instances"]) == 0 for r in results)
 
 
+def test_ca_rpn_finds_no_empty_boxes_in_a_batch_of_two_sizes() -> None:
+    model = build_network("ca_rpn", True).eval()
+    sizes = (64, 64), (128, 192)
+    batch = [{"image": torch.rand(3, *size) * 255} for size in sizes]
+    for found in model.inference(batch, do_postprocess=False):
+        assert len(found) > 20 and found.pred_boxes.nonempty().all()
+
+
+def test_ca_rpn_honours_the_least_size_of_proposals() -> None:
+    cfg = network_config("ca_rpn", deformable=False)
+    cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 40
+    (found, _) = build_model(cfg).eval().inference(inputs(), do_postprocess=False)
+    assert len(found) > 0 and found.pred_boxes.nonempty(threshold=39.9).all()
+
+
+def test_ca_rpn_proposes_in_training_for_pictures_only() -> None:
+    cfg = network_config("ca_rpn", deformable=False)
+    cfg.VIS_PERIOD = 2
+    model = build_model(cfg)
+    batch = [{**item, "file_name": ""} for item in inputs()]
+    with EventStorage() as storage:
+        for iteration in range(3):
+            storage.iter = iteration
+            model(batch)
+            assert len(storage._vis_data) == iteration // 2 + 1
+
+
+REFUSED = [
+    ("rfcn", "MASK_ON", True, "MASK_ON must be False for RFCNROIHeads"),
+    ("ca_rpn", "KEYPOINT_ON", True, "KEYPOINT_ON must be False for CategoryAwareRPN"),
+    ("ca_rpn", "LOAD_PROPOSALS", True, "LOAD_PROPOSALS must be False for CategoryAwareRPN"),
+    ("rfcn", "ROI_HEADS.NAME", "Res5ROIHeads", "NAME must be RFCNROIHeads for RFCN, got Res5ROI"),
+    ("deeplab", "SEM_SEG_HEAD.NAME", "SemSegFPNHead", "must be DeepLabHead for DeepLab, got SemS"),
+    ("ca_rpn", "RPN.HEAD_NAME", "StandardRPNHead", "must be CategoryRPNHead with CategoryDetector"),
+    (
+        "rfcn",
+        "RPN.HEAD_NAME",
+        "CategoryRPNHead",
+        "must be CategoryRPN with CategoryRPNHead, got RPN",
+    ),
+    ("ca_rpn", "RPN.IN_FEATURES", ["res4"], r"must be some of .*\['reduced'\], got \['res4'\]"),
+    ("rfcn", "ROI_HEADS.IN_FEATURES", ["redcued"], r"must be one of .* got \['redcued'\]"),
+    ("faster_rcnn", "ROI_HEADS.IN_FEATURES", ["res3"], r"must be some of .* got \['res3'\]"),
+    ("deeplab", "SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3"], r"must be one of .* got \['p2', 'p3'\]"),
+]
+
+
+@pytest.mark.parametrize(("network", "key", "value", "message"), REFUSED)
+def test_settings_that_do_not_fit_are_named(
+    network: str, key: str, value: object, message: str
+) -> None:
+    cfg = network_config(network, deformable=True)
+    cfg.merge_from_list([f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=rf"MODEL\..*{message}"):
+        build_model(cfg)
+
+
 @networks
 def test_autocast(network: str) -> None:
     model = build_network(network, True)
@@ -164,10 +221,3 @@ def test_deeplab_returns_probabilities_on_request() -> None:
     cfg.MODEL.SEM_SEG_HEAD.PROBABILITIES = True
     found = build_model(cfg).eval()(inputs())[0]["sem_seg"]
     torch.testing.assert_close(found.sum(dim=0), torch.ones(100, 130))
-
-
-def test_deeplab_reads_one_feature() -> None:
-    cfg = network_config("deeplab", deformable=False)
-    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p2", "p3"]
-    with pytest.raises(ValueError, match=r"IN_FEATURES must be one of .* got \['p2', 'p3'\]"):
-        build_model(cfg)

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("detectron2", reason="the augmentation is Detectron2's")
 
 from detectron2.config import CfgNode
+from detectron2.evaluation import inference_context
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import Boxes, Instances
 
@@ -111,6 +112,35 @@ def test_votes_are_those_of_the_restatement(seed: int, overlap: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_votes_are_exact_under_autocast(dtype: torch.dtype) -> None:
+    boxes = torch.tensor([[900.0, 500, 1300, 700]]) + torch.rand(120, 4)
+    scores, classes = torch.ones(120), torch.zeros(120, dtype=torch.int64)
+    kept = Instances((800, 1400), pred_boxes=Boxes(boxes[:1].clone()), pred_classes=classes[:1])
+    with torch.autocast("cpu", dtype=dtype):
+        found = vote(kept, boxes, scores, classes, 0.5)
+    torch.testing.assert_close(found, boxes.mean(dim=0, keepdim=True))
+
+
+@pytest.mark.parametrize("network", ["faster_rcnn", "rfcn"])
+def test_averaged_boxes_have_an_area_under_autocast(network: str) -> None:
+    model = augmented(network, averaging=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (result,) = model([one_input()])
+    boxes = result["instances"].pred_boxes
+    assert boxes.tensor.dtype == torch.float32 and boxes.nonempty().all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_network_stays_in_its_mode(network: str, training: bool) -> None:
+    cfg = config(network, averaging=False)
+    model = build_model(cfg).train(training)
+    with inference_context(build_model_with_tta(cfg, model)):
+        assert not model.training
+    assert model.training is training
+
+
 def restated_merge(voters: list, nms: float, overlap: float) -> list[tuple]:
     """Keeps the best of each class and averages each with its voters: (score, class, box)."""
     kept: list[tuple] = []
@@ -198,6 +228,14 @@ def test_fixed_proposals_cannot_be_scaled() -> None:
     model = build_model(cfg)
     cfg.MODEL.LOAD_PROPOSALS = True
     with pytest.raises(ValueError, match=r"LOAD_PROPOSALS must be False with TEST.AUG"):
+        build_model_with_tta(cfg, model)
+
+
+def test_keypoints_are_refused() -> None:
+    cfg = config("faster_rcnn", averaging=True)
+    model = build_model(cfg)
+    cfg.MODEL.KEYPOINT_ON = True
+    with pytest.raises(ValueError, match=r"KEYPOINT_ON must be False with TEST\.AUG"):
         build_model_with_tta(cfg, model)
 
 

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_backbone
 from detectron2.structures import ImageList, Instances
 
+from ..checks import check_only_boxes
 from ..proposal_generator import CategoryDetector
 
 
@@ -22,6 +23,8 @@ class CategoryAwareRPN(GeneralizedRCNN):
     Detectron2's `GeneralizedRCNN` whose proposal generator is the whole detector, so that whatever
     takes a `GeneralizedRCNN` (test-time augmentation, tracing, visualization) takes it too.
     """
+
+    generator = CategoryDetector
 
     @configurable
     def __init__(self, **parts: Any) -> None:
@@ -39,10 +42,15 @@ class CategoryAwareRPN(GeneralizedRCNN):
         Args:
             cfg: with MODEL.RPN, and of MODEL.ROI_HEADS the number of classes and the thresholds.
         """
+        check_only_boxes(cfg, cls.__name__)
+        if cfg.MODEL.LOAD_PROPOSALS:
+            raise ValueError(
+                f"MODEL.LOAD_PROPOSALS must be False for {cls.__name__}, which makes its own"
+            )
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,
-            "proposal_generator": CategoryDetector(cfg, backbone.output_shape()),
+            "proposal_generator": cls.generator(cfg, backbone.output_shape()),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

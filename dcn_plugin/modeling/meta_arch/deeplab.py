@@ -13,6 +13,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, SemanticSegmentor
 
+from ..checks import check_features
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class DeepLabHead(nn.Module):
@@ -64,11 +66,7 @@ class DeepLabHead(nn.Module):
             input_shape: of the backbone's features.
         """
         head = cfg.MODEL.SEM_SEG_HEAD
-        if len(head.IN_FEATURES) != 1 or head.IN_FEATURES[0] not in input_shape:
-            raise ValueError(
-                "MODEL.SEM_SEG_HEAD.IN_FEATURES must be one of the backbone's features "
-                f"{sorted(input_shape)} for DeepLabHead, got {head.IN_FEATURES}"
-            )
+        check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, input_shape, True)
         (in_feature,) = head.IN_FEATURES
         return {
             "in_feature": in_feature,
@@ -120,7 +118,18 @@ class DeepLabHead(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class DeepLab(SemanticSegmentor):
-    """Detectron2's `SemanticSegmentor` under the name that DeepLab has.
+    """Detectron2's `SemanticSegmentor` with a `DeepLabHead`, which runs under that name too."""
 
-    With MODEL.SEM_SEG_HEAD.NAME "DeepLabHead" it is DeepLab; so it is under Detectron2's name.
-    """
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads a config.
+
+        Args:
+            cfg: whose MODEL.SEM_SEG_HEAD.NAME is DeepLabHead.
+        """
+        name = cfg.MODEL.SEM_SEG_HEAD.NAME
+        if not issubclass(SEM_SEG_HEADS_REGISTRY.get(name), DeepLabHead):
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NAME must be DeepLabHead for {cls.__name__}, got {name}"
+            )
+        return super().from_config(cfg)

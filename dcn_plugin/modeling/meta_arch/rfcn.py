@@ -4,12 +4,28 @@
 
 from __future__ import annotations
 
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
+
+from ..roi_heads import RFCNROIHeads
 
 
 @META_ARCH_REGISTRY.register()
 class RFCN(GeneralizedRCNN):
-    """Detectron2's `GeneralizedRCNN` under the name that R-FCN has.
+    """Detectron2's `GeneralizedRCNN` with `RFCNROIHeads`, which run under that name too."""
 
-    With MODEL.ROI_HEADS.NAME "RFCNROIHeads" it is R-FCN, which runs under Detectron2's name too.
-    """
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads a config.
+
+        Args:
+            cfg: whose MODEL.ROI_HEADS.NAME is RFCNROIHeads.
+        """
+        name = cfg.MODEL.ROI_HEADS.NAME
+        if not issubclass(ROI_HEADS_REGISTRY.get(name), RFCNROIHeads):
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NAME must be RFCNROIHeads for {cls.__name__}, got {name}"
+            )
+        return super().from_config(cfg)

@@ -2,6 +2,7 @@
 # Copyright (c) dcn_plugin contributors
 """Region proposals that know their class."""
 
-from .category_rpn import CategoryDetector, CategoryRPN, CategoryRPNHead
+from .category_detector import CategoryDetector
+from .category_rpn import CategoryRPN, CategoryRPNHead
 
 __all__ = ["CategoryDetector", "CategoryRPN", "CategoryRPNHead"]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The region proposal network with classes, and the detector that it is (section 2.3)."""
+"""The region proposal network with classes (section 2.3)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
@@ -19,9 +20,10 @@ from detectron2.modeling.proposal_generator import (
     RPN_HEAD_REGISTRY,
 )
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
+
+from ..checks import check_features
 
 """
 Shape shorthand in this module:
@@ -58,6 +60,13 @@ class CategoryRPNHead(StandardRPNHead):
             cfg: with MODEL.ROI_HEADS.NUM_CLASSES, and what `StandardRPNHead` reads.
             input_shape: of the features.
         """
+        network = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+        name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        generator = getattr(network, "generator", None) or PROPOSAL_GENERATOR_REGISTRY.get(name)
+        if not issubclass(generator, CategoryRPN):
+            raise ValueError(
+                f"MODEL.PROPOSAL_GENERATOR.NAME must be CategoryRPN with {cls.__name__}, got {name}"
+            )
         settings = super().from_config(cfg, input_shape)
         return {**settings, "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
 
@@ -89,11 +98,12 @@ class CategoryRPN(RPN):
             cfg: with what `RPN` and `CategoryRPNHead` read.
             input_shape: of the backbone's features.
         """
-        if CategoryRPNHead.__name__ != cfg.MODEL.RPN.HEAD_NAME:
+        if not issubclass(RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME), CategoryRPNHead):
             raise ValueError(
-                f"MODEL.RPN.HEAD_NAME must be {CategoryRPNHead.__name__} with {cls.__name__}, got "
+                f"MODEL.RPN.HEAD_NAME must be CategoryRPNHead with {cls.__name__}, got "
                 f"{cfg.MODEL.RPN.HEAD_NAME}"
             )
+        check_features("MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES, input_shape, False)
         settings = super().from_config(cfg, input_shape)
         return {**settings, "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
 
@@ -118,8 +128,9 @@ class CategoryRPN(RPN):
             found = torch.where(label == 0, self.num_classes, -1)
             objects = label == 1
             if objects.any():
-                matched, _ = self.anchor_matcher(pairwise_iou(truth.gt_boxes, together))
-                found[objects] = truth.gt_classes[matched[objects]]
+                # Of the few that were sampled: the whole matrix may not fit twice.
+                _, matched = pairwise_iou(truth.gt_boxes, together[objects]).max(dim=0)
+                found[objects] = truth.gt_classes[matched]
             classes.append(found)
         return classes, boxes
 
@@ -185,7 +196,7 @@ class CategoryRPN(RPN):
         """
         objectness = []
         for level in pred_objectness_logits:
-            logits = self.by_anchor(level).float()
+            logits = self.by_anchor(level.detach()).float()
             # The logit of not being background, whose sigmoid is the sum over all classes.
             objectness.append(logits[..., :-1].logsumexp(dim=-1) - logits[..., -1])
         return super().predict_proposals(anchors, objectness, pred_anchor_deltas, image_sizes)
@@ -193,91 +204,3 @@ class CategoryRPN(RPN):
     def by_anchor(self, logits: Tensor) -> Tensor:
         """Returns Tensor[N, R, C+1] of the logits of a level as `RPN.forward` flattens them."""
         return logits.unflatten(1, (-1, self.num_classes + 1))
-
-
-@PROPOSAL_GENERATOR_REGISTRY.register()
-class CategoryDetector(CategoryRPN):
-    """A `CategoryRPN` whose proposals, when it is not training, are detections."""
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        score_thresh: float,
-        detection_nms_thresh: float,
-        detections_per_image: int,
-        **settings: Any,
-    ) -> None:
-        """Makes the detector.
-
-        Args:
-            score_thresh: detections have a higher score.
-            detection_nms_thresh: IoU of detections of a class, of which one is left.
-            detections_per_image: at most so many.
-            settings: of `CategoryRPN`.
-        """
-        super().__init__(**settings)
-        self.score_thresh = score_thresh
-        self.detection_nms_thresh = detection_nms_thresh
-        self.detections_per_image = detections_per_image
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads a config.
-
-        Args:
-            cfg: with MODEL.ROI_HEADS.SCORE_THRESH_TEST and NMS_THRESH_TEST,
-                TEST.DETECTIONS_PER_IMAGE, and what `CategoryRPN` reads.
-            input_shape: of the backbone's features.
-        """
-        return {
-            **super().from_config(cfg, input_shape),
-            "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            "detection_nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-        }
-
-    def predict_proposals(
-        self,
-        anchors: list[Boxes],
-        pred_objectness_logits: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-    ) -> list[Instances]:
-        """Finds proposals in training, and detections otherwise.
-
-        Args:
-            anchors: of each level.
-            pred_objectness_logits: Tensor[N, R * (C+1)] of each level.
-            pred_anchor_deltas: Tensor[N, R, 4] of each level.
-            image_sizes: of each image.
-
-        Returns:
-            `pred_boxes`, `scores` and `pred_classes` of each image; in training as `CategoryRPN`.
-        """
-        if self.training:
-            return super().predict_proposals(
-                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
-            )
-        boxes, scores = [], []
-        decoded = self._decode_proposals(anchors, pred_anchor_deltas)
-        for level, logits in zip(decoded, pred_objectness_logits, strict=True):
-            probabilities = self.by_anchor(logits).float().softmax(dim=-1)
-            # As many as an RPN looks at, so that not all of R * C boxes come to be compared.
-            count = level.shape[1]
-            if isinstance(count, Tensor):  # in tracing
-                count = count.clamp(max=self.pre_nms_topk[False])
-            else:
-                count = min(count, self.pre_nms_topk[False])
-            best = probabilities[..., :-1].amax(dim=-1).topk(count, dim=1).indices[..., None]
-            boxes.append(level.take_along_dim(best, dim=1))
-            scores.append(probabilities.take_along_dim(best, dim=1))
-        found, _ = fast_rcnn_inference(
-            list(cat(boxes, dim=1)),
-            list(cat(scores, dim=1)),
-            image_sizes,
-            self.score_thresh,
-            self.detection_nms_thresh,
-            self.detections_per_image,
-        )
-        return found

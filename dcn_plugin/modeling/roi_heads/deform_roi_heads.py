@@ -15,6 +15,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
+from ..checks import check_features
 from ..poolers import AverageROIPooler, DeformROIPooler
 
 
@@ -28,6 +29,8 @@ class DeformROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        check_features("MODEL.ROI_HEADS.IN_FEATURES", names, input_shape, False)
         parts = super()._init_box_head(cfg, input_shape)
         return {**parts, "box_pooler": build_box_pooler(cfg, input_shape)}
 

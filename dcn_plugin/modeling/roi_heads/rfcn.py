@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
+from ..checks import check_features, check_only_boxes
 from .ohem import find_hardest
 
 
@@ -107,11 +108,8 @@ class RFCNROIHeads(ROIHeads):
             input_shape: of the backbone's features.
         """
         heads = cfg.MODEL.ROI_HEADS
-        if len(heads.IN_FEATURES) != 1:
-            raise ValueError(
-                "MODEL.ROI_HEADS.IN_FEATURES must be one feature for RFCNROIHeads, got "
-                f"{heads.IN_FEATURES}"
-            )
+        check_only_boxes(cfg, cls.__name__)
+        check_features("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, input_shape, True)
         if heads.OHEM < 0:
             raise ValueError(
                 "MODEL.ROI_HEADS.OHEM must be a number of RoIs, or 0 for Detectron2's sampler, "

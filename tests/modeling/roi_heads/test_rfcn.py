@@ -170,7 +170,7 @@ def test_box_coding_is_that_of_the_restatement() -> None:
     ("key", "value", "message"),
     [
         ("ROI_HEADS.OHEM", -1, "MODEL.ROI_HEADS.OHEM must be .*, got -1"),
-        ("ROI_HEADS.IN_FEATURES", ["res4", "reduced"], "must be one feature .*, got"),
+        ("ROI_HEADS.IN_FEATURES", ["res4", "reduced"], "must be one of .*, got"),
         ("ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou", "must be smooth_l1 with OHEM, got giou"),
         ("ROI_BOX_HEAD.POOLER_MODE", "max", "mode must be one of .*, got 'max'"),
     ],

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The category-aware RPN as a detector of one stage (section 2.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+
+from .category_rpn import CategoryRPN
+
+"""
+Shape shorthand in this module:
+
+    N: images, C: classes without background, R: anchors of an image
+"""
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class CategoryDetector(CategoryRPN):
+    """A `CategoryRPN` whose proposals, when it is not training, are detections."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        score_thresh: float,
+        detection_nms_thresh: float,
+        detections_per_image: int,
+        vis_period: int,
+        **settings: Any,
+    ) -> None:
+        """Makes the detector.
+
+        Args:
+            score_thresh: detections have a higher score.
+            detection_nms_thresh: IoU of detections of a class, of which one is left.
+            detections_per_image: at most so many.
+            vis_period: iterations between two pictures of proposals in training; 0: none.
+            settings: of `CategoryRPN`.
+        """
+        super().__init__(**settings)
+        self.score_thresh = score_thresh
+        self.detection_nms_thresh = detection_nms_thresh
+        self.detections_per_image = detections_per_image
+        self.vis_period = vis_period
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Reads a config.
+
+        Args:
+            cfg: with MODEL.ROI_HEADS.SCORE_THRESH_TEST and NMS_THRESH_TEST,
+                TEST.DETECTIONS_PER_IMAGE, VIS_PERIOD, and what `CategoryRPN` reads.
+            input_shape: of the backbone's features.
+        """
+        return {
+            **super().from_config(cfg, input_shape),
+            "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            "detection_nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """Finds detections, or in training, where nobody takes them, pictures' proposals.
+
+        Args:
+            anchors: of each level.
+            pred_objectness_logits: Tensor[N, R * (C+1)] of each level.
+            pred_anchor_deltas: Tensor[N, R, 4] of each level.
+            image_sizes: of each image.
+
+        Returns:
+            `pred_boxes`, `scores` and `pred_classes` of each image; in training as `CategoryRPN`,
+            or no proposals.
+        """
+        if self.training:
+            if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+                return super().predict_proposals(
+                    anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+                )
+            check_finite(pred_objectness_logits + pred_anchor_deltas)
+            return [no_proposals(size, pred_anchor_deltas[0]) for size in image_sizes]
+        probabilities = [
+            self.by_anchor(logits).float().softmax(dim=-1) for logits in pred_objectness_logits
+        ]
+        decoded = self._decode_proposals(anchors, pred_anchor_deltas)
+        boxes, scores = [], []
+        for image, size in enumerate(image_sizes):
+            levels = [
+                self._best(level[image], of_level[image], size)
+                for level, of_level in zip(decoded, probabilities, strict=True)
+            ]
+            boxes.append(cat([level[0] for level in levels]))
+            scores.append(cat([level[1] for level in levels]))
+        found, _ = fast_rcnn_inference(
+            boxes,
+            scores,
+            image_sizes,
+            self.score_thresh,
+            self.detection_nms_thresh,
+            self.detections_per_image,
+        )
+        return found
+
+    def _best(
+        self, boxes: Tensor, probabilities: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Chooses as many boxes of a level as an RPN looks at, of those that lie in the image.
+
+        Args:
+            boxes: Tensor[R, 4].
+            probabilities: Tensor[R, C+1].
+            size: of the image.
+
+        Returns:
+            some rows of both.
+        """
+        finite = boxes.isfinite().all(dim=1) & probabilities.isfinite().all(dim=1)
+        inside, probabilities = Boxes(boxes[finite]), probabilities[finite]
+        inside.clip(size)
+        kept = inside.nonempty(threshold=self.min_box_size)
+        boxes, probabilities = inside.tensor[kept], probabilities[kept]
+        count = boxes.shape[0]
+        if isinstance(count, Tensor):  # in tracing
+            count = count.clamp(max=self.pre_nms_topk[False])
+        else:
+            count = min(count, self.pre_nms_topk[False])
+        best = probabilities[:, :-1].amax(dim=1).topk(count).indices
+        return boxes[best], probabilities[best]
+
+
+def check_finite(predictions: list[Tensor]) -> None:
+    """Stops a training that has diverged, as Detectron2's RPN does when it proposes."""
+    if not all(level.isfinite().all() for level in predictions):
+        raise FloatingPointError("scores or boxes contain Inf or NaN: training has diverged")
+
+
+def no_proposals(size: tuple[int, int], like: Tensor) -> Instances:
+    """Returns what an RPN proposes where it finds nothing.
+
+    Args:
+        size: of the image.
+        like: a tensor of the proposals' device and dtype.
+    """
+    return Instances(
+        size,
+        proposal_boxes=Boxes(like.new_zeros(0, 4)),
+        objectness_logits=like.new_zeros(0),
+    )
