@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from detectron2.config import CfgNode
+from fvcore.common.registry import Registry
 
 
 def check_features(key: str, names: Sequence[str], known: Iterable[str], only_one: bool) -> None:
@@ -41,3 +42,20 @@ def check_only_boxes(cfg: CfgNode, network: str) -> None:
     for key in ("MASK_ON", "KEYPOINT_ON"):
         if cfg.MODEL[key]:
             raise ValueError(f"MODEL.{key} must be False for {network}, which finds boxes only")
+
+
+def check_kind(key: str, name: str, registry: Registry, kind: type, network: str) -> None:
+    """Checks that a part of a network is of the kind that it needs.
+
+    Args:
+        key: of the config.
+        name: its value.
+        registry: in which the name is.
+        kind: of the part, or a class that it is derived from.
+        network: for the message.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not issubclass(registry.get(name), kind):
+        raise ValueError(f"{key} must be {kind.__name__} for {network}, got {name}")

@@ -122,7 +122,7 @@ REFUSED = [
     ("ca_rpn", "LOAD_PROPOSALS", True, "LOAD_PROPOSALS must be False for CategoryAwareRPN"),
     ("rfcn", "ROI_HEADS.NAME", "Res5ROIHeads", "NAME must be RFCNROIHeads for RFCN, got Res5ROI"),
     ("deeplab", "SEM_SEG_HEAD.NAME", "SemSegFPNHead", "must be DeepLabHead for DeepLab, got SemS"),
-    ("ca_rpn", "RPN.HEAD_NAME", "StandardRPNHead", "must be CategoryRPNHead with CategoryDetector"),
+    ("ca_rpn", "RPN.HEAD_NAME", "StandardRPNHead", "must be CategoryRPNHead for CategoryDetector"),
     (
         "rfcn",
         "RPN.HEAD_NAME",

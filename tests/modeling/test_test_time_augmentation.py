@@ -223,19 +223,13 @@ def test_averaging_needs_two_stages(network: str) -> None:
         augmented(network, averaging=True)
 
 
-def test_fixed_proposals_cannot_be_scaled() -> None:
-    cfg = config("faster_rcnn", averaging=False)
+@pytest.mark.parametrize("key", ["LOAD_PROPOSALS", "KEYPOINT_ON"])
+@pytest.mark.parametrize("averaging", [False, True])
+def test_fixed_proposals_and_keypoints_cannot_be_scaled(key: str, averaging: bool) -> None:
+    cfg = config("faster_rcnn", averaging)
     model = build_model(cfg)
-    cfg.MODEL.LOAD_PROPOSALS = True
-    with pytest.raises(ValueError, match=r"LOAD_PROPOSALS must be False with TEST.AUG"):
-        build_model_with_tta(cfg, model)
-
-
-def test_keypoints_are_refused() -> None:
-    cfg = config("faster_rcnn", averaging=True)
-    model = build_model(cfg)
-    cfg.MODEL.KEYPOINT_ON = True
-    with pytest.raises(ValueError, match=r"KEYPOINT_ON must be False with TEST\.AUG"):
+    cfg.MODEL[key] = True
+    with pytest.raises(ValueError, match=rf"{key} must be False with TEST\.AUG"):
         build_model_with_tta(cfg, model)
 
 

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, SemanticSegmentor
 
-from ..checks import check_features
+from ..checks import check_features, check_kind
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -127,9 +127,6 @@ class DeepLab(SemanticSegmentor):
         Args:
             cfg: whose MODEL.SEM_SEG_HEAD.NAME is DeepLabHead.
         """
-        name = cfg.MODEL.SEM_SEG_HEAD.NAME
-        if not issubclass(SEM_SEG_HEADS_REGISTRY.get(name), DeepLabHead):
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.NAME must be DeepLabHead for {cls.__name__}, got {name}"
-            )
+        name, heads = cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY
+        check_kind("MODEL.SEM_SEG_HEAD.NAME", name, heads, DeepLabHead, cls.__name__)
         return super().from_config(cfg)

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
+from ..checks import check_kind
 from ..roi_heads import RFCNROIHeads
 
 
@@ -23,9 +24,6 @@ class RFCN(GeneralizedRCNN):
         Args:
             cfg: whose MODEL.ROI_HEADS.NAME is RFCNROIHeads.
         """
-        name = cfg.MODEL.ROI_HEADS.NAME
-        if not issubclass(ROI_HEADS_REGISTRY.get(name), RFCNROIHeads):
-            raise ValueError(
-                f"MODEL.ROI_HEADS.NAME must be RFCNROIHeads for {cls.__name__}, got {name}"
-            )
+        name, heads = cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY
+        check_kind("MODEL.ROI_HEADS.NAME", name, heads, RFCNROIHeads, cls.__name__)
         return super().from_config(cfg)

@@ -23,7 +23,7 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
-from ..checks import check_features
+from ..checks import check_features, check_kind
 
 """
 Shape shorthand in this module:
@@ -98,11 +98,8 @@ class CategoryRPN(RPN):
             cfg: with what `RPN` and `CategoryRPNHead` read.
             input_shape: of the backbone's features.
         """
-        if not issubclass(RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME), CategoryRPNHead):
-            raise ValueError(
-                f"MODEL.RPN.HEAD_NAME must be CategoryRPNHead with {cls.__name__}, got "
-                f"{cfg.MODEL.RPN.HEAD_NAME}"
-            )
+        name, heads = cfg.MODEL.RPN.HEAD_NAME, RPN_HEAD_REGISTRY
+        check_kind("MODEL.RPN.HEAD_NAME", name, heads, CategoryRPNHead, cls.__name__)
         check_features("MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES, input_shape, False)
         settings = super().from_config(cfg, input_shape)
         return {**settings, "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
