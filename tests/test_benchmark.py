@@ -11,18 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark
 import pytest
 import torch
+from bench import cases, memory, nets, table, timing
+from bench.cases import MMCV, OURS, PLAIN, TORCHVISION, Rival, Setting
+from bench.machine import Peak
+from bench.timing import Times
 from torch.testing import assert_close
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import benchmark  # noqa: E402
-from bench import cases, memory, nets, table, timing  # noqa: E402
-from bench.cases import MMCV, OURS, PLAIN, TORCHVISION, Rival, Setting  # noqa: E402
-from bench.machine import Peak  # noqa: E402
-from bench.timing import Times  # noqa: E402
 
 CPU = Setting("cpu", "float32", threads=1)
 NUMBERS = ("least_ms", "median_ms", "spread_percent")

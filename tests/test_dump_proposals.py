@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,13 @@ import torch
 
 pytest.importorskip("detectron2", reason="proposals are those of Detectron2's RPN")
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
-import dump_proposals  # noqa: E402
+import dump_proposals
 
-from detectron2.modeling import build_model  # noqa: E402
+from detectron2.modeling import build_model
 
-from tests.modeling.networks import network_config  # noqa: E402
-from tests.test_train_net import detections, run  # noqa: E402
+from tests.modeling.networks import network_config
+from tests.test_train_net import detections, run
 
 
 def saved_network(network: str, folder: Path) -> tuple[str, str]:

@@ -10,15 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import get_detectron2
 import pytest
+import steps
+import toolchain
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import get_detectron2  # noqa: E402
-import steps  # noqa: E402
-import toolchain  # noqa: E402
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 

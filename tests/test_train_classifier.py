@@ -16,15 +16,14 @@ import torch
 
 pytest.importorskip("detectron2", reason="the classifier is Detectron2's ResNet")
 
+import train_classifier
+from classifier.images import MEAN, Share, validation_view
+from PIL import Image
+
+from dcn_plugin.engine import Checkpointer
+from tests.modeling.backbones import build, slim_config
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import train_classifier  # noqa: E402
-from classifier.images import MEAN, Share, validation_view  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from dcn_plugin.engine import Checkpointer  # noqa: E402
-from tests.modeling.backbones import build, slim_config  # noqa: E402
 
 COLOURS = {"blue": (200, 60, 60), "green": (60, 200, 60), "red": (60, 60, 200)}  # OpenCV's order
 SLIM = "--blocks 1 1 1 1 --stem-channels 8 --res2-channels 16 --workers 0 --device cpu"
