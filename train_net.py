@@ -3,73 +3,110 @@
 # Copyright (c) dcn_plugin contributors
 """Trains and evaluates the networks of this project with Detectron2's trainer.
 
-    python train_net.py --config-file configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml
+    python train_net.py --config-file configs/VOC-Detection/rfcn_R_101_dconv3.yaml --num-gpus 8
+    python train_net.py --config-file … --resume
     python train_net.py --config-file … --eval-only MODEL.WEIGHTS path/to/model.pth
+    python train_net.py --config-file … --train-data train.json train/ --test-data val.json val/
+    torchrun --nproc_per_node 8 train_net.py --config-file …
 
-Any key of the config can be set at the end of the line.
+Any key of the config can be set at the end of the line. OUTPUT_DIR gets the config, the
+environment, log.txt, metrics.json, checkpoints and results.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
-import detectron2.utils.comm as comm
-from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
+from detectron2.utils import comm
 
-from dcn_plugin import add_dcn_config
-from dcn_plugin.engine import Checkpointer, Trainer
+from dcn_plugin.engine import (
+    Checkpointer,
+    Trainer,
+    check_config,
+    choose_processes,
+    describe_run,
+    read_config,
+    write_results,
+)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Returns Detectron2's parser, which also takes data of one's own."""
+    parser = default_argument_parser(epilog=__doc__)
+    for part in ("train", "test"):
+        parser.add_argument(
+            f"--{part}-data",
+            nargs=2,
+            metavar=("JSON", "IMAGES"),
+            help=f"your own data to {part}: annotations in COCO's format, and a folder of images",
+        )
+    return parser
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Reads the config, and prepares logging and the output folder."""
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    has_gpu = torch.cuda.is_available()
-    if not has_gpu:
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.merge_from_list(args.opts)
+    """Reads and checks the config, and prepares logging and the output folder."""
+    cfg = read_config(args)
+    check_config(cfg, training=not args.eval_only, processes=comm.get_world_size())
     cfg.freeze()
     default_setup(cfg, args)
-    if not has_gpu:
+    describe_run(cfg)
+    if not torch.cuda.is_available():
         logging.getLogger("detectron2").warning("PyTorch finds no GPU: running on the CPU")
     return cfg
 
 
+def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Evaluates a network, and writes the results."""
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        write_results(cfg, results)
+        verify_results(cfg, results)
+    return results
+
+
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Trains and evaluates, or with --eval-only evaluates and returns the results."""
-    cfg = setup(args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    """Trains and evaluates, or with --eval-only evaluates; returns the results."""
+    with one_line_errors():
+        cfg = setup(args)
+        if args.eval_only:
+            model = Trainer.build_model(cfg)
+            Trainer.build_augmented(cfg, model)  # to know now if it cannot be
+            checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        else:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+    return evaluate(cfg, model) if args.eval_only else trainer.train()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line, of the first process, where settings do not fit."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"train_net: {error}" if comm.is_main_process() else 1)
 
 
 def invoke_main() -> None:
     """Parses the command line and starts one process per GPU."""
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus if torch.cuda.is_available() else 1,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    args = argument_parser().parse_args()
+    with one_line_errors():
+        cfg = read_config(args)
+        check_config(cfg, training=not args.eval_only)
+        run = choose_processes(args, torch.device(cfg.MODEL.DEVICE).type)
+    run(main)
 
 
 if __name__ == "__main__":

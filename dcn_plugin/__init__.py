@@ -2,8 +2,8 @@
 # Copyright (c) dcn_plugin contributors
 """Deformable Convolutional Networks for Detectron2.
 
-Importing this package registers its networks with Detectron2, where that is installed. `ops` and
-`layers` need PyTorch only.
+Importing this package registers its networks and data sets with Detectron2, where that is
+installed. `ops` and `layers` need PyTorch only.
 """
 
 import importlib.util
@@ -25,3 +25,4 @@ else:
             warnings.warn(f"dcn_plugin: no networks: Detectron2 fails with {error!r}", stacklevel=2)
         else:
             importlib.import_module(".modeling", __name__)  # only registration
+            importlib.import_module(".data", __name__)

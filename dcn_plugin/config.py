@@ -37,6 +37,10 @@ def add_dcn_config(cfg: CfgNode) -> None:
     # Whether DeepLabHead returns probabilities; Detectron2's heads return logits.
     cfg.MODEL.SEM_SEG_HEAD.PROBABILITIES = False
 
+    # Whether labels are compared at the size that the network saw, as the authors did on VOC, and
+    # not at that of the image.
+    cfg.TEST.SEM_SEG_AT_NETWORK_SIZE = False
+
     # Iterative bounding-box averaging at test time, with TEST.AUG or without: how often boxes are
     # scored, how many are kept of each time and version of the image, and from which IoU on a box
     # votes on another.

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "dcn_plugin"
 CSRC = ROOT / "csrc"
 
 # Floors of dcn_plugin that may import Detectron2, and what the lower ones may import at all.
-UPPER = {"__init__", "modeling", "data", "evaluation", "engine", "config"}
+UPPER = {"__init__", "modeling", "data", "evaluation", "engine", "config", "compat"}
 ALLOWED = {
     "ops": {"torch", "dcn_plugin.ops", "dcn_plugin._C"},
     "layers": {"torch", "dcn_plugin.ops", "dcn_plugin.layers"},

@@ -3,8 +3,23 @@
 """What training needs beside Detectron2's trainer."""
 
 from .checkpoint import Checkpointer
+from .image_seeds import ImageSeeds
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer
+from .processes import choose_processes
+from .run_folder import describe_run, write_results
+from .settings import check_config, read_config
 from .trainer import Trainer
 
-__all__ = ["Checkpointer", "OffsetMonitor", "Trainer", "build_optimizer"]
+__all__ = [
+    "Checkpointer",
+    "ImageSeeds",
+    "OffsetMonitor",
+    "Trainer",
+    "build_optimizer",
+    "check_config",
+    "choose_processes",
+    "describe_run",
+    "read_config",
+    "write_results",
+]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -32,6 +33,13 @@ class Checkpointer(DetectionCheckpointer):
     And it does not warn of offset branches that a plain network's checkpoint cannot have: they
     start at zero, which is said in the log.
     """
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the checkpoint to resume from; a kill leaves the old name or the new one."""
+        path = Path(self.save_dir) / "last_checkpoint"
+        half = path.with_suffix(".half")
+        half.write_text(last_filename_basename)
+        half.replace(path)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if isinstance(checkpoint["model"].get("state_dict"), dict):  # as training scripts save it

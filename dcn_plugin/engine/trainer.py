@@ -9,26 +9,50 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 
+from dcn_plugin.compat import INNER_TRAINER
+from dcn_plugin.data import TrainLoader, build_train_loader
+from dcn_plugin.evaluation import NetworkSizeMapper, build_evaluator
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
+from .image_seeds import ImageSeeds
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer
+from .run_folder import write_results
 
-INNER = "_trainer"  # as in checkpoints of Detectron2's main
+SEED = "seed"  # of checkpoints
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's `DefaultTrainer` for networks with offset branches.
 
     Its checkpoints hold the optimizer's state, which those of Detectron2 0.6 lack: there a resumed
-    training begins without momentum.
+    training begins without momentum. Images, their augmentation and the samples of anchors and RoIs
+    follow from SEED, the iteration and the image: a restart changes nothing, nor do the numbers of
+    processes and workers.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Builds all that training needs.
+
+        Args:
+            cfg: of the training; SEED below 0: any seed, which checkpoints keep.
+        """
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        cfg.freeze()
+        self.image_seeds = ImageSeeds(cfg.SEED)
+        super().__init__(cfg)
+        self.build_augmented(cfg, self.model)  # to know now if it cannot be
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -36,12 +60,30 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Builds a loader that can begin at any iteration."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Builds Detectron2's loader; TEST.SEM_SEG_AT_NETWORK_SIZE hides the images' own size."""
+        mapper = NetworkSizeMapper(cfg, False) if cfg.TEST.SEM_SEG_AT_NETWORK_SIZE else None
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> COCOEvaluator:
+    ) -> DatasetEvaluator:
         """Makes the evaluator of one data set; its results go to OUTPUT_DIR/inference."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def build_augmented(cls, cfg: CfgNode, model: nn.Module) -> nn.Module | None:
+        """Builds what tests a network by TEST.AUG or TEST.BOX_AVERAGING, if they are on."""
+        if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGING.ENABLED:
+            return build_model_with_tta(cfg, model)
+        return None
 
     @classmethod
     def test(
@@ -57,28 +99,54 @@ class Trainer(DefaultTrainer):
         Returns:
             results by task; those of the second evaluation have `_TTA` at the end of their names.
         """
+        augmented = cls.build_augmented(cfg, model)
         results = super().test(cfg, model, evaluators)
-        if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGING.ENABLED:
+        if augmented is not None:
             folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
             evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-            more = super().test(cfg, build_model_with_tta(cfg, model), evaluators)
+            more = super().test(cfg, augmented, evaluators)
             results |= {f"{name}_TTA": value for name, value in more.items()}
         return results
 
     def build_hooks(self) -> list[HookBase]:
-        """Returns Detectron2's hooks, after the `OffsetMonitor`."""
+        """Returns Detectron2's hooks, after this project's two."""
         # Here, because DefaultTrainer has made its own, and gives it to its hooks next.
         self.checkpointer = Checkpointer(
             self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables
         )
         return [
+            self.image_seeds,
             OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD),
             *super().build_hooks(),
         ]
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Loads weights as Detectron2 does; a resumed training goes on with the next images.
+
+        Args:
+            resume: whether to go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        """
+        super().resume_or_load(resume)
+        loader = self._trainer.data_loader
+        if isinstance(loader, TrainLoader):  # nothing was read yet
+            loader.start, loader.seed = self.start_iter, self.image_seeds.seed
+
+    def train(self) -> dict[str, Any] | None:
+        """Trains, and writes what the last evaluation found to OUTPUT_DIR/results.json.
+
+        Returns:
+            these results in the main process, if there were any.
+        """
+        super().train()
+        results = getattr(self, "_last_eval_results", None)
+        if results and comm.is_main_process():
+            write_results(self.cfg, results)
+        return results
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed training needs beside the model."""
-        return {**super().state_dict(), INNER: self._trainer.state_dict()}
+        own = {INNER_TRAINER: self._trainer.state_dict(), SEED: self.image_seeds.seed}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes; a checkpoint without the optimizer's state, of Detectron2 0.6, is resumed too.
@@ -90,8 +158,9 @@ class Trainer(DefaultTrainer):
         """
         rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
-        if INNER in state_dict:
-            self._trainer.load_state_dict(state_dict[INNER])
+        if INNER_TRAINER in state_dict:
+            self._trainer.load_state_dict(state_dict[INNER_TRAINER])
+        self.image_seeds.seed = state_dict.get(SEED, self.image_seeds.seed)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             before = group["initial_lr"]
             group["lr"] = group["lr"] * rate / before if before else rate

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Data sets beside Detectron2's, and loading that can be resumed."""
+
+import os
+
+from .batches import TrainingBatches
+from .check import check_datasets
+from .loader import TrainLoader, build_train_loader
+from .own import use_own_data
+from .seeds import image_seed
+from .voc import register_voc
+
+__all__ = [
+    "TrainLoader",
+    "TrainingBatches",
+    "build_train_loader",
+    "check_datasets",
+    "image_seed",
+    "use_own_data",
+]
+
+register_voc(os.getenv("DETECTRON2_DATASETS", "datasets"))

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Whether the data sets of a config are there, before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+# Attributes of Detectron2's metadata that are paths.
+PATHS = (
+    "json_file",
+    "image_root",
+    "image_dir",
+    "gt_dir",
+    "panoptic_root",
+    "panoptic_json",
+    "sem_seg_root",
+    "list_file",
+)
+WHERE = {
+    "coco_": "cocodataset.org",
+    "voc_2012_sem_seg_": "host.robots.ox.ac.uk/pascal/VOC, and run tools/prepare_sbd.py",
+    "voc_": "host.robots.ox.ac.uk/pascal/VOC",
+    "cityscapes_": "cityscapes-dataset.com",
+}
+# The number of classes that a network has, and the names that its data set has.
+CLASSES = {
+    "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
+    "RFCN": ("ROI_HEADS", "thing_classes"),
+    "CategoryAwareRPN": ("ROI_HEADS", "thing_classes"),
+    "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
+    "DeepLab": ("SEM_SEG_HEAD", "stuff_classes"),
+}
+
+
+def check_datasets(cfg: CfgNode, training: bool) -> None:
+    """Looks for the data sets of a config, and for their proposals.
+
+    Args:
+        cfg: with DATASETS.
+        training: whether those to train on are needed.
+
+    Raises:
+        FileNotFoundError: if files are missing; it says which, and where to get them.
+        ValueError: if a name is unknown, or the numbers of classes differ.
+    """
+    if training and not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN must name a data set, got none")
+    if not training and not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST must name a data set, got none")
+    for key in ("TRAIN", "TEST") if training else ("TEST",):
+        names = cfg.DATASETS[key]
+        for name in names:
+            _check(name, f"DATASETS.{key}")
+            _check_classes(cfg, name, f"DATASETS.{key}")
+        if cfg.MODEL.LOAD_PROPOSALS:
+            _check_proposals(cfg, key)
+
+
+def missing_paths(name: str) -> list[str]:
+    """Returns the files and folders that a data set lacks.
+
+    Args:
+        name: in Detectron2's catalogue.
+    """
+    metadata = MetadataCatalog.get(name)
+    paths = [metadata.get(attribute) for attribute in PATHS]
+    if metadata.get("evaluator_type") == "pascal_voc":
+        folder = metadata.dirname
+        paths += [os.path.join(folder, part) for part in ("Annotations", "JPEGImages")]
+        paths.append(os.path.join(folder, "ImageSets", "Main", f"{metadata.split}.txt"))
+    return [path for path in paths if path and not PathManager.exists(path)]
+
+
+def _check(name: str, key: str) -> None:
+    known = DatasetCatalog.list()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"; the nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"{key} must name data sets of Detectron2's catalogue, got {name!r}{hint}")
+    missing = missing_paths(name)
+    if missing:
+        where = [address for prefix, address in WHERE.items() if name.startswith(prefix)]
+        root = os.getenv("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"{key}: {name} is not complete, there is no {', no '.join(missing)}. Data sets are "
+            f"looked for in DETECTRON2_DATASETS, now {root!r}; docs/data.md says how they lie there"
+            + (f", get it from {where[0]}" if where else "")
+        )
+
+
+def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
+    if cfg.MODEL.META_ARCHITECTURE not in CLASSES:
+        return
+    section, attribute = CLASSES[cfg.MODEL.META_ARCHITECTURE]
+    classes = MetadataCatalog.get(name).get(attribute)
+    if classes is not None and len(classes) != cfg.MODEL[section].NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.{section}.NUM_CLASSES must be {len(classes)}, the classes of {name} in {key}, "
+            f"got {cfg.MODEL[section].NUM_CLASSES}"
+        )
+
+
+def _check_proposals(cfg: CfgNode, key: str) -> None:
+    names, files = cfg.DATASETS[key], cfg.DATASETS[f"PROPOSAL_FILES_{key}"]
+    if len(names) != len(files):
+        raise ValueError(
+            f"DATASETS.PROPOSAL_FILES_{key} must name a file for each of the {len(names)} "
+            f"data sets in DATASETS.{key}, got {len(files)}"
+        )
+    for file in files:
+        if "://" not in file and not PathManager.isfile(file):
+            raise FileNotFoundError(
+                f"DATASETS.PROPOSAL_FILES_{key}: there is no {file}; tools/dump_proposals.py "
+                "writes such files"
+            )

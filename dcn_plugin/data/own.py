@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""A user's own data in COCO's format, by two paths on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+NAMES = {"TRAIN": "own_train", "TEST": "own_test"}
+LOOKED_AT = 20  # images, whether they are in the folder
+
+
+def use_own_data(
+    cfg: CfgNode, train: Sequence[str] | None = None, test: Sequence[str] | None = None
+) -> None:
+    """Registers own data as own_train and own_test, and sets the config for them.
+
+    Args:
+        cfg: gets DATASETS and the number of classes.
+        train: file of annotations and folder of images; None: not own.
+        test: likewise.
+
+    Raises:
+        OSError: if a file or folder is not there.
+        ValueError: if a file is not in COCO's format, or their categories differ.
+    """
+    categories: dict[str, list[str]] = {}
+    for key, paths in (("TRAIN", train), ("TEST", test)):
+        if paths:
+            categories[key] = _register(NAMES[key], f"--{key.lower()}-data", *paths)
+            cfg.DATASETS[key] = (NAMES[key],)
+    if train and not test:
+        cfg.DATASETS.TEST = ()
+    if len(categories) == 2 and categories["TRAIN"] != categories["TEST"]:
+        raise ValueError(
+            "--train-data and --test-data must have the same categories in the same order of their "
+            f"ids, got {categories['TRAIN']} and {categories['TEST']}"
+        )
+    count = len(next(iter(categories.values())))
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = count
+
+
+def _register(name: str, option: str, annotations: str, images: str) -> list[str]:
+    content = _read(option, annotations, images)
+    names = [item["name"] for item in sorted(content["categories"], key=lambda item: item["id"])]
+    if name in DatasetCatalog.list():  # of an earlier call in this process
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_coco_instances(name, {"thing_classes": names}, annotations, images)
+    return names
+
+
+def _read(option: str, annotations: str, images: str) -> dict[str, Any]:
+    if not Path(annotations).is_file() or not Path(images).is_dir():
+        raise FileNotFoundError(
+            f"{option} must be a file of annotations and a folder of images, got {annotations} "
+            f"and {images}"
+        )
+    try:
+        content = json.loads(Path(annotations).read_bytes())
+        known = {item["id"] for item in content["categories"]}
+        used = {item["category_id"] for item in content["annotations"]}
+        names = [item["file_name"] for item in content["images"]]
+        boxes = all(len(item["bbox"]) == 4 for item in content["annotations"])
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{option}: {annotations} is not in COCO's format, with images, categories and "
+            f"annotations that have a bbox: {type(error).__name__}, {error}"
+        ) from error
+    if not (known and names and boxes) or used - known:
+        raise ValueError(
+            f"{option}: {annotations} must have images, categories, and annotations of these with "
+            f"four numbers to a bbox, got {len(names)} images, {len(known)} categories, and "
+            f"annotations of unknown categories {sorted(used - known)}"
+        )
+    lost = [name for name in names[:LOOKED_AT] if not (Path(images) / name).is_file()]
+    if lost:
+        raise FileNotFoundError(f"{option}: there is no {lost[0]} in {images}")
+    return content

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Processes that train together: of torchrun, or of Detectron2's `launch`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from dcn_plugin.compat import set_local_group, train_on_cpus_too
+
+Main = Callable[[argparse.Namespace], Any]
+
+
+def under_torchrun() -> bool:
+    """Returns whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def join_torchrun(backend: str) -> None:
+    """Joins the other processes of torchrun.
+
+    Args:
+        backend: "nccl" with a GPU for each process of a machine, or "gloo".
+    """
+    if backend == "nccl":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun's --nproc_per_node must be at most the {torch.cuda.device_count()} GPUs "
+                f"of this machine, got {os.environ['LOCAL_WORLD_SIZE']}"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group(backend)
+    per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+    set_local_group(dist.get_world_size() // per_machine, per_machine)
+    comm.synchronize()
+
+
+def leave_processes() -> None:
+    """Lets go of the other processes, when all of them are done."""
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    # PyTorch 2.11: gloo's threads need the interpreter's lock to let go of tensors, and
+    # destroy_process_group waits for these threads with the lock held.
+    time.sleep(0.5)
+    dist.destroy_process_group()
+
+
+def choose_processes(args: argparse.Namespace, device: str) -> Callable[[Main], Any]:
+    """Joins the processes of torchrun, or chooses how many GPUs take part.
+
+    Args:
+        args: a command line of Detectron2's parser.
+        device: "cpu" or "cuda", on which it computes.
+
+    Returns:
+        what runs a function of the command line in every process; it returns what that returned,
+        or None where it ran in other processes.
+
+    Raises:
+        ValueError: if more GPUs are asked for than there are.
+    """
+    if under_torchrun():
+        train_on_cpus_too()
+        join_torchrun("nccl" if device == "cuda" else "gloo")
+        return partial(_run_and_leave, args)
+    found = torch.cuda.device_count() if device == "cuda" else 0
+    if args.num_gpus > max(found, 1):
+        raise ValueError(
+            f"--num-gpus must be at most {max(found, 1)} with {found} GPUs to use, got "
+            f"{args.num_gpus}; on CPUs torchrun starts several processes"
+        )
+    return lambda main: launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def _run_and_leave(args: argparse.Namespace, main: Main) -> Any:
+    result = main(args)
+    leave_processes()
+    return result

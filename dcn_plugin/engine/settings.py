@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""A config from a command line, checked before anything is built from it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import yaml
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
+from detectron2.utils.file_io import PathManager
+
+from dcn_plugin.config import add_dcn_config
+from dcn_plugin.data import check_datasets, use_own_data
+
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
+BUILTIN_GENERATOR = "PrecomputedProposals"  # which Detectron2 knows without its registry
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """Reads the config of a command line; without a GPU it is for the CPU.
+
+    Args:
+        args: `config_file` and `opts` of Detectron2's parser; `train_data` and `test_data`, if
+            given, are files of annotations and folders of images.
+
+    Returns:
+        the config, not frozen.
+
+    Raises:
+        OSError: if a file is not there.
+        ValueError: if a key or value can not be, with the nearest that can.
+    """
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    _merge_file(cfg, args.config_file)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    _merge_words(cfg, args.opts or [])
+    for key, registry in REGISTRIES.items():
+        name = value_of(cfg, key)
+        if name not in registry and name != BUILTIN_GENERATOR:
+            known = [known for known, _ in registry]
+            raise ValueError(f"{key} must be a name that is registered, {got(name, known)}")
+    own = getattr(args, "train_data", None), getattr(args, "test_data", None)
+    if any(own):
+        use_own_data(cfg, *own)
+    return cfg
+
+
+def check_config(cfg: CfgNode, training: bool, processes: int = 1) -> None:
+    """Stops before hours are lost: looks for data, weights and proposals.
+
+    Args:
+        cfg: as `read_config` returns it.
+        training: whether it is to be trained, or only evaluated.
+        processes: which share a batch.
+
+    Raises:
+        OSError: if a file is not there.
+        ValueError: if settings do not fit each other.
+    """
+    check_datasets(cfg, training)
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not PathManager.isfile(weights):
+        raise FileNotFoundError(f"MODEL.WEIGHTS must be a file, or an address, got {weights!r}")
+    if training and cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of the {processes} processes, got "
+            f"{cfg.SOLVER.IMS_PER_BATCH}"
+        )
+
+
+def value_of(cfg: CfgNode, key: str) -> object:
+    """Returns the value of a dotted key."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Yields all dotted keys."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from keys_of(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def got(name: object, known: Iterable[str]) -> str:
+    """Says what was found instead, and what may have been meant."""
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return f"got {name!r}" + (f"; the nearest: {', '.join(near)}" if near else "")
+
+
+def _merge_file(cfg: CfgNode, name: str) -> None:
+    path = Path(name)
+    if not name:
+        raise ValueError("--config-file must name a config, for example one of configs/")
+    if "://" not in name and not path.is_file():
+        known = [str(p) for p in Path("configs").rglob("*.yaml")]
+        raise FileNotFoundError(f"--config-file must be a file, {got(name, known)}")
+    try:
+        cfg.merge_from_file(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: there is no {error.filename}") from error
+    except KeyError as error:
+        raise ValueError(f"{name}: {_unknown(cfg, error)}") from error
+    except (ValueError, AssertionError, yaml.YAMLError) as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def _merge_words(cfg: CfgNode, words: list[str]) -> None:
+    if len(words) % 2:
+        raise ValueError(f"keys and values must come in pairs at the end, got {' '.join(words)}")
+    known = list(keys_of(cfg))
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        if key not in known:
+            raise ValueError(f"a key of the config must come before its value, {got(key, known)}")
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, SyntaxError) as error:
+            kind = type(value_of(cfg, key)).__name__
+            raise ValueError(f"{key} must be a {kind}, got {value!r}") from error
+
+
+def _unknown(cfg: CfgNode, error: KeyError) -> str:
+    key = str(error.args[0]).rpartition(" ")[2]
+    return f"a key must be one of Detectron2's or of docs/, {got(key, keys_of(cfg))}"
