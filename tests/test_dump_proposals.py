@@ -35,8 +35,8 @@ def saved_network(network: str, folder: Path) -> tuple[str, str]:
 
 def test_fixed_proposals_train_a_detector(tiny_coco, tmp_path, capsys) -> None:
     config, weights = saved_network("rfcn", tmp_path)
-    file = tmp_path / "new" / "proposals.pkl"
-    words = ["--config-file", config, "--dataset", tiny_coco, "--output", str(file)]
+    file = tmp_path / "new" / f"{tiny_coco}.pkl"
+    words = ["--config-file", config, "--dataset", tiny_coco, "--output", str(tmp_path / "new")]
     dump_proposals.main([*words, "MODEL.WEIGHTS", weights])
     found = pickle.loads(file.read_bytes())
     assert len(found["ids"]) == 4 and f"{file}: " in capsys.readouterr().out
@@ -60,20 +60,20 @@ def test_fixed_proposals_train_a_detector(tiny_coco, tmp_path, capsys) -> None:
         ("deeplab", [], "a network with a proposal generator, this is a DeepLab"),
         ("ca_rpn", [], "a network of two stages; .*NAME CategoryRPN"),
         ("rfcn", ["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS must name the weights"),
-        ("rfcn", ["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth not found"),
+        ("rfcn", ["MODEL.WEIGHTS", "nowhere.pth"], "got 'nowhere.pth'"),
         ("rfcn", ["MODEL.LOAD_PROPOSALS", "True"], "LOAD_PROPOSALS must be False"),
     ],
 )
 def test_what_cannot_work_stops_with_a_line(tiny_coco, tmp_path, network, more, message) -> None:
     config, weights = saved_network(network, tmp_path)
-    words = ["--config-file", config, "--dataset", tiny_coco, "--output", str(tmp_path / "p.pkl")]
+    words = ["--config-file", config, "--dataset", tiny_coco, "--output", str(tmp_path / "new")]
     with pytest.raises(SystemExit, match=f"dump_proposals: .*{message}"):
         dump_proposals.main([*words, "MODEL.WEIGHTS", weights, *more])
-    assert not (tmp_path / "p.pkl").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_unknown_data_set_is_named(tmp_path) -> None:
-    config, _ = saved_network("rfcn", tmp_path)
-    words = ["--config-file", config, "--dataset", "nothing", "--output", str(tmp_path / "p.pkl")]
-    with pytest.raises(SystemExit, match="--dataset must be in Detectron2's catalogue"):
-        dump_proposals.main(words)
+    config, weights = saved_network("rfcn", tmp_path)
+    words = ["--config-file", config, "--dataset", "nothing", "--output", str(tmp_path / "new")]
+    with pytest.raises(SystemExit, match="DATASETS.TEST must name data sets .* got 'nothing'"):
+        dump_proposals.main([*words, "MODEL.WEIGHTS", weights])

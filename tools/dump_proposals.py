@@ -3,14 +3,15 @@
 # Copyright (c) dcn_plugin contributors
 """Writes the proposals of a trained RPN to a file, for trainings with fixed proposals.
 
-    python tools/dump_proposals.py --config-file … --dataset voc_2007_trainval \
-        --output output/rpn/voc_2007_trainval.pkl MODEL.WEIGHTS output/rpn/model_final.pth
+    python tools/dump_proposals.py --config-file configs/VOC-Detection/rpn_R_101.yaml \
+        --dataset voc_2007_trainval --dataset voc_2012_trainval --dataset voc_2007_test \
+        --output output/rpn_R_101 MODEL.WEIGHTS output/rpn_R_101/model_final.pth
 
 The config is that of any network with a proposal generator; it keeps MODEL.RPN.POST_NMS_TOPK_TEST
-boxes of each image. A training takes the file by
+boxes of each image, in one file for each data set. A training takes them by
 
     MODEL.LOAD_PROPOSALS True MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals
-    DATASETS.PROPOSAL_FILES_TRAIN "('output/rpn/voc_2007_trainval.pkl',)"
+    DATASETS.PROPOSAL_FILES_TRAIN "('output/rpn_R_101/voc_2007_trainval.pkl',)"
 
 and so on for DATASETS.PROPOSAL_FILES_TEST.
 """
@@ -27,16 +28,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
-from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import setup_logger
 
-from dcn_plugin import add_dcn_config
-from dcn_plugin.engine import Checkpointer
+from dcn_plugin.engine import Checkpointer, check_config, read_config
 from dcn_plugin.modeling import CategoryAwareRPN
 
 
@@ -46,26 +46,26 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, help="of a network with an RPN")
-    parser.add_argument("--dataset", required=True, help="a name in Detectron2's catalogue")
-    parser.add_argument("--output", type=Path, required=True, help="the file to write, .pkl")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        required=True,
+        help="a name in Detectron2's catalogue; may be given several times",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for <data set>.pkl")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
     return parser.parse_args(words)
 
 
-def read_config(args: argparse.Namespace) -> CfgNode:
-    """Reads the config, for the GPU if there is one."""
-    if args.dataset not in DatasetCatalog.list():
-        raise ValueError(f"--dataset must be in Detectron2's catalogue, got {args.dataset}")
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.merge_from_list(args.opts)
+def config_of(args: argparse.Namespace) -> CfgNode:
+    """Reads and checks the config, whose data sets are those to propose in."""
+    cfg = read_config(args)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError("MODEL.LOAD_PROPOSALS must be False: the RPN is to make the proposals")
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS must name the weights of a trained network, got none")
+    cfg.DATASETS.TEST = tuple(args.dataset)
+    check_config(cfg, training=False)
     return cfg
 
 
@@ -76,7 +76,8 @@ def check_proposes(model: nn.Module) -> None:
             "--config-file must be of a network of two stages; the weights of a CategoryAwareRPN "
             "fit a GeneralizedRCNN with MODEL.PROPOSAL_GENERATOR.NAME CategoryRPN"
         )
-    if not isinstance(model, GeneralizedRCNN) or model.proposal_generator is None:
+    known = isinstance(model, GeneralizedRCNN | ProposalNetwork)
+    if not known or model.proposal_generator is None:
         raise ValueError(
             "--config-file must be of a network with a proposal generator, this is a "
             f"{type(model).__name__}"
@@ -84,8 +85,10 @@ def check_proposes(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def propose(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[Instances]:
+def propose(model: nn.Module, batch: list[dict[str, Any]]) -> list[Instances]:
     """Returns the proposals in each image of a batch, in pixels of the image's own size."""
+    if isinstance(model, ProposalNetwork):
+        return [result["proposals"] for result in model(batch)]
     images = model.preprocess_image(batch)
     features = model.backbone(images.tensor)
     found, _ = model.proposal_generator(images, features, None)
@@ -125,19 +128,21 @@ def main(words: list[str] | None = None) -> None:
     args = parse_arguments(words)
     setup_logger()
     try:
-        cfg = read_config(args)
+        cfg = config_of(args)
         model = build_model(cfg).eval()
         check_proposes(model)
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     except (OSError, ValueError, KeyError, AssertionError) as error:
         sys.exit(f"dump_proposals: {error}")
-    found = collect(cfg, model, args.dataset)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    half = args.output.with_suffix(".half")
-    half.write_bytes(pickle.dumps(found))
-    half.replace(args.output)
-    count = sum(len(boxes) for boxes in found["boxes"])
-    print(f"{args.output}: {count} proposals in {len(found['ids'])} images")
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name in args.dataset:
+        found = collect(cfg, model, name)
+        path = args.output / f"{name}.pkl"
+        half = path.with_suffix(".half")
+        half.write_bytes(pickle.dumps(found))
+        half.replace(path)
+        count = sum(len(boxes) for boxes in found["boxes"])
+        print(f"{path}: {count} proposals in {len(found['ids'])} images")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes; a checkpoint without the optimizer's state, of Detectron2 0.6, is resumed too.
 
-        Learning rates are those of the config, which may have changed since.
+        Learning rates and schedule are those of the config, which may have changed since.
 
         Args:
             state_dict: what `state_dict` returned.
@@ -161,8 +161,7 @@ class Trainer(DefaultTrainer):
         if INNER_TRAINER in state_dict:
             self._trainer.load_state_dict(state_dict[INNER_TRAINER])
         self.image_seeds.seed = state_dict.get(SEED, self.image_seeds.seed)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            before = group["initial_lr"]
-            group["lr"] = group["lr"] * rate / before if before else rate
-            group["initial_lr"] = rate
         self.scheduler.base_lrs = rates
+        now = self.scheduler.get_lr()
+        for group, rate, lr in zip(self.optimizer.param_groups, rates, now, strict=True):
+            group["initial_lr"], group["lr"] = rate, lr

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Every config builds the network of its name, and says the paper's figures."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from table.paper import TABLES, Cell, cells_of
+
+pytest.importorskip("detectron2", reason="configs are Detectron2's")
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from dcn_plugin.engine import Trainer, read_config
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+LEAVES = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in CONFIGS.glob("*/*.yaml")
+    if not path.name.startswith("Base-") and path.parent.name != "Base"
+)
+CELLS = {cell.config: cell for table in (*TABLES, "5") for cell in cells_of(table)}
+DEFORMED = {"plain": 0, "droi": 0, "dconv1": 1, "dconv2": 2, "dconv3": 3, "dconv6": 6}
+
+
+def config(name: str) -> CfgNode:
+    return read_config(Namespace(config_file=str(CONFIGS / f"{name}.yaml"), opts=[]))
+
+
+def test_every_row_of_the_paper_has_a_config() -> None:
+    assert CELLS.keys() <= set(LEAVES)
+    assert len(cells_of("1")) == 25 and len(cells_of("3")) == 7 * 5 - 6 and len(cells_of("5")) == 14
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_builds_the_network_of_its_name(name: str) -> None:
+    cfg = config(name)
+    with torch.device("meta"):
+        cfg.MODEL.DEVICE = "meta"
+        model = build_model(cfg)
+    stem = name.split("/")[1]
+    branches = {n.rpartition(".")[0] for n, _ in model.named_parameters() if "offset" in n}
+    in_backbone = {branch for branch in branches if branch.startswith("backbone.")}
+    expected = max(DEFORMED.get(part, 0) for part in stem.split("_"))
+    assert len(in_backbone) == expected * (2 if "AIR" in stem else 1)
+    in_heads = {"faster_rcnn": 1, "rfcn": 2}.get(stem.partition("_R_")[0].partition("_AIR")[0], 0)
+    assert len(branches - in_backbone) == (in_heads if "droi" in stem else 0)
+    dilation = re.search(r"atrous(\d)", stem)
+    assert (int(dilation[1]) if dilation else 2) == cfg.MODEL.RESNETS.RES5_DILATION
+    if "_joint" in stem or "VOC-Detection" not in name or "rpn" in stem:
+        assert not cfg.MODEL.LOAD_PROPOSALS
+    else:
+        assert len(cfg.DATASETS.PROPOSAL_FILES_TRAIN) == len(cfg.DATASETS.TRAIN) == 2
+
+
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_says_the_papers_figures(cell: Cell) -> None:
+    first, second = (CONFIGS / f"{cell.config}.yaml").read_text().splitlines()[:2]
+    tables = [
+        table for table in (*TABLES, "5") if cell.config in {c.config for c in cells_of(table)}
+    ]
+    assert first == f"# Table {' and '.join(tables)}: {said(cell.metrics, cell.paper)}."
+    assert second == f"# Authors' release: {said(cell.metrics, cell.released)}."
+
+
+def said(metrics: tuple[str, ...], values: tuple[float, ...] | None) -> str:
+    if values is None:
+        return "none"
+    names = (metric.split("/")[1] for metric in metrics)
+    return ", ".join(f"{name} {value:.1f}" for name, value in zip(names, values, strict=True))
+
+
+def test_the_schedules_are_the_papers() -> None:
+    for folder, steps, iterations in (
+        ("VOC-Detection/rfcn", 20000, 30000),
+        ("COCO-Detection/rfcn", 160000, 240000),
+        ("VOC-Segmentation/deeplab", 20000, 30000),
+        ("Cityscapes-Segmentation/deeplab", 30000, 45000),
+    ):
+        solver = config(f"{folder}_R_101_plain").SOLVER
+        assert (steps,) == solver.STEPS and iterations == solver.MAX_ITER
+        # 0.0005 for each image, as the authors released; the first thousand steps a tenth.
+        assert pytest.approx(0.0005) == solver.BASE_LR / solver.IMS_PER_BATCH
+        assert solver.WARMUP_FACTOR == 0.1 and solver.WARMUP_ITERS == 1000
+
+
+def test_networks_of_a_table_differ_in_what_their_names_say() -> None:
+    plain, other = config("VOC-Detection/rfcn_R_101_plain"), config("VOC-Detection/rfcn_R_101_droi")
+    other.MODEL.ROI_BOX_HEAD.DEFORM = False
+    assert other == plain
+    averaged = config("COCO-Detection/rfcn_AIR_plain_ms_avg")
+    assert averaged.TEST.BOX_AVERAGING.ENABLED and len(averaged.TEST.AUG.MIN_SIZES) == 6
+    with torch.device("meta"):
+        averaged.MODEL.DEVICE = "meta"
+        assert Trainer.build_augmented(averaged, build_model(averaged)) is not None
