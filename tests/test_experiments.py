@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,3 +167,17 @@ def test_test_dev_leaves_the_file_for_cocos_server(root: Path, tmp_path: Path) -
     run("COCO-Detection/rfcn_R_101_plain", tmp_path, flags=flags)
     found = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
     assert found and {"image_id", "category_id", "bbox", "score"} <= found[0].keys()
+
+
+@pytest.mark.slow
+def test_a_table_of_real_runs(root: Path, tmp_path: Path) -> None:
+    keys = {**SLIM, "SOLVER.MAX_ITER": 2, "SOLVER.STEPS": "()"}
+    command = [sys.executable, str(CONFIGS.parent / "tools/run_table.py"), "--table", "1"]
+    command += ["--only", "*ca_rpn*_dconv[13]", "--output", str(tmp_path)]
+    command += [str(word) for pair in keys.items() for word in pair]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if "category-aware RPN" in line]
+    assert len(lines) == 2 and "not run" not in done.stdout and "0 of 2 runs failed" in done.stdout
+    assert (tmp_path / "VOC-Detection/ca_rpn_R_101_dconv3/seed_1/model_final.pth").is_file()

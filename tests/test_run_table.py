@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Tables of runs: what is run, what is left alone, and how it is reported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import run_table
+from table import report, runs
+from table.paper import Cell, cells_of
+from table.runs import Plan, Run, plan_runs
+
+# In the place of train_net.py: notes that it was called, and leaves metrics and results.
+PROGRAM = """
+import json, pathlib, sys
+words = sys.argv[1:]
+config = pathlib.Path(words[words.index("--config-file") + 1]).stem
+folder = pathlib.Path(words[words.index("OUTPUT_DIR") + 1])
+seed = int(words[words.index("SEED") + 1])
+with (folder / "calls.txt").open("a") as file:
+    file.write(" ".join(words) + "\\n")
+(folder / "metrics.json").write_text('{"iteration": 19, "eta_seconds": 3700}\\n')
+if "fail" in words and words[words.index("fail") + 1] in config:
+    sys.exit("train_net: it failed")
+(folder / "model_final.pth").touch()
+bbox = {"AP50": 70.0 + seed, "AP70": 50.0, "AP50-cat": 1.0}
+figures = {"sem_seg": {"mIoU": 60.0}} if "deeplab" in config else {"bbox": bbox}
+(folder / "results.json").write_text(json.dumps(figures))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _train_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    original = Run.command
+    monkeypatch.setattr(runs, "LOOK", 0.01)
+    monkeypatch.setattr(
+        Run, "command", lambda run: [sys.executable, str(program), *original(run)[2:]]
+    )
+
+
+def call(output: Path, *words: str) -> list[dict[str, str]]:
+    """Runs the program; returns the table."""
+    run_table.main(["--output", str(output), *words])
+    (path,) = output.glob("table*.csv")
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def calls(output: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in output.rglob("calls.txt"))
+
+
+def test_writes_the_papers_table_with_ours_beside_it(tmp_path: Path, capsys) -> None:
+    rows = call(tmp_path / "out", "--table", "3", "--only", "*rfcn*", "--seeds", "2")
+    assert [row["config"] for row in rows[::2]] == [
+        f"VOC-Detection/rfcn_R_101_{difference}"
+        for difference in (
+            "plain",
+            "atrous4",
+            "atrous6",
+            "atrous8",
+            "dconv3",
+            "droi",
+            "dconv3_droi",
+        )
+    ]
+    assert rows[0]["metric"] == "bbox/AP50" and rows[0]["paper"] == "80"
+    assert rows[0]["ours"] == "71.5" and rows[0]["seeds"] == "2" and rows[0]["state"] == "run"
+    assert float(rows[0]["spread"]) == pytest.approx(0.5**0.5, rel=1e-3)
+    text = (tmp_path / "out/table_3.md").read_text()
+    assert (
+        "| R-FCN | 3 deformable convolutions and RoI pooling | AP50 / AP70 | 82.6 / 68.5 |  "
+        "| 71.5 ± 0.7 / 50.0 ± 0.0 |" in text
+    )
+    assert "0 of 14 runs failed" in capsys.readouterr().out
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    words = ("--table", "1", "--only", "*/deeplab*dconv*")
+    call(tmp_path / "out", *words)
+    assert calls(tmp_path / "out") == 8
+    (done,) = (tmp_path / "out").glob("VOC*/*dconv2/seed_1/results.json")
+    done.unlink()
+    call(tmp_path / "out", *words)
+    assert calls(tmp_path / "out") == 9
+    (lines,) = (tmp_path / "out").glob("VOC*/*dconv2/seed_1/calls.txt")
+    assert all("--resume" in line for line in lines.read_text().splitlines())
+    call(tmp_path / "out", *words, "--again")
+    assert calls(tmp_path / "out") == 17
+
+
+def test_a_row_that_fails_is_told_and_the_others_are_run(tmp_path: Path, capsys) -> None:
+    words = ["--table", "1", "--only", "*/ca_rpn*", "fail", "dconv2"]
+    with pytest.raises(SystemExit) as caught:
+        call(tmp_path / "out", *words)
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert "ca_rpn_R_101_dconv2, seed 1 failed: exit 1: train_net: it failed" in printed.err
+    assert "failed: exit 1: train_net: it failed |" in printed.out
+    assert printed.out.count("71.0 / 50.0") == 4
+    call(tmp_path / "out", *words[:-2])  # tried again, and well
+    assert calls(tmp_path / "out") == 6
+
+
+def test_only_reports_what_is_there(tmp_path: Path, capsys) -> None:
+    rows = call(tmp_path / "out", "--table", "5", "--report")
+    assert {row["state"] for row in rows} == {"not run"} and len(rows) == 14 * 5
+    assert calls(tmp_path / "out") == 0
+    assert "| 34.5 / 55.0 / 14.0 / 37.7 / 50.3 | 35.7 / 56.8" in capsys.readouterr().out
+
+
+def test_rows_that_test_anothers_weights_come_after_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        call(tmp_path / "out", "--table", "5", "--only", "*rfcn_AIR_plain_ms*")
+    text = (tmp_path / "out/table_5.md").read_text()
+    assert "failed: there are no weights" in text and calls(tmp_path / "out") == 0
+    call(tmp_path / "out", "--table", "5", "--only", "*rfcn_AIR_plain*")
+    (path,) = (tmp_path / "out").glob("*/*_ms_avg/seed_1/calls.txt")
+    words = path.read_text().split()
+    assert "--eval-only" in words and "--resume" not in words
+    assert words[-1].endswith("rfcn_AIR_plain/seed_1/model_final.pth")
+
+
+def test_weights_from_elsewhere_are_tested(tmp_path: Path) -> None:
+    weights = tmp_path / "weights/VOC-Detection/rfcn_R_101_plain.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    words = ["--weights", str(tmp_path / "weights"), "--table", "1", "--only"]
+    call(tmp_path / "out", *words, "*rfcn*plain")
+    (path,) = (tmp_path / "out").rglob("calls.txt")
+    assert path.read_text().split()[-2:] == ["MODEL.WEIGHTS", str(weights)]
+
+
+def test_any_configs_make_a_table(tmp_path: Path, monkeypatch, pytestconfig) -> None:
+    monkeypatch.chdir(pytestconfig.rootpath)
+    rows = call(tmp_path / "out", "--configs", "configs/VOC-Detection/*_droi.yaml")
+    assert [row["row"] for row in rows[::2]] == [
+        f"{network}_R_101_{difference}"
+        for network in ("faster_rcnn", "rfcn")
+        for difference in ("dconv3_droi", "droi")
+    ]
+    assert rows[0]["metric"] == "bbox/AP50" and rows[0]["paper"] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--table", "1", "--only", "*nothing*"], "no config in table 1 that fits"),
+        (["--configs", "nowhere/*.yaml"], r"no config in nowhere/\*\.yaml"),
+        (["--table", "1", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+    ],
+)
+def test_requests_that_cannot_be_are_named(words, message, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"run_table: .*{message}"):
+        run_table.main(["--output", str(tmp_path / "out"), *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_says_how_far_a_training_is(tmp_path: Path) -> None:
+    assert runs.progress(tmp_path) == "starts"
+    (tmp_path / "metrics.json").write_text('{"iteration": 19, "eta_seconds": 3700.2}\n')
+    assert runs.progress(tmp_path) == "iteration 19, 1 h 02 min left"
+    (tmp_path / "metrics.json").write_text("")
+    assert runs.progress(tmp_path) == "iteration 0"
+
+
+def test_an_evaluation_without_figures_is_done() -> None:
+    cell = Cell("row", "column", "COCO-Detection/x", ("bbox/AP",), (30.0,))
+    (figure,) = report.collect([cell], {cell.config: [{}]}, {})
+    assert figure.said() == "no figures"
+
+
+def test_a_config_of_two_tables_is_run_once(tmp_path: Path) -> None:
+    cells = cells_of("1") + cells_of("3")
+    planned = plan_runs(Plan(tmp_path), cells)
+    assert len(planned) == len({run.folder for run in planned}) == len({c.config for c in cells})
+
+
+def test_reads_what_train_net_leaves(tmp_path: Path) -> None:
+    run = Run(Plan(tmp_path), Cell("row", "column", "a/b", ()), 3)
+    assert run.results() is None
+    run.folder.mkdir(parents=True)
+    (run.folder / "results.json").write_text(json.dumps({"bbox": {"AP50": 3.5}}))
+    assert report.flat(run.results()) == {"bbox/AP50": 3.5}

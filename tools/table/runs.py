@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The runs behind a table: each is a process of train_net.py with a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .paper import Cell
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, OUTPUT, METRICS, WEIGHTS = "results.json", "stdout.txt", "metrics.json", "model_final.pth"
+LOOK = 1.0  # seconds between two looks at a run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs have in common."""
+
+    output: Path
+    seeds: int = 1
+    num_gpus: int = 1
+    eval_only: bool = False
+    weights: Path | None = None
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One config with one seed."""
+
+    plan: Plan
+    cell: Cell
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it leaves everything."""
+        return self.plan.output / self.cell.config / f"seed_{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"{self.cell.config}, seed {self.seed}"
+
+    def results(self) -> dict[str, Any] | None:
+        """Returns what it found, if it is done."""
+        path = self.folder / RESULTS
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def tested_weights(self) -> Path | None:
+        """Returns the weights to test, None where there is a training."""
+        if self.plan.weights is not None:
+            return self.plan.weights / f"{self.cell.trained_by or self.cell.config}.pth"
+        trained_by = self.cell.trained_by or (self.cell.config if self.plan.eval_only else "")
+        if not trained_by:
+            return None
+        return self.plan.output / trained_by / f"seed_{self.seed}" / WEIGHTS
+
+    def command(self) -> list[str]:
+        """Returns the command line; a training goes on where it was left."""
+        weights = self.tested_weights()
+        config = ROOT / "configs" / f"{self.cell.config}.yaml"
+        words = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
+        words += ["--num-gpus", str(self.plan.num_gpus)]
+        words += ["--resume"] if weights is None else ["--eval-only"]
+        words += [*self.plan.options, "OUTPUT_DIR", str(self.folder), "SEED", str(self.seed)]
+        return words if weights is None else [*words, "MODEL.WEIGHTS", str(weights)]
+
+    def execute(self, tell: Callable[[str], None]) -> str | None:
+        """Runs it to its end.
+
+        Args:
+            tell: is called with where it is.
+
+        Returns:
+            None, or in one line what went wrong.
+        """
+        weights = self.tested_weights()
+        if weights is not None and not weights.is_file():
+            return f"there are no weights {weights}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / RESULTS).unlink(missing_ok=True)
+        with (
+            (self.folder / OUTPUT).open("a") as output,
+            subprocess.Popen(
+                self.command(), cwd=Path.cwd(), stdout=output, stderr=subprocess.STDOUT
+            ) as process,
+        ):
+            try:
+                while process.poll() is None:
+                    tell(f"{self.name}: {progress(self.folder)}")
+                    time.sleep(LOOK)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            return f"exit {process.returncode}: {last_line(self.folder / OUTPUT)}"
+        return None if self.results() is not None else f"it left no {RESULTS}"
+
+
+def plan_runs(plan: Plan, cells: Sequence[Cell]) -> list[Run]:
+    """Returns the runs that cells need, each once; trainings come before what tests them."""
+    unique = {cell.config: cell for cell in cells}.values()
+    ordered = sorted(unique, key=lambda cell: bool(cell.trained_by))
+    return [Run(plan, cell, seed) for seed in range(1, plan.seeds + 1) for cell in ordered]
+
+
+def progress(folder: Path) -> str:
+    """Says how far a training is, by the metrics that it writes."""
+    path = folder / METRICS
+    if not path.is_file():
+        return "starts"
+    last = json.loads((path.read_text().splitlines() or ["{}"])[-1] or "{}")
+    said = f"iteration {last.get('iteration', 0)}"
+    if "eta_seconds" in last:
+        minutes = round(last["eta_seconds"] / 60)
+        said += f", {minutes // 60} h {minutes % 60:02d} min left"
+    return said
+
+
+def last_line(path: Path) -> str:
+    """Returns the last line of a file that says something."""
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
