@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,8 +34,10 @@ from dcn_plugin.engine import (
     Trainer,
     check_config,
     choose_processes,
+    count_processes,
     describe_run,
     read_config,
+    stop_with,
     write_results,
 )
 
@@ -96,7 +97,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        sys.exit(f"train_net: {error}" if comm.is_main_process() else 1)
+        stop_with(f"train_net: {error}")
 
 
 def invoke_main() -> None:
@@ -104,7 +105,7 @@ def invoke_main() -> None:
     args = argument_parser().parse_args()
     with one_line_errors():
         cfg = read_config(args)
-        check_config(cfg, training=not args.eval_only)
+        check_config(cfg, training=not args.eval_only, processes=count_processes(args))
         run = choose_processes(args, torch.device(cfg.MODEL.DEVICE).type)
     run(main)
 

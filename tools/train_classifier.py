@@ -16,19 +16,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from classifier.epoch import Runner
 from classifier.images import Share, batches, open_folders, training_view, validation_view
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detectron2.utils import comm
+
+from dcn_plugin.engine.processes import (
+    join_torchrun,
+    leave_processes,
+    stop_with,
+    under_torchrun,
+)
 from dcn_plugin.modeling import AlignedInceptionResNet
 
 CHECKPOINT, FINAL, METRICS = "checkpoint.pth", "model_final.pth", "metrics.json"
@@ -65,21 +71,6 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def join_processes(device: str) -> tuple[int, int, torch.device]:
-    """Joins the other processes of torchrun, if it started this one.
-
-    Returns:
-        the rank of this process, the number of processes, and this one's device.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1, torch.device(device)
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return dist.get_rank(), dist.get_world_size(), torch.device(device)
-
-
 class Training:
     """A classifier, its optimizer, and the epochs that are done."""
 
@@ -91,7 +82,10 @@ class Training:
         if not 1 <= least <= most:
             raise ValueError(f"--train-size must be the least and the most, got {least} {most}")
         train, val = open_folders(args.data)
-        self.rank, self.processes, self.device = join_processes(args.device)
+        if under_torchrun():
+            join_torchrun("nccl" if args.device == "cuda" else "gloo")
+        self.rank, self.processes = comm.get_rank(), comm.get_world_size()
+        self.device = torch.device(args.device)  # of GPUs the one that torchrun's process chose
         if args.batch_size % self.processes or args.batch_size // self.processes < 1:
             raise ValueError(
                 f"--batch-size must be a multiple of the {self.processes} processes, "
@@ -227,7 +221,7 @@ def main(words: list[str] | None = None) -> None:
     try:
         training = Training(parse_arguments(words))
     except (OSError, ValueError) as error:
-        sys.exit(f"train_classifier: {error}")
+        stop_with(f"train_classifier: {error}")
     try:
         if training.args.eval_only:
             found = training.runner.validate(training.val, "validation")
@@ -237,12 +231,7 @@ def main(words: list[str] | None = None) -> None:
             training.run()
     except FloatingPointError as error:
         sys.exit(f"train_classifier: {error}")
-    if dist.is_initialized():
-        dist.barrier()
-        # PyTorch 2.11: gloo's threads need the interpreter's lock to let go of tensors, and
-        # destroy_process_group waits for these threads with the lock held.
-        time.sleep(0.5)
-        dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

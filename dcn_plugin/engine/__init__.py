@@ -6,7 +6,7 @@ from .checkpoint import Checkpointer
 from .image_seeds import ImageSeeds
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer
-from .processes import choose_processes
+from .processes import choose_processes, count_processes, stop_with
 from .run_folder import describe_run, write_results
 from .settings import check_config, read_config
 from .trainer import Trainer
@@ -19,7 +19,9 @@ __all__ = [
     "build_optimizer",
     "check_config",
     "choose_processes",
+    "count_processes",
     "describe_run",
     "read_config",
+    "stop_with",
     "write_results",
 ]

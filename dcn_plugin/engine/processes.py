@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,12 +20,26 @@ from detectron2.utils import comm
 
 from dcn_plugin.compat import set_local_group, train_on_cpus_too
 
+PATIENCE = 3  # seconds, for the first process to say what is wrong
 Main = Callable[[argparse.Namespace], Any]
 
 
 def under_torchrun() -> bool:
     """Returns whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def stop_with(message: str) -> NoReturn:
+    """Ends this process with a line, which the first of all processes prints.
+
+    Args:
+        message: the line.
+    """
+    rank = int(os.environ["RANK"]) if under_torchrun() else comm.get_rank()
+    if rank == 0:
+        sys.exit(message)
+    time.sleep(PATIENCE)  # torchrun ends all others as soon as one has ended
+    sys.exit(1)
 
 
 def join_torchrun(backend: str) -> None:
@@ -56,6 +71,13 @@ def leave_processes() -> None:
     # destroy_process_group waits for these threads with the lock held.
     time.sleep(0.5)
     dist.destroy_process_group()
+
+
+def count_processes(args: argparse.Namespace) -> int:
+    """Returns how many processes a command line of Detectron2's parser asks for."""
+    if under_torchrun():
+        return int(os.environ["WORLD_SIZE"])
+    return max(1, args.num_gpus) * args.num_machines
 
 
 def choose_processes(args: argparse.Namespace, device: str) -> Callable[[Main], Any]:
