@@ -170,5 +170,5 @@ def test_own_data_that_is_not_there_or_does_not_fit_is_named(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"same categories .* got \['disc', 'square'\] and"):
         read_config(arguments(train_data=train, test_data=test))
     (tmp_path / "a/annotations.json").write_text("{")
-    with pytest.raises(ValueError, match="not in COCO's format.*JSONDecodeError"):
+    with pytest.raises(ValueError, match=r"not in COCO's format.*JSONDecodeError"):
         read_config(arguments(train_data=train))
