@@ -58,7 +58,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config, and prepares logging and the output folder."""
     cfg = read_config(args)
-    check_config(cfg, training=not args.eval_only, processes=comm.get_world_size())
+    check_config(cfg, not args.eval_only, comm.get_world_size(), args.resume)
     cfg.freeze()
     default_setup(cfg, args)
     describe_run(cfg)
@@ -105,7 +105,7 @@ def invoke_main() -> None:
     args = argument_parser().parse_args()
     with one_line_errors():
         cfg = read_config(args)
-        check_config(cfg, training=not args.eval_only, processes=count_processes(args))
+        check_config(cfg, not args.eval_only, count_processes(args), args.resume)
         run = choose_processes(args, torch.device(cfg.MODEL.DEVICE).type)
     run(main)
 

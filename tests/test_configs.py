@@ -85,9 +85,22 @@ def test_the_schedules_are_the_papers() -> None:
     ):
         solver = config(f"{folder}_R_101_plain").SOLVER
         assert (steps,) == solver.STEPS and iterations == solver.MAX_ITER
-        # 0.0005 for each image, as the authors released; the first thousand steps a tenth.
+        # 0.0005 for each image, as the authors released; the first thousand steps a tenth, but
+        # not for segmentation of VOC.
         assert pytest.approx(0.0005) == solver.BASE_LR / solver.IMS_PER_BATCH
-        assert solver.WARMUP_FACTOR == 0.1 and solver.WARMUP_ITERS == 1000
+        assert solver.WARMUP_FACTOR == 0.1
+        warmup = 0 if folder.startswith("VOC-Seg") else 1000
+        assert warmup == solver.WARMUP_ITERS
+
+
+def test_losses_are_the_authors() -> None:
+    for folder in ("VOC-Detection", "COCO-Detection"):
+        for network in ("faster_rcnn", "rfcn"):
+            model = config(f"{folder}/{network}_R_101_plain").MODEL
+            assert model.ROI_BOX_HEAD.SMOOTH_L1_BETA == 1.0
+            assert pytest.approx(1 / 9, rel=1e-3) == model.RPN.SMOOTH_L1_BETA
+            assert model.ROI_BOX_HEAD.BBOX_REG_WEIGHTS == (10.0, 10.0, 5.0, 5.0)
+            assert model.ROI_HEADS.NMS_THRESH_TEST == 0.3
 
 
 def test_networks_of_a_table_differ_in_what_their_names_say() -> None:

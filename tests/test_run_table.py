@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from table.runs import Plan, Run, plan_runs
 
 # In the place of train_net.py: notes that it was called, and leaves metrics and results.
 PROGRAM = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 words = sys.argv[1:]
 config = pathlib.Path(words[words.index("--config-file") + 1]).stem
 folder = pathlib.Path(words[words.index("OUTPUT_DIR") + 1])
@@ -25,7 +26,7 @@ seed = int(words[words.index("SEED") + 1])
 with (folder / "calls.txt").open("a") as file:
     file.write(" ".join(words) + "\\n")
 (folder / "metrics.json").write_text('{"iteration": 19, "eta_seconds": 3700}\\n')
-if "fail" in words and words[words.index("fail") + 1] in config:
+if os.environ.get("FAIL", "none") in config:
     sys.exit("train_net: it failed")
 (folder / "model_final.pth").touch()
 bbox = {"AP50": 70.0 + seed, "AP70": 50.0, "AP50-cat": 1.0}
@@ -50,6 +51,11 @@ def call(output: Path, *words: str) -> list[dict[str, str]]:
     run_table.main(["--output", str(output), *words])
     (path,) = output.glob("table*.csv")
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def lines_of(output: Path, config: str) -> list[str]:
+    (path,) = output.glob(f"{config}/seed_1/calls.txt")
+    return path.read_text().splitlines()
 
 
 def calls(output: Path) -> int:
@@ -89,14 +95,17 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     done.unlink()
     call(tmp_path / "out", *words)
     assert calls(tmp_path / "out") == 9
-    (lines,) = (tmp_path / "out").glob("VOC*/*dconv2/seed_1/calls.txt")
-    assert all("--resume" in line for line in lines.read_text().splitlines())
+    assert all("--resume" in line for line in lines_of(tmp_path / "out", "VOC*/*dconv2"))
     call(tmp_path / "out", *words, "--again")
     assert calls(tmp_path / "out") == 17
+    assert "--resume" not in lines_of(tmp_path / "out", "VOC*/*dconv2")[-1]
 
 
-def test_a_row_that_fails_is_told_and_the_others_are_run(tmp_path: Path, capsys) -> None:
-    words = ["--table", "1", "--only", "*/ca_rpn*", "fail", "dconv2"]
+def test_a_row_that_fails_is_told_and_the_others_are_run(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("FAIL", "dconv2")
+    words = ["--table", "1", "--only", "*/ca_rpn*"]
     with pytest.raises(SystemExit) as caught:
         call(tmp_path / "out", *words)
     assert caught.value.code == 1
@@ -104,7 +113,8 @@ def test_a_row_that_fails_is_told_and_the_others_are_run(tmp_path: Path, capsys)
     assert "ca_rpn_R_101_dconv2, seed 1 failed: exit 1: train_net: it failed" in printed.err
     assert "failed: exit 1: train_net: it failed |" in printed.out
     assert printed.out.count("71.0 / 50.0") == 4
-    call(tmp_path / "out", *words[:-2])  # tried again, and well
+    monkeypatch.delenv("FAIL")
+    call(tmp_path / "out", *words)  # tried again, and well
     assert calls(tmp_path / "out") == 6
 
 
@@ -153,6 +163,7 @@ def test_any_configs_make_a_table(tmp_path: Path, monkeypatch, pytestconfig) -> 
     [
         (["--table", "1", "--only", "*nothing*"], "no config in table 1 that fits"),
         (["--configs", "nowhere/*.yaml"], r"no config in nowhere/\*\.yaml"),
+        (["--configs", str(Path(__file__).with_name("*.py"))], "must be files below .*configs"),
         (["--table", "1", "--seeds", "0"], "--seeds must be at least 1, got 0"),
     ],
 )
@@ -166,8 +177,35 @@ def test_says_how_far_a_training_is(tmp_path: Path) -> None:
     assert runs.progress(tmp_path) == "starts"
     (tmp_path / "metrics.json").write_text('{"iteration": 19, "eta_seconds": 3700.2}\n')
     assert runs.progress(tmp_path) == "iteration 19, 1 h 02 min left"
+    # A line that is being written, or that a kill has cut.
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('{"iteration": 39, "los')
+    assert runs.progress(tmp_path) == "iteration 19, 1 h 02 min left"
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('{"iteration": 59}\n')
+    assert runs.progress(tmp_path) == "goes on"
     (tmp_path / "metrics.json").write_text("")
     assert runs.progress(tmp_path) == "iteration 0"
+
+
+def test_a_table_is_of_one_kind(tmp_path: Path) -> None:
+    words = ["--table", "1", "--only", "*/ca_rpn*plain"]
+    call(tmp_path / "out", *words, "SOLVER.MAX_ITER", "5")
+    with pytest.raises(SystemExit, match=r"was run with SOLVER\.MAX_ITER 5 at the end of the line"):
+        call(tmp_path / "out", *words)
+    assert call(tmp_path / "out", *words, "--again")[0]["state"] == "run"
+
+
+def test_a_run_that_is_under_way_is_left_alone(tmp_path: Path, capsys) -> None:
+    words = ["--table", "1", "--only", "*/ca_rpn*plain"]
+    folder = tmp_path / "out/VOC-Detection/ca_rpn_R_101_plain/seed_1"
+    folder.mkdir(parents=True)
+    with (folder / "stdout.txt").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            call(tmp_path / "out", *words)
+    assert "failed: another process runs it" in capsys.readouterr().err
+    assert calls(tmp_path / "out") == 0
 
 
 def test_an_evaluation_without_figures_is_done() -> None:

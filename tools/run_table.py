@@ -10,17 +10,19 @@
 
 Rows run one after the other. OUTPUT/<config>/seed_<n> gets what train_net.py leaves, OUTPUT gets
 table_<n>.md and .csv after every row. Called again it goes on where it stopped: what is done stays,
-a training that was interrupted is resumed, a row that failed is tried again; --again runs what is
-done too. --eval-only tests the weights in these folders, --weights FOLDER those in
+a training that was interrupted is resumed, a row that failed is tried again; --again begins anew.
+--eval-only tests the weights in these folders, --weights FOLDER those in
 FOLDER/<config>.pth. Keys of the config can be set at the end of the line.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from glob import glob
 from pathlib import Path
 
 from table import report
@@ -46,7 +48,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--num-gpus", type=int, default=1, help="of each run")
     add("--eval-only", action="store_true", help="test the weights in the folders of the runs")
     add("--weights", type=Path, metavar="FOLDER", help="test FOLDER/<config>.pth")
-    add("--again", action="store_true", help="run what is done, too")
+    add("--again", action="store_true", help="run everything from the start, also what is done")
     add("--report", action="store_true", help="run nothing, write the tables of what is there")
     add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
     return parser.parse_args(words)
@@ -57,7 +59,10 @@ def choose_cells(args: argparse.Namespace) -> list[Cell]:
     if args.table:
         cells = cells_of(args.table)
     else:
-        paths = [p for p in sorted(Path().glob(args.configs)) if not p.stem.startswith("Base")]
+        paths = [Path(p) for p in sorted(glob(args.configs)) if not Path(p).stem.startswith("Base")]
+        strange = [str(path) for path in paths if CONFIGS not in path.resolve().parents]
+        if strange:
+            raise ValueError(f"--configs must be files below {CONFIGS}, got {strange[0]}")
         names = [path.resolve().relative_to(CONFIGS).with_suffix("") for path in paths]
         cells = [Cell(name.name, str(name.parent), str(name), ()) for name in names]
     chosen = [cell for cell in cells if fnmatch(cell.config, args.only)]
@@ -65,6 +70,21 @@ def choose_cells(args: argparse.Namespace) -> list[Cell]:
         asked = args.configs or f"table {args.table}"
         raise ValueError(f"there is no config in {asked} that fits --only {args.only!r}")
     return chosen
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Returns what all runs have in common."""
+    if args.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
+    return Plan(
+        args.output,
+        args.seeds,
+        args.num_gpus,
+        args.eval_only,
+        args.weights,
+        tuple(args.opts),
+        args.again,
+    )
 
 
 def write_tables(
@@ -86,14 +106,24 @@ def write_tables(
     return text
 
 
-def execute(title: str, cells: Sequence[Cell], runs: Sequence[Run], again: bool) -> dict[Run, str]:
+def refuse_other_options(runs: Sequence[Run]) -> None:
+    """Checks that what is there was run with the same keys, so that a table is of one kind."""
+    for run in runs:
+        found = run.other_options()
+        if found is not None:
+            raise ValueError(
+                f"{run.folder} was run with {found or 'no keys'} at the end of the line: give the "
+                "same, another --output, or --again"
+            )
+
+
+def execute(title: str, cells: Sequence[Cell], runs: Sequence[Run]) -> dict[Run, str]:
     """Runs what is not done.
 
     Args:
         title: of the tables, which are written after each run.
         cells: of the table.
         runs: that it needs.
-        again: whether to run what is done, too.
 
     Returns:
         what went wrong.
@@ -101,7 +131,7 @@ def execute(title: str, cells: Sequence[Cell], runs: Sequence[Run], again: bool)
     failed: dict[Run, str] = {}
     with tqdm(runs, unit="run") as bar:
         for run in bar:
-            if again or run.results() is None:
+            if run.plan.again or run.results() is None:
                 error = run.execute(bar.set_description_str)
                 if error is not None:
                     failed[run] = error
@@ -115,17 +145,15 @@ def main(words: list[str] | None = None) -> None:
     args = parse_arguments(words)
     try:
         cells = choose_cells(args)
-        if args.seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
+        runs = plan_runs(plan_of(args), cells)
+        if not (args.report or args.again):
+            refuse_other_options(runs)
     except ValueError as error:
         sys.exit(f"run_table: {error}")
-    plan = Plan(
-        args.output, args.seeds, args.num_gpus, args.eval_only, args.weights, tuple(args.opts)
-    )
-    runs = plan_runs(plan, cells)
     title = f"table_{args.table}" if args.table else "table"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_table: ended; call it again to go on"))
     try:
-        failed = {} if args.report else execute(title, cells, runs, args.again)
+        failed = {} if args.report else execute(title, cells, runs)
     except KeyboardInterrupt:
         sys.exit("run_table: interrupted; call it again to go on")
     print(write_tables(title, cells, runs, failed))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -36,6 +37,7 @@ CLASSES = {
     "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
     "DeepLab": ("SEM_SEG_HEAD", "stuff_classes"),
 }
+OTHER = {"thing_classes": "stuff_classes", "stuff_classes": "thing_classes"}
 
 
 def check_datasets(cfg: CfgNode, training: bool) -> None:
@@ -74,7 +76,12 @@ def missing_paths(name: str) -> list[str]:
         folder = metadata.dirname
         paths += [os.path.join(folder, part) for part in ("Annotations", "JPEGImages")]
         paths.append(os.path.join(folder, "ImageSets", "Main", f"{metadata.split}.txt"))
-    return [path for path in paths if path and not PathManager.exists(path)]
+    missing = [path for path in paths if path and not PathManager.exists(path)]
+    if not missing and metadata.get("evaluator_type") == "cityscapes_sem_seg":
+        labels = "*_gtFine_labelTrainIds.png"
+        if next(Path(metadata.gt_dir).glob(f"*/{labels}"), None) is None:
+            missing.append(os.path.join(metadata.gt_dir, "<city>", labels))
+    return missing
 
 
 def _check(name: str, key: str) -> None:
@@ -98,7 +105,13 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
     if cfg.MODEL.META_ARCHITECTURE not in CLASSES:
         return
     section, attribute = CLASSES[cfg.MODEL.META_ARCHITECTURE]
-    classes = MetadataCatalog.get(name).get(attribute)
+    metadata = MetadataCatalog.get(name)
+    classes, other = metadata.get(attribute), OTHER[attribute]
+    if classes is None and metadata.get(other) is not None:
+        raise ValueError(
+            f"{key} must name data sets with {attribute} for {cfg.MODEL.META_ARCHITECTURE}, got "
+            f"{name}, which has {other}"
+        )
     if classes is not None and len(classes) != cfg.MODEL[section].NUM_CLASSES:
         raise ValueError(
             f"MODEL.{section}.NUM_CLASSES must be {len(classes)}, the classes of {name} in {key}, "

@@ -14,7 +14,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 NAMES = {"TRAIN": "own_train", "TEST": "own_test"}
-LOOKED_AT = 20  # images, whether they are in the folder
+# What Detectron2 reads of a file in COCO's format.
+KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
 
 
 def use_own_data(
@@ -65,22 +70,38 @@ def _read(option: str, annotations: str, images: str) -> dict[str, Any]:
         )
     try:
         content = json.loads(Path(annotations).read_bytes())
-        known = {item["id"] for item in content["categories"]}
-        used = {item["category_id"] for item in content["annotations"]}
-        names = [item["file_name"] for item in content["images"]]
-        boxes = all(len(item["bbox"]) == 4 for item in content["annotations"])
+        lists = {key: content[key] for key in KEYS}
+        for key, items in lists.items():
+            for item in items:
+                _ = [item[name] for name in KEYS[key]]
+        if any(len(item["bbox"]) != 4 for item in content["annotations"]):
+            raise TypeError("a bbox without four numbers")
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{option}: {annotations} is not in COCO's format, with images, categories and "
-            f"annotations that have a bbox: {type(error).__name__}, {error}"
+            f"{option}: {annotations} is not in COCO's format, whose {_wanted()}: "
+            f"{type(error).__name__}, {error}"
         ) from error
-    if not (known and names and boxes) or used - known:
+    ids = {key: [item["id"] for item in items] for key, items in lists.items()}
+    for key, found in ids.items():
+        if not found or len(set(found)) < len(found):
+            raise ValueError(
+                f"{option}: {annotations} must have {key}, each with an id of its own, got "
+                f"{len(found)} with {len(set(found))} different ids"
+            )
+    unknown = {item["category_id"] for item in content["annotations"]} - set(ids["categories"])
+    if unknown:
         raise ValueError(
-            f"{option}: {annotations} must have images, categories, and annotations of these with "
-            f"four numbers to a bbox, got {len(names)} images, {len(known)} categories, and "
-            f"annotations of unknown categories {sorted(used - known)}"
+            f"{option}: {annotations} has annotations of unknown categories {sorted(unknown)}"
         )
-    lost = [name for name in names[:LOOKED_AT] if not (Path(images) / name).is_file()]
+    lost = [
+        i["file_name"] for i in content["images"] if not (Path(images) / i["file_name"]).is_file()
+    ]
     if lost:
-        raise FileNotFoundError(f"{option}: there is no {lost[0]} in {images}")
+        raise FileNotFoundError(
+            f"{option}: there is no {lost[0]} in {images}; {len(lost)} images are missing"
+        )
     return content
+
+
+def _wanted() -> str:
+    return "; ".join(f"{key} have {', '.join(names)}" for key, names in KEYS.items())

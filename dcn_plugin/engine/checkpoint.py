@@ -41,6 +41,14 @@ class Checkpointer(DetectionCheckpointer):
         half.write_text(last_filename_basename)
         half.replace(path)
 
+    def _load_file(self, filename: str) -> Any:
+        try:
+            return super()._load_file(filename)
+        except Exception as error:  # half a file leads an unpickler to anything
+            raise ValueError(
+                f"{filename} must be a checkpoint, {type(error).__name__}: {error}"
+            ) from error
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if isinstance(checkpoint["model"].get("state_dict"), dict):  # as training scripts save it
             checkpoint["model"] = checkpoint["model"]["state_dict"]

@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException
 
-from detectron2.engine import launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
 
 from dcn_plugin.compat import set_local_group, train_on_cpus_too
 
-PATIENCE = 3  # seconds, for the first process to say what is wrong
+PATIENCE = 5  # seconds, for the first process to say what is wrong
 Main = Callable[[argparse.Namespace], Any]
 
 
@@ -30,16 +31,15 @@ def under_torchrun() -> bool:
 
 
 def stop_with(message: str) -> NoReturn:
-    """Ends this process with a line, which the first of all processes prints.
+    """Ends this process with a line, which one process prints.
 
     Args:
         message: the line.
     """
     rank = int(os.environ["RANK"]) if under_torchrun() else comm.get_rank()
-    if rank == 0:
-        sys.exit(message)
-    time.sleep(PATIENCE)  # torchrun ends all others as soon as one has ended
-    sys.exit(1)
+    if rank > 0:  # is ended while it waits, if the first process has the same to say
+        time.sleep(PATIENCE)
+    sys.exit(message)
 
 
 def join_torchrun(backend: str) -> None:
@@ -48,16 +48,16 @@ def join_torchrun(backend: str) -> None:
     Args:
         backend: "nccl" with a GPU for each process of a machine, or "gloo".
     """
+    per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
     if backend == "nccl":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
+        if per_machine > torch.cuda.device_count():
             raise ValueError(
                 f"torchrun's --nproc_per_node must be at most the {torch.cuda.device_count()} GPUs "
-                f"of this machine, got {os.environ['LOCAL_WORLD_SIZE']}"
+                f"of this machine, got {per_machine}"
             )
-        torch.cuda.set_device(local)
-    dist.init_process_group(backend)
-    per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # The first process may compute figures for long while the others wait.
+    dist.init_process_group(backend, timeout=DEFAULT_TIMEOUT)
     set_local_group(dist.get_world_size() // per_machine, per_machine)
     comm.synchronize()
 
@@ -104,14 +104,21 @@ def choose_processes(args: argparse.Namespace, device: str) -> Callable[[Main], 
             f"--num-gpus must be at most {max(found, 1)} with {found} GPUs to use, got "
             f"{args.num_gpus}; on CPUs torchrun starts several processes"
         )
-    return lambda main: launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    return partial(_launch, args)
+
+
+def _launch(args: argparse.Namespace, main: Main) -> Any:
+    try:
+        return launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:  # which has said why
+        sys.exit(error.exit_code)
 
 
 def _run_and_leave(args: argparse.Namespace, main: Main) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,25 +15,36 @@ import yaml
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
 )
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.config import add_dcn_config
 from dcn_plugin.data import check_datasets, use_own_data
+from dcn_plugin.evaluation import check_evaluator
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
-BUILTIN_GENERATOR = "PrecomputedProposals"  # which Detectron2 knows without its registry
+WITHOUT_REGISTRY = ("PrecomputedProposals", "")  # a generator, and a box head that is not needed
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -57,7 +69,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     _merge_words(cfg, args.opts or [])
     for key, registry in REGISTRIES.items():
         name = value_of(cfg, key)
-        if name not in registry and name != BUILTIN_GENERATOR:
+        if name not in registry and name not in WITHOUT_REGISTRY:
             known = [known for known, _ in registry]
             raise ValueError(f"{key} must be a name that is registered, {got(name, known)}")
     own = getattr(args, "train_data", None), getattr(args, "test_data", None)
@@ -66,27 +78,50 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def check_config(cfg: CfgNode, training: bool, processes: int = 1) -> None:
-    """Stops before hours are lost: looks for data, weights and proposals.
+def check_config(cfg: CfgNode, training: bool, processes: int = 1, resume: bool = False) -> None:
+    """Stops before hours are lost: looks for data, weights, proposals and the device.
 
     Args:
         cfg: as `read_config` returns it.
         training: whether it is to be trained, or only evaluated.
         processes: which share a batch.
+        resume: whether to go on from a checkpoint in OUTPUT_DIR, if there is one.
 
     Raises:
         OSError: if a file is not there.
         ValueError: if settings do not fit each other.
     """
     check_datasets(cfg, training)
+    for name in cfg.DATASETS.TEST:
+        check_evaluator(name)
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not PathManager.isfile(weights):
+    resumed = resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if weights and "://" not in weights and not (resumed or PathManager.isfile(weights)):
         raise FileNotFoundError(f"MODEL.WEIGHTS must be a file, or an address, got {weights!r}")
-    if training and cfg.SOLVER.IMS_PER_BATCH % processes:
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if training and (batch < 1 or batch % processes):
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH must be a multiple of the {processes} processes, got "
-            f"{cfg.SOLVER.IMS_PER_BATCH}"
+            f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {processes} processes, got "
+            f"{batch}"
         )
+    check_device(cfg.MODEL.DEVICE)
+
+
+def check_device(name: str) -> None:
+    """Checks MODEL.DEVICE.
+
+    Args:
+        name: its value.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE must be cpu, cuda or cuda:<n>, got {name!r}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE must be cpu, since PyTorch finds no GPU, got {name!r}")
 
 
 def value_of(cfg: CfgNode, key: str) -> object:
@@ -124,7 +159,7 @@ def _merge_file(cfg: CfgNode, name: str) -> None:
         raise FileNotFoundError(f"{name}: there is no {error.filename}") from error
     except KeyError as error:
         raise ValueError(f"{name}: {_unknown(cfg, error)}") from error
-    except (ValueError, AssertionError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -29,6 +29,17 @@ from .optimizer import build_optimizer
 from .run_folder import write_results
 
 SEED = "seed"  # of checkpoints
+
+
+def check_same_checkpoint(checkpointer: Checkpointer) -> None:
+    """Checks that all processes go on from the same iteration: else they wait for ever."""
+    found = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else "none"
+    names = {os.path.basename(name) for name in comm.all_gather(found)}
+    if len(names) > 1:
+        raise ValueError(
+            "OUTPUT_DIR must be one folder that all machines share, to resume: their last "
+            f"checkpoints are {', '.join(sorted(names))}"
+        )
 
 
 class Trainer(DefaultTrainer):
@@ -125,7 +136,12 @@ class Trainer(DefaultTrainer):
 
         Args:
             resume: whether to go on from the last checkpoint in OUTPUT_DIR, if there is one.
+
+        Raises:
+            ValueError: if not all processes see the same checkpoint.
         """
+        if resume:
+            check_same_checkpoint(self.checkpointer)
         super().resume_or_load(resume)
         loader = self._trainer.data_loader
         if isinstance(loader, TrainLoader):  # nothing was read yet
@@ -157,7 +173,8 @@ class Trainer(DefaultTrainer):
             state_dict: what `state_dict` returned.
         """
         rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-        super().load_state_dict(state_dict)
+        # Not DefaultTrainer's, which on Detectron2's main needs what version 0.6 does not save.
+        TrainerBase.load_state_dict(self, state_dict)
         if INNER_TRAINER in state_dict:
             self._trainer.load_state_dict(state_dict[INNER_TRAINER])
         self.image_seeds.seed = state_dict.get(SEED, self.image_seeds.seed)

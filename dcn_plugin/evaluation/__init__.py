@@ -18,7 +18,32 @@ __all__ = [
     "NetworkSizeSemSegEvaluator",
     "VOCEvaluator",
     "build_evaluator",
+    "check_evaluator",
 ]
+
+
+DETECTION, VOC, SEGMENTATION = ("coco",), ("pascal_voc",), ("sem_seg", "cityscapes_sem_seg")
+
+
+def check_evaluator(dataset_name: str) -> str:
+    """Checks that there is an evaluator for a data set.
+
+    Args:
+        dataset_name: in Detectron2's catalogue.
+
+    Returns:
+        its evaluator_type.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in DETECTION + VOC + SEGMENTATION:
+        raise ValueError(
+            "DATASETS.TEST must name data sets of COCO's, VOC's or Cityscapes' kind, got "
+            f"{dataset_name}, whose evaluator_type is {kind!r}"
+        )
+    return kind
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
@@ -28,20 +53,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEval
         cfg: of the network.
         dataset_name: in Detectron2's catalogue.
         folder: for the results.
-
-    Raises:
-        ValueError: if there is none for such data sets.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind == "pascal_voc":
+    kind = check_evaluator(dataset_name)
+    if kind in VOC:
         return VOCEvaluator(dataset_name, folder)
-    if kind == "coco":
+    if kind in DETECTION:
         return DetectionEvaluator(dataset_name, output_dir=folder)
-    if kind in ("sem_seg", "cityscapes_sem_seg"):
-        at_network_size = cfg.TEST.SEM_SEG_AT_NETWORK_SIZE
-        evaluator = NetworkSizeSemSegEvaluator if at_network_size else SemSegEvaluator
-        return evaluator(dataset_name, output_dir=folder)
-    raise ValueError(
-        f"DATASETS.TEST must name data sets of COCO's, VOC's or Cityscapes' kind, got "
-        f"{dataset_name}, whose evaluator_type is {kind!r}"
-    )
+    at_network_size = cfg.TEST.SEM_SEG_AT_NETWORK_SIZE
+    evaluator = NetworkSizeSemSegEvaluator if at_network_size else SemSegEvaluator
+    return evaluator(dataset_name, output_dir=folder)

@@ -201,3 +201,9 @@ def test_the_classifier_loads_into_the_backbone(tmp_path, caplog) -> None:
     classifier.double()
     pooled = model.double()["backbone"](image)["res5"].mean(dim=(2, 3))
     torch.testing.assert_close(classifier.linear(pooled), classifier(image)["linear"])
+
+
+def test_a_damaged_file_is_named(tmp_path) -> None:
+    (tmp_path / "half.pth").write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match=r"half\.pth must be a checkpoint, \w+: "):
+        Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "half.pth"))

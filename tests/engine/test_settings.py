@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("detectron2", reason="configs are Detectron2's")
 
@@ -45,6 +46,8 @@ def test_words_at_the_end_win() -> None:
         (["DATASETS.TRAIN", "('a'"], r"DATASETS\.TRAIN must be a tuple, got"),
         (["MODEL.META_ARCHITECTURE", "RCFN"], r"ARCHITECTURE must be .*got 'RCFN'.*nearest: RFCN"),
         (["MODEL.ROI_HEADS.NAME", "DeformRoIHeads"], "nearest: DeformROIHeads"),
+        (["MODEL.RPN.HEAD_NAME", "CategoryHead"], "RPN.HEAD_NAME .* nearest: CategoryRPNHead"),
+        (["MODEL.ROI_BOX_HEAD.NAME", "FastRCNN"], r"ROI_BOX_HEAD\.NAME must be a name"),
         (["MODEL.BACKBONE.NAME", "nothing"], r"BACKBONE\.NAME must be a name that is registered"),
     ],
 )
@@ -66,6 +69,7 @@ def test_a_config_that_is_not_there_is_named() -> None:
     [
         ("MODEL: {RESNET: {DEPTH: 50}}", r"got 'MODEL\.RESNET'"),
         ("MODEL: [", r"while parsing .*bad\.yaml"),
+        ("MODEL:", r"bad\.yaml: "),
         ("MODEL: {RESNETS: {DEPTH: deep}}", r"bad\.yaml: Type mismatch"),
         ("_BASE_: nowhere.yaml", r"bad\.yaml: .*nowhere\.yaml"),
     ],
@@ -103,6 +107,12 @@ def test_what_fits_passes(tiny_coco) -> None:
         ),
         (["MODEL.WEIGHTS", "none.pth"], r"MODEL\.WEIGHTS must be a file.* got 'none\.pth'"),
         (["SOLVER.IMS_PER_BATCH", "6"], "multiple of the 4 processes, got 6"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "positive multiple of the 4 processes, got 0"),
+        (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE must be cpu, cuda or cuda:<n>, got 'gpu'"),
+        (
+            ["DATASETS.TEST", "('lvis_v1_val',)"],
+            "lvis_v1_val is not complete",
+        ),
         (["MODEL.LOAD_PROPOSALS", "True"], r"PROPOSAL_FILES_TRAIN must name a file for each"),
         (
             ["MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", "('p.pkl',)"],
@@ -113,6 +123,33 @@ def test_what_fits_passes(tiny_coco) -> None:
 def test_what_does_not_fit_is_named(words: list[str], message: str, tiny_coco) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         checked(*on(tiny_coco, *words), processes=4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to name")
+def test_a_gpu_that_is_not_there_is_named(tiny_coco) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE must be cpu, since .* got 'cuda'"):
+        checked(*on(tiny_coco, "MODEL.DEVICE", "cuda"))
+
+
+def test_data_that_cannot_be_evaluated_or_learnt_is_named(tiny_coco) -> None:
+    metadata = MetadataCatalog.get(tiny_coco)
+    metadata.thing_classes = ["disc", "square"]
+    deeplab = ["MODEL.META_ARCHITECTURE", "DeepLab", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"]
+    with pytest.raises(ValueError, match="data sets with stuff_classes for DeepLab, got tiny_coco"):
+        checked(*on(tiny_coco, *deeplab))
+    del metadata.evaluator_type
+    with pytest.raises(ValueError, match="got tiny_coco, whose evaluator_type is None"):
+        checked(*on(tiny_coco, "MODEL.ROI_HEADS.NUM_CLASSES", "2"))
+
+
+def test_weights_are_not_needed_where_a_checkpoint_is(tiny_coco, tmp_path: Path) -> None:
+    words = on(tiny_coco, "MODEL.WEIGHTS", "gone.pth", "OUTPUT_DIR", str(tmp_path))
+    for there in (False, True):
+        if there:
+            (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+            checked(*words, resume=True)
+        with pytest.raises(FileNotFoundError, match=r"got 'gone\.pth'"):
+            checked(*words, resume=not there)
 
 
 def test_the_number_of_classes_must_be_that_of_the_data(tiny_coco) -> None:
@@ -150,9 +187,13 @@ IMAGE = {"id": 1, "file_name": "lost.png", "height": 96, "width": 96}
     ("changed", "message"),
     [
         ({"categories": [CATEGORY]}, r"annotations of unknown categories \[2\]"),
-        ({"categories": []}, "0 categories"),
-        ({"annotations": [{"category_id": 1}]}, "not in COCO's format.*KeyError, 'bbox'"),
-        ({"images": [IMAGE]}, "--train-data: there is no lost.png in"),
+        ({"categories": []}, "must have categories, each with an id of its own, got 0"),
+        ({"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}, "KeyError, 'bbox'"),
+        ({"annotations": []}, "must have annotations, each with an id of its own, got 0"),
+        ({"images": [IMAGE]}, r"--train-data: there is no lost\.png in .*; 1 images are missing"),
+        ({"images": [{"id": 1, "file_name": "0.png"}]}, "not in COCO's format.* 'height'"),
+        ({"images": [IMAGE, IMAGE]}, "each with an id of its own, got 2 with 1 different"),
+        ({"categories": [{"id": 1}, {"id": 2}]}, "not in COCO's format.*KeyError, 'name'"),
         ({"images": None}, "not in COCO's format"),
     ],
 )

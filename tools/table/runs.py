@@ -4,19 +4,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .paper import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS, OUTPUT, METRICS, WEIGHTS = "results.json", "stdout.txt", "metrics.json", "model_final.pth"
+RESULTS, METRICS, WEIGHTS = "results.json", "metrics.json", "model_final.pth"
+OUTPUT, OPTIONS = "stdout.txt", "options.txt"
 LOOK = 1.0  # seconds between two looks at a run
 
 
@@ -30,6 +33,7 @@ class Plan:
     eval_only: bool = False
     weights: Path | None = None
     options: tuple[str, ...] = ()
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,10 @@ class Run:
         config = ROOT / "configs" / f"{self.cell.config}.yaml"
         words = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
         words += ["--num-gpus", str(self.plan.num_gpus)]
-        words += ["--resume"] if weights is None else ["--eval-only"]
+        if weights is not None:
+            words += ["--eval-only"]
+        elif not self.plan.again:
+            words += ["--resume"]
         words += [*self.plan.options, "OUTPUT_DIR", str(self.folder), "SEED", str(self.seed)]
         return words if weights is None else [*words, "MODEL.WEIGHTS", str(weights)]
 
@@ -87,13 +94,23 @@ class Run:
         if weights is not None and not weights.is_file():
             return f"there are no weights {weights}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / RESULTS).unlink(missing_ok=True)
-        with (
-            (self.folder / OUTPUT).open("a") as output,
-            subprocess.Popen(
-                self.command(), cwd=Path.cwd(), stdout=output, stderr=subprocess.STDOUT
-            ) as process,
-        ):
+        with (self.folder / OUTPUT).open("a") as output:
+            try:
+                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "another process runs it"
+            (self.folder / RESULTS).unlink(missing_ok=True)
+            (self.folder / OPTIONS).write_text(shlex.join(self.plan.options))
+            return self._watch(output, tell)
+
+    def other_options(self) -> str | None:
+        """Returns the options that what is in the folder was run with, if they are others."""
+        path = self.folder / OPTIONS
+        found = path.read_text() if path.is_file() else shlex.join(self.plan.options)
+        return None if found == shlex.join(self.plan.options) else found
+
+    def _watch(self, output: IO[str], tell: Callable[[str], None]) -> str | None:
+        with subprocess.Popen(self.command(), stdout=output, stderr=subprocess.STDOUT) as process:
             try:
                 while process.poll() is None:
                     tell(f"{self.name}: {progress(self.folder)}")
@@ -118,7 +135,12 @@ def progress(folder: Path) -> str:
     path = folder / METRICS
     if not path.is_file():
         return "starts"
-    last = json.loads((path.read_text().splitlines() or ["{}"])[-1] or "{}")
+    # Up to the last line that is whole.
+    lines = path.read_text().rpartition("\n")[0].splitlines()
+    try:
+        last = json.loads(lines[-1] if lines else "{}")
+    except json.JSONDecodeError:  # after a line that a kill had cut
+        return "goes on"
     said = f"iteration {last.get('iteration', 0)}"
     if "eta_seconds" in last:
         minutes = round(last["eta_seconds"] / 60)

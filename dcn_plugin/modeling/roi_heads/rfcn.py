@@ -14,19 +14,19 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import ROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances
 
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
 from ..checks import check_features, check_only_boxes
 from .ohem import find_hardest
+from .output_layers import ImageMeanOutputLayers
 
 
-class RFCNOutputLayers(FastRCNNOutputLayers):
+class RFCNOutputLayers(ImageMeanOutputLayers):
     """Predicts classes and boxes of RoIs by the vote of their bins.
 
-    Losses and inference are those of Detectron2's `FastRCNNOutputLayers`; in the place of its two
+    Losses and inference are those of `FastRCNNOutputLayers`; in the place of its two
     fully connected layers are two position-sensitive poolings. Boxes are class-agnostic.
     """
 
