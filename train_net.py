@@ -55,11 +55,17 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Reads and checks the config, and prepares logging and the output folder."""
+def configure(args: argparse.Namespace, processes: int) -> CfgNode:
+    """Reads and checks the config of a command line."""
     cfg = read_config(args)
-    check_config(cfg, not args.eval_only, comm.get_world_size(), args.resume)
+    check_config(cfg, not args.eval_only, processes, args.resume)
     cfg.freeze()
+    return cfg
+
+
+def setup(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
+    """Prepares logging and the output folder, and reads the config if this process has not yet."""
+    cfg = cfg if cfg is not None else configure(args, comm.get_world_size())
     default_setup(cfg, args)
     describe_run(cfg)
     if not torch.cuda.is_available():
@@ -70,16 +76,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """Evaluates a network, and writes the results."""
     results = Trainer.test(cfg, model)
+    write_results(cfg, results)
     if comm.is_main_process():
-        write_results(cfg, results)
         verify_results(cfg, results)
     return results
 
 
-def main(args: argparse.Namespace) -> dict[str, Any] | None:
+def main(args: argparse.Namespace, cfg: CfgNode | None = None) -> dict[str, Any] | None:
     """Trains and evaluates, or with --eval-only evaluates; returns the results."""
     with one_line_errors():
-        cfg = setup(args)
+        cfg = setup(args, cfg)
         if args.eval_only:
             model = Trainer.build_model(cfg)
             Trainer.build_augmented(cfg, model)  # to know now if it cannot be
@@ -104,9 +110,7 @@ def invoke_main() -> None:
     """Parses the command line and starts one process per GPU."""
     args = argument_parser().parse_args()
     with one_line_errors():
-        cfg = read_config(args)
-        check_config(cfg, not args.eval_only, count_processes(args), args.resume)
-        run = choose_processes(args, torch.device(cfg.MODEL.DEVICE).type)
+        run = choose_processes(args, configure(args, count_processes(args)))
     run(main)
 
 

@@ -24,6 +24,8 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
+from dcn_plugin.files import whole_file
+
 OUTPUT, LIST = "SegmentationClassAug", "ImageSets/Segmentation/{}.txt"
 CLASSES, IGNORED = 21, 255
 
@@ -68,9 +70,8 @@ def write_labels(path: Path, labels: np.ndarray, source: Path) -> None:
     unknown = np.setdiff1d(labels, [*range(CLASSES), IGNORED])
     if unknown.size:
         raise ValueError(f"{source} must have labels 0 to 20 and 255, got {unknown.tolist()}")
-    half = path.with_suffix(".half")
-    Image.fromarray(labels).save(half, format="PNG")
-    half.replace(path)
+    with whole_file(path) as half:
+        Image.fromarray(labels).save(half, format="PNG")
 
 
 def prepare(sbd: Path, voc: Path) -> dict[str, int]:

@@ -35,6 +35,7 @@ from dcn_plugin.engine.processes import (
     stop_with,
     under_torchrun,
 )
+from dcn_plugin.files import whole_file
 from dcn_plugin.modeling import AlignedInceptionResNet
 
 CHECKPOINT, FINAL, METRICS = "checkpoint.pth", "model_final.pth", "metrics.json"
@@ -148,12 +149,14 @@ class Training:
             "epoch": self.epoch,
             **self.described(),
         }
-        replace(folder / CHECKPOINT, state)
+        with whole_file(folder / CHECKPOINT) as half:
+            torch.save(state, half)
         with (folder / METRICS).open("a") as file:
             file.write(json.dumps(metrics) + "\n")
         # Detectron2 then finds the place of each weight by the end of its name.
         weights = {"model": state["model"], "matching_heuristics": True, "__author__": "dcn_plugin"}
-        replace(folder / FINAL, {**weights, "classes": self.classes})
+        with whole_file(folder / FINAL) as half:
+            torch.save({**weights, "classes": self.classes}, half)
         left = (self.args.epochs - self.epoch) * metrics["seconds"] / 3600
         print(
             f"epoch {self.epoch}: loss {metrics['loss']:.3f}, top-1 {metrics['top1']:.2f} %, "
@@ -207,13 +210,6 @@ def read(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # half a file leads an unpickler to anything
         raise ValueError(f"{path} cannot be read: {type(error).__name__}, {error}") from error
-
-
-def replace(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file so that an interruption leaves the old one or the new one."""
-    half = path.with_suffix(".half")
-    torch.save(content, half)
-    half.replace(path)
 
 
 def main(words: list[str] | None = None) -> None:

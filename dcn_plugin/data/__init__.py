@@ -2,10 +2,8 @@
 # Copyright (c) dcn_plugin contributors
 """Data sets beside Detectron2's, and loading that can be resumed."""
 
-import os
-
-from .batches import TrainingBatches
-from .check import check_datasets
+from .batches import TrainingBatches, share_of_batch
+from .check import ROOT, check_datasets
 from .loader import TrainLoader, build_train_loader
 from .own import use_own_data
 from .seeds import image_seed
@@ -17,7 +15,8 @@ __all__ = [
     "build_train_loader",
     "check_datasets",
     "image_seed",
+    "share_of_batch",
     "use_own_data",
 ]
 
-register_voc(os.getenv("DETECTRON2_DATASETS", "datasets"))
+register_voc(ROOT)

@@ -18,6 +18,24 @@ class IndexStream(Protocol):
         """Yields the indices for all processes together."""
 
 
+def share_of_batch(batch_size: int, processes: int) -> int:
+    """Returns how many images of a batch each process has.
+
+    Args:
+        batch_size: of all processes together.
+        processes: which share a batch.
+
+    Raises:
+        ValueError: if it cannot be shared evenly.
+    """
+    if batch_size < 1 or batch_size % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {processes} processes, "
+            f"got {batch_size}"
+        )
+    return batch_size // processes
+
+
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Cuts an endless stream of images into batches, and a batch into the processes' shares.
 
@@ -45,15 +63,10 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
             groups: of each image; None: they are not kept apart.
             start: iteration to begin at.
         """
-        if batch_size < 1 or batch_size % processes:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {processes} processes, "
-                f"got {batch_size}"
-            )
+        share = share_of_batch(batch_size, processes)
         self.stream = stream
         self.batch_size = batch_size
         self.groups = groups
-        share = batch_size // processes
         self.share = slice(rank * share, (rank + 1) * share)
         self.start = start
 

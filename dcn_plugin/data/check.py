@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
+
+from dcn_plugin.messages import got
+
+ROOT = os.getenv("DETECTRON2_DATASETS", "datasets")  # where Detectron2 looks, too
 
 # Attributes of Detectron2's metadata that are paths.
 PATHS = (
@@ -87,16 +90,13 @@ def missing_paths(name: str) -> list[str]:
 def _check(name: str, key: str) -> None:
     known = DatasetCatalog.list()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; the nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"{key} must name data sets of Detectron2's catalogue, got {name!r}{hint}")
+        raise ValueError(f"{key} must name data sets of Detectron2's catalogue, {got(name, known)}")
     missing = missing_paths(name)
     if missing:
         where = [address for prefix, address in WHERE.items() if name.startswith(prefix)]
-        root = os.getenv("DETECTRON2_DATASETS", "datasets")
         raise FileNotFoundError(
             f"{key}: {name} is not complete, there is no {', no '.join(missing)}. Data sets are "
-            f"looked for in DETECTRON2_DATASETS, now {root!r}; docs/data.md says how they lie there"
+            f"looked for in DETECTRON2_DATASETS, now {ROOT!r}; docs/data.md says how they lie there"
             + (f", get it from {where[0]}" if where else "")
         )
 

@@ -14,6 +14,7 @@ from iopath.common.file_io import PathHandler
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
+from dcn_plugin.files import whole_file
 from dcn_plugin.layers import OffsetBranch
 
 # Names of torchvision's ResNets, and what Detectron2's are called.
@@ -36,10 +37,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the checkpoint to resume from; a kill leaves the old name or the new one."""
-        path = Path(self.save_dir) / "last_checkpoint"
-        half = path.with_suffix(".half")
-        half.write_text(last_filename_basename)
-        half.replace(path)
+        with whole_file(Path(self.save_dir) / "last_checkpoint") as half:
+            half.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> Any:
         try:

@@ -16,13 +16,14 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException
 
+from detectron2.config import CfgNode
 from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
 
 from dcn_plugin.compat import set_local_group, train_on_cpus_too
 
 PATIENCE = 5  # seconds, for the first process to say what is wrong
-Main = Callable[[argparse.Namespace], Any]
+Main = Callable[[argparse.Namespace, CfgNode | None], Any]
 
 
 def under_torchrun() -> bool:
@@ -80,34 +81,36 @@ def count_processes(args: argparse.Namespace) -> int:
     return max(1, args.num_gpus) * args.num_machines
 
 
-def choose_processes(args: argparse.Namespace, device: str) -> Callable[[Main], Any]:
+def choose_processes(args: argparse.Namespace, cfg: CfgNode) -> Callable[[Main], Any]:
     """Joins the processes of torchrun, or chooses how many GPUs take part.
 
     Args:
         args: a command line of Detectron2's parser.
-        device: "cpu" or "cuda", on which it computes.
+        cfg: its config, with MODEL.DEVICE.
 
     Returns:
-        what runs a function of the command line in every process; it returns what that returned,
-        or None where it ran in other processes.
+        what runs a function in every process: of the command line, and of the config in this
+        process, None in others, which have to read it. It returns what the function returned, or
+        None where that ran in other processes.
 
     Raises:
         ValueError: if more GPUs are asked for than there are.
     """
+    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     if under_torchrun():
         train_on_cpus_too()
-        join_torchrun("nccl" if device == "cuda" else "gloo")
-        return partial(_run_and_leave, args)
-    found = torch.cuda.device_count() if device == "cuda" else 0
+        join_torchrun("nccl" if on_gpu else "gloo")
+        return partial(_run_and_leave, args, cfg)
+    found = torch.cuda.device_count() if on_gpu else 0
     if args.num_gpus > max(found, 1):
         raise ValueError(
             f"--num-gpus must be at most {max(found, 1)} with {found} GPUs to use, got "
             f"{args.num_gpus}; on CPUs torchrun starts several processes"
         )
-    return partial(_launch, args)
+    return partial(_launch, args, cfg if count_processes(args) == 1 else None)
 
 
-def _launch(args: argparse.Namespace, main: Main) -> Any:
+def _launch(args: argparse.Namespace, cfg: CfgNode | None, main: Main) -> Any:
     try:
         return launch(
             main,
@@ -115,13 +118,13 @@ def _launch(args: argparse.Namespace, main: Main) -> Any:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(args, cfg),
         )
     except ProcessExitedException as error:  # which has said why
         sys.exit(error.exit_code)
 
 
-def _run_and_leave(args: argparse.Namespace, main: Main) -> Any:
-    result = main(args)
+def _run_and_leave(args: argparse.Namespace, cfg: CfgNode, main: Main) -> Any:
+    result = main(args, cfg)
     leave_processes()
     return result

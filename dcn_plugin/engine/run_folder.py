@@ -15,6 +15,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 
+from dcn_plugin.files import whole_file
+
 ENVIRONMENT, RESULTS = "environment.txt", "results.json"
 
 
@@ -54,13 +56,13 @@ def git_revision() -> str:
 
 
 def write_results(cfg: CfgNode, results: dict[str, Any]) -> None:
-    """Writes what an evaluation found to OUTPUT_DIR.
+    """Writes what an evaluation found to OUTPUT_DIR, in the main process.
 
     Args:
         cfg: of the run.
         results: by task, or by data set and task.
     """
-    path = Path(cfg.OUTPUT_DIR) / RESULTS
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(results, indent=2, default=float) + "\n")
-    half.replace(path)
+    if not comm.is_main_process():
+        return
+    with whole_file(Path(cfg.OUTPUT_DIR) / RESULTS) as half:
+        half.write_text(json.dumps(results, indent=2, default=float) + "\n")

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,8 +28,9 @@ from detectron2.modeling import (
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.config import add_dcn_config
-from dcn_plugin.data import check_datasets, use_own_data
+from dcn_plugin.data import check_datasets, share_of_batch, use_own_data
 from dcn_plugin.evaluation import check_evaluator
+from dcn_plugin.messages import got
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -98,12 +98,8 @@ def check_config(cfg: CfgNode, training: bool, processes: int = 1, resume: bool 
     resumed = resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if weights and "://" not in weights and not (resumed or PathManager.isfile(weights)):
         raise FileNotFoundError(f"MODEL.WEIGHTS must be a file, or an address, got {weights!r}")
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    if training and (batch < 1 or batch % processes):
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {processes} processes, got "
-            f"{batch}"
-        )
+    if training:
+        share_of_batch(cfg.SOLVER.IMS_PER_BATCH, processes)
     check_device(cfg.MODEL.DEVICE)
 
 
@@ -138,12 +134,6 @@ def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from keys_of(value, f"{prefix}{name}.")
         else:
             yield prefix + name
-
-
-def got(name: object, known: Iterable[str]) -> str:
-    """Says what was found instead, and what may have been meant."""
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    return f"got {name!r}" + (f"; the nearest: {', '.join(near)}" if near else "")
 
 
 def _merge_file(cfg: CfgNode, name: str) -> None:

@@ -155,7 +155,7 @@ class Trainer(DefaultTrainer):
         """
         super().train()
         results = getattr(self, "_last_eval_results", None)
-        if results is not None and comm.is_main_process():
+        if results is not None:
             write_results(self.cfg, results)
         return results
 

@@ -14,6 +14,7 @@ from detectron2.structures import ImageList, Instances
 
 from ..checks import check_only_boxes
 from ..proposal_generator import CategoryDetector
+from ..roi_heads.boxes_only import BoxesOnly
 
 
 @META_ARCH_REGISTRY.register()
@@ -58,7 +59,7 @@ class CategoryAwareRPN(GeneralizedRCNN):
         }
 
 
-class NoHeads(nn.Module):
+class NoHeads(BoxesOnly, nn.Module):
     """Stands where a detector of two stages has its heads, and passes detections on."""
 
     def forward(
@@ -77,14 +78,3 @@ class NoHeads(nn.Module):
             targets: not needed.
         """
         return proposals, {}
-
-    def forward_with_given_boxes(
-        self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> list[Instances]:
-        """Returns the instances as they are: there are no masks or keypoints to add.
-
-        Args:
-            features: not needed.
-            instances: of each image, with boxes.
-        """
-        return instances

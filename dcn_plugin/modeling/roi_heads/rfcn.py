@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
 from ..checks import check_features, check_only_boxes
+from .boxes_only import BoxesOnly
 from .ohem import find_hardest
 from .output_layers import ImageMeanOutputLayers
 
@@ -79,7 +80,7 @@ class RFCNOutputLayers(ImageMeanOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RFCNROIHeads(ROIHeads):
+class RFCNROIHeads(BoxesOnly, ROIHeads):
     """The heads of R-FCN, which learn from the hardest RoIs of each image."""
 
     @configurable
@@ -171,17 +172,6 @@ class RFCNROIHeads(ROIHeads):
             what `box_predictor` predicts.
         """
         return self.box_predictor(features[self.in_feature], boxes)
-
-    def forward_with_given_boxes(
-        self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> list[Instances]:
-        """Returns the instances as they are: there are no masks or keypoints to add.
-
-        Args:
-            features: not needed.
-            instances: of each image, with boxes.
-        """
-        return instances
 
     def _keep_hardest(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
