@@ -7,6 +7,7 @@ from .check import ROOT, check_datasets
 from .loader import TrainLoader, build_train_loader
 from .own import use_own_data
 from .seeds import image_seed
+from .shapes import register_shapes
 from .voc import register_voc
 
 __all__ = [
@@ -20,3 +21,4 @@ __all__ = [
 ]
 
 register_voc(ROOT)
+register_shapes(ROOT)

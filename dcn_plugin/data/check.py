@@ -43,6 +43,24 @@ CLASSES = {
 OTHER = {"thing_classes": "stuff_classes", "stuff_classes": "thing_classes"}
 
 
+def learns_pixels(architecture: str) -> bool:
+    """Returns whether a network is one of segmentation.
+
+    Args:
+        architecture: its MODEL.META_ARCHITECTURE.
+    """
+    return CLASSES.get(architecture, ("", ""))[1] == "stuff_classes"
+
+
+def learns_boxes(architecture: str) -> bool:
+    """Returns whether a network is one that learns boxes, and no labels of pixels.
+
+    Args:
+        architecture: its MODEL.META_ARCHITECTURE.
+    """
+    return CLASSES.get(architecture, ("", ""))[1] == "thing_classes"
+
+
 def check_datasets(cfg: CfgNode, training: bool) -> None:
     """Looks for the data sets of a config, and for their proposals.
 
@@ -74,6 +92,8 @@ def missing_paths(name: str) -> list[str]:
         name: in Detectron2's catalogue.
     """
     metadata = MetadataCatalog.get(name)
+    if metadata.get("made_in"):
+        return []
     paths = [metadata.get(attribute) for attribute in PATHS]
     if metadata.get("evaluator_type") == "pascal_voc":
         folder = metadata.dirname
@@ -91,6 +111,12 @@ def _check(name: str, key: str) -> None:
     known = DatasetCatalog.list()
     if name not in known:
         raise ValueError(f"{key} must name data sets of Detectron2's catalogue, {got(name, known)}")
+    folder = MetadataCatalog.get(name).get("made_in")
+    if folder and not _can_write(Path(folder)):
+        raise PermissionError(
+            f"{key}: {name} is made in {folder} when it is first used, where nothing can be "
+            f"written: set DETECTRON2_DATASETS, now {ROOT!r}, to another folder"
+        )
     missing = missing_paths(name)
     if missing:
         where = [address for prefix, address in WHERE.items() if name.startswith(prefix)]
@@ -99,6 +125,12 @@ def _check(name: str, key: str) -> None:
             f"looked for in DETECTRON2_DATASETS, now {ROOT!r}; docs/data.md says how they lie there"
             + (f", get it from {where[0]}" if where else "")
         )
+
+
+def _can_write(folder: Path) -> bool:
+    """Returns whether a folder can be made and written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _check_classes(cfg: CfgNode, name: str, key: str) -> None:

@@ -22,6 +22,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 
 from .batches import IndexStream, TrainingBatches
+from .check import learns_boxes, learns_pixels
 from .seeds import image_seed, seeded
 
 Record = dict[str, Any]
@@ -119,6 +120,8 @@ def build_train_loader(
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(record["width"] > record["height"]) for record in records]
+    if mapper is None:
+        records = [what_is_learnt(record, cfg) for record in records]
     make_stream = stream_maker(cfg, records)
 
     def make_batches(seed: int, start: int) -> TrainingBatches:
@@ -138,6 +141,27 @@ def build_train_loader(
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def what_is_learnt(record: Record, cfg: CfgNode) -> Record:
+    """Returns a record without what Detectron2's mapper would copy or read for nothing.
+
+    Args:
+        record: of an image.
+        cfg: of the network.
+    """
+    kept = dict(record)
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if learns_pixels(architecture):
+        kept.pop("annotations", None)
+    elif learns_boxes(architecture):
+        kept.pop("sem_seg_file_name", None)
+    if not cfg.MODEL.MASK_ON and "annotations" in kept:
+        kept["annotations"] = [
+            {key: value for key, value in item.items() if key != "segmentation"}
+            for item in kept["annotations"]
+        ]
+    return kept
 
 
 def stream_maker(cfg: CfgNode, records: Sequence[Record]) -> Callable[..., IndexStream]:

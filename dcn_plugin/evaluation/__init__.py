@@ -8,6 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 
+from dcn_plugin.data.check import learns_pixels
+
 from .coco import DetectionEvaluator
 from .sem_seg import NetworkSizeMapper, NetworkSizeSemSegEvaluator
 from .voc import VOCEvaluator
@@ -57,7 +59,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEval
     kind = check_evaluator(dataset_name)
     if kind in VOC:
         return VOCEvaluator(dataset_name, folder)
-    if kind in DETECTION:
+    labels = MetadataCatalog.get(dataset_name).get("stuff_classes")
+    of_pixels = learns_pixels(cfg.MODEL.META_ARCHITECTURE) and labels is not None
+    if kind in DETECTION and not of_pixels:
         return DetectionEvaluator(dataset_name, output_dir=folder)
     at_network_size = cfg.TEST.SEM_SEG_AT_NETWORK_SIZE
     evaluator = NetworkSizeSemSegEvaluator if at_network_size else SemSegEvaluator

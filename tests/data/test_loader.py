@@ -17,6 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.data import TrainLoader, build_train_loader
+from dcn_plugin.data.loader import what_is_learnt
 
 
 def config(name: str, **loader: object) -> CfgNode:
@@ -48,6 +49,23 @@ def assert_same(found: list[list[dict]], expected: list[list[dict]]) -> None:
 def test_workers_change_nothing(tiny_coco) -> None:
     expected = batches(build_train_loader(config(tiny_coco)), 6)
     assert_same(batches(build_train_loader(config(tiny_coco, NUM_WORKERS=2)), 6), expected)
+
+
+def test_what_is_not_learnt_is_not_carried_along(tiny_coco) -> None:
+    cfg = config(tiny_coco)
+    record = {"file_name": "a.jpg", "sem_seg_file_name": "a.png"}
+    record["annotations"] = [{"bbox": [0, 0, 1, 1], "segmentation": [[0, 0, 1, 0, 1, 1]]}]
+
+    cfg.MODEL.META_ARCHITECTURE = "RFCN"
+    assert what_is_learnt(record, cfg) == {
+        "file_name": "a.jpg",
+        "annotations": [{"bbox": [0, 0, 1, 1]}],
+    }
+    cfg.MODEL.META_ARCHITECTURE = "DeepLab"
+    assert what_is_learnt(record, cfg) == {"file_name": "a.jpg", "sem_seg_file_name": "a.png"}
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = "PanopticFPN", True
+    assert what_is_learnt(record, cfg) == record
+    assert "segmentation" in record["annotations"][0]  # the data set's own stays whole
 
 
 def test_a_restart_changes_nothing(tiny_coco) -> None:

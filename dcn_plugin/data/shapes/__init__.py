@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Shapes: a data set that is drawn here, of objects told apart by how their parts are arranged."""
+
+from .classes import NAMES
+from .registration import register_set, register_shapes
+from .settings import SETS, SPLITS, Settings
+
+__all__ = ["NAMES", "SETS", "SPLITS", "Settings", "register_set", "register_shapes"]

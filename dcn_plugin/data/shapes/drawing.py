@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""One image of a set: cluttered background, distractors, and objects that hide each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .classes import NAMES
+from .geometry import Points, object_outlines
+from .settings import Settings
+
+SHIFT = 4  # bits of a pixel, in which OpenCV draws
+TRIES = 30  # places for an object, before it is left out
+SMALLEST = 12  # pixels of an object
+OCTAVES = ((2, 1.0), (4, 0.8), (9, 0.6), (20, 0.45), (44, 0.3))  # cells along a side, contrast
+
+
+@dataclass
+class Drawn:
+    """An image, and whose every pixel is."""
+
+    image: np.ndarray  # (side, side, 3) bytes, blue, green, red
+    owners: np.ndarray  # (side, side), 0 for none, else 1 + the object's number
+    classes: list[int]  # of each object
+
+
+@dataclass
+class Patch:
+    """What outlines cover, in a rectangle around them that may reach out of the image."""
+
+    mask: np.ndarray  # bytes with smooth edges
+    left: int
+    top: int
+
+    def pixels(self) -> int:
+        """Returns how many pixels it covers, also outside of the image."""
+        return int((self.mask > 127).sum())
+
+    def inside(self, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Returns the rows and columns of an image that it lies on, and its mask there."""
+        height, width = self.mask.shape
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom = max(min(self.top + height, side), top)
+        right = max(min(self.left + width, side), left)
+        own = self.mask[top - self.top : bottom - self.top, left - self.left : right - self.left]
+        return (slice(top, bottom), slice(left, right)), own
+
+
+def draw(settings: Settings, rng: np.random.Generator) -> Drawn:
+    """Draws an image.
+
+    Args:
+        settings: of the set.
+        rng: of the image's random numbers.
+    """
+    side = settings.side
+    image = background(settings, rng)
+    owners = np.zeros((side, side), np.uint8)
+    for _ in range(rng.integers(settings.distractors[0], settings.distractors[1] + 1)):
+        paint(image, cover(distractor(side, rng)), rng)
+    classes: list[int] = []
+    whole: list[int] = []  # pixels of each object, as if nothing hid it
+    for _ in range(rng.integers(settings.objects[0], settings.objects[1] + 1)):
+        kind = int(rng.integers(len(NAMES)))
+        patch = place(NAMES[kind], settings, owners, whole, rng)
+        if patch is not None:
+            paint(image, patch, rng)
+            classes.append(kind)
+            whole.append(patch.pixels())
+            take(owners, patch, len(classes))
+    if rng.random() < 0.3:  # something thin in front of everything
+        stroke = cover(distractor(side, rng, thin=True))
+        if hides_little(stroke, owners, whole, settings):
+            paint(image, stroke, rng)
+            take(owners, stroke, 0)
+    return Drawn(image.clip(0, 255).astype(np.uint8), owners, classes)
+
+
+def place(
+    name: str,
+    settings: Settings,
+    owners: np.ndarray,
+    whole: list[int],
+    rng: np.random.Generator,
+) -> Patch | None:
+    """Finds a place for an object where enough of it, and of what it hides, can be seen.
+
+    Args:
+        name: of its class.
+        settings: of the set.
+        owners: of the pixels so far.
+        whole: pixels of each object so far.
+        rng: of the image's random numbers.
+
+    Returns:
+        what it covers, or None if there was no place.
+    """
+    side = settings.side
+    low, high = settings.size
+    for _ in range(TRIES):
+        extent = side * np.exp(rng.uniform(np.log(low), np.log(high)))
+        centre = rng.uniform(0, side, 2)
+        outlines = object_outlines(name, settings, rng)
+        patch = cover([points * extent + centre for points in outlines])
+        seen = int((patch.inside(side)[1] > 127).sum())
+        enough = seen >= max((1 - settings.truncation) * patch.pixels(), SMALLEST)
+        if enough and hides_little(patch, owners, whole, settings):
+            return patch
+    return None
+
+
+def hides_little(patch: Patch, owners: np.ndarray, whole: list[int], settings: Settings) -> bool:
+    """Returns whether of every object enough is left when a patch covers it."""
+    where, mask = patch.inside(settings.side)
+    numbers = len(whole) + 1
+    left = np.bincount(owners.ravel(), minlength=numbers)
+    left -= np.bincount(owners[where][mask > 127], minlength=numbers)
+    least = (1 - settings.truncation - settings.overlap) * np.array(whole)
+    return bool((left[1:] >= least).all())
+
+
+def take(owners: np.ndarray, patch: Patch, owner: int) -> None:
+    """Gives the pixels under a patch to an object, or with 0 to none."""
+    where, mask = patch.inside(owners.shape[0])
+    owners[where][mask > 127] = owner
+
+
+def cover(outlines: list[Points]) -> Patch:
+    """Returns the union of outlines."""
+    points = np.concatenate(outlines)
+    corner = np.floor(points.min(axis=0)).astype(int) - 1
+    width, height = np.ceil(points.max(axis=0)).astype(int) + 2 - corner
+    mask = np.zeros((height, width), np.uint8)
+    for outline in outlines:
+        fixed = np.round((outline - corner) * (1 << SHIFT)).astype(np.int32)
+        cv2.fillPoly(mask, [fixed], 255, cv2.LINE_AA, SHIFT)
+    return Patch(mask, int(corner[0]), int(corner[1]))
+
+
+def paint(image: np.ndarray, patch: Patch, rng: np.random.Generator) -> None:
+    """Paints what a patch covers in a bright colour with a mild texture."""
+    colour = rng.uniform(120, 255, 3).astype(np.float32)
+    texture = noise(patch.mask.shape, int(rng.integers(2, 6)), rng) * rng.uniform(4, 18)
+    where, mask = patch.inside(image.shape[0])
+    (height, width) = mask.shape
+    share = (mask.astype(np.float32) / 255)[..., None]
+    image[where] += share * (colour + texture[:height, :width] - image[where])
+
+
+def distractor(side: int, rng: np.random.Generator, thin: bool = False) -> list[Points]:
+    """Returns a stroke, a disc or a polygon, as parts of objects are, but alone.
+
+    Args:
+        side: of the image.
+        rng: of the image's random numbers.
+        thin: whether it must be a stroke.
+    """
+    centre, extent = rng.uniform(0, side, 2), side * rng.uniform(0.03, 0.12)
+    kind = 0 if thin else rng.integers(3)
+    if kind == 0:
+        ahead = rng.normal(size=2)
+        ahead *= extent * rng.uniform(1, 3) / np.linalg.norm(ahead)
+        across = np.array([-ahead[1], ahead[0]]) * rng.uniform(0.04, 0.12)
+        corners = [ahead + across, ahead - across, -ahead - across, across - ahead]
+        return [centre + np.stack(corners)]
+    count = 20 if kind == 1 else int(rng.integers(3, 6))
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False) + rng.uniform(0, 2 * np.pi)
+    radii = extent / 2 * (1 if kind == 1 else rng.uniform(0.6, 1.4, count))
+    return [centre + np.stack([np.cos(angles) * radii, np.sin(angles) * radii], axis=1)]
+
+
+def background(settings: Settings, rng: np.random.Generator) -> np.ndarray:
+    """Returns dark clouds of any colour, from large to small."""
+    side = settings.side
+    image = np.zeros((side, side, 3), np.float32)
+    for cells, contrast in OCTAVES:
+        image += noise((side, side), cells, rng) * contrast
+    return rng.uniform(25, 60, 3).astype(np.float32) + image * (55 * settings.clutter)
+
+
+def noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns smooth noise, (height, width, 3), of mean 0 and deviation about 1."""
+    grid = rng.standard_normal((cells + 2, cells + 2, 3)).astype(np.float32)
+    return cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)

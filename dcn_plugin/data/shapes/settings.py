@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""How hard each of the sets is: fixed before any result was known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+VERSION = 1  # of the drawing; a new one makes all sets anew
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a set is drawn from; lengths are in shares of the image's side."""
+
+    side: int  # pixels
+    train: int  # images
+    val: int
+    test: int
+    size: tuple[float, float]  # of an object's longer side
+    objects: tuple[int, int]
+    bend: float  # degrees at each joint of a spine, at most
+    articulation: float  # degrees by which a limb turns, at most
+    rotation: float  # degrees, at most, to either side
+    aspect: float  # by which an object is stretched in one direction, at most
+    shear: float
+    perspective: float  # share of its distance by which one side of an object may be nearer
+    distractors: tuple[int, int]
+    clutter: float  # contrast of the background
+    overlap: float  # of an object that others may hide, at most
+    truncation: float  # of an object that may lie outside, at most
+    seed: int
+
+    def key(self) -> str:
+        """Returns what changes with any of them."""
+        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+MILD = {
+    "size": (0.45, 0.9),
+    "objects": (1, 2),
+    "bend": 25,
+    "articulation": 8,
+    "rotation": 180,
+    "aspect": 1.4,
+    "shear": 0.1,
+    "perspective": 0.1,
+    "distractors": (0, 3),
+    "clutter": 0.5,
+    "overlap": 0.1,
+    "truncation": 0.05,
+}
+STRONG = {
+    "size": (0.12, 0.96),  # eight times
+    "objects": (1, 4),
+    "bend": 70,
+    "articulation": 25,
+    "rotation": 180,
+    "aspect": 2.2,
+    "shear": 0.3,
+    "perspective": 0.3,
+    "distractors": (0, 6),
+    "clutter": 0.6,
+    "overlap": 0.35,
+    "truncation": 0.25,
+}
+SETS = {
+    "tiny": Settings(side=64, train=24, val=8, test=8, seed=0, **MILD),
+    "demo": Settings(side=128, train=4000, val=250, test=500, seed=1, **MILD),
+    "hard": Settings(side=128, train=8000, val=500, test=1000, seed=2, **STRONG),
+    "large": Settings(side=512, train=20000, val=1000, test=2000, seed=3, **STRONG),
+}
+SPLITS = ("train", "val", "test")
+IMAGES, LABELS, ANNOTATIONS = "images", "labels", "annotations.json"  # of a split

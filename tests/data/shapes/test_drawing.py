@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""What an image of a set may contain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
+
+from dcn_plugin.data.shapes import NAMES, SETS
+from dcn_plugin.data.shapes.drawing import SMALLEST, Patch, cover, draw, hides_little, take
+
+levels = st.sampled_from(["tiny", "demo", "hard"])
+
+
+@given(st.integers(0, 2**32), levels)
+def test_objects_can_be_seen(seed: int, level: str) -> None:
+    rules = SETS[level]
+    drawn = draw(rules, np.random.default_rng(seed))
+    assert drawn.image.shape == (rules.side, rules.side, 3) and drawn.image.dtype == np.uint8
+    assert len(drawn.classes) <= rules.objects[1]
+    assert set(drawn.classes) <= set(range(len(NAMES)))
+    least = SMALLEST * (1 - rules.overlap / (1 - rules.truncation))
+    for number in range(len(drawn.classes)):
+        assert (drawn.owners == number + 1).sum() >= least - 1
+    assert drawn.owners.max(initial=0) <= len(drawn.classes)
+
+
+@given(st.integers(0, 2**32), levels)
+def test_an_image_follows_from_its_seed(seed: int, level: str) -> None:
+    first, second = (draw(SETS[level], np.random.default_rng(seed)) for _ in range(2))
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.owners, second.owners) and first.classes == second.classes
+
+
+def test_objects_have_the_sizes_of_their_set() -> None:
+    """The longer side of what is not cut off, over many images, spans the range of the set."""
+    sides = []
+    for seed in range(300):
+        drawn = draw(SETS["hard"], np.random.default_rng(seed))
+        for number in range(len(drawn.classes)):
+            rows, columns = np.nonzero(drawn.owners == number + 1)
+            sides.append(max(np.ptp(rows), np.ptp(columns)) + 1)
+    shares = np.array(sides) / SETS["hard"].side
+    assert shares.min() < 0.13 and shares.max() > 0.9
+
+
+def square(left: int, top: int, side: int) -> Patch:
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float) * (side - 1)
+    return cover([corners + np.array([left, top])])
+
+
+def test_a_patch_is_cut_at_the_borders() -> None:
+    owners = np.zeros((20, 20), np.uint8)
+    patch = square(-3, 15, 10)
+    assert patch.pixels() == 100
+    take(owners, patch, 1)
+    assert (owners == 1).sum() == 7 * 5 and owners[15:, :7].all()
+    take(owners, square(30, 30, 5), 2)  # outside altogether
+    assert owners.max() == 1
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10))
+def test_as_much_is_hidden_as_the_set_allows(columns: int) -> None:
+    rules = SETS["demo"]
+    owners = np.zeros((rules.side, rules.side), np.uint8)
+    take(owners, square(50, 50, 10), 1)
+    allowed = rules.overlap + rules.truncation
+    hidden = square(50 + 10 - columns, 50, 10)
+    assert hides_little(hidden, owners, [100], rules) == (columns / 10 <= allowed)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Objects are deformed as far as their set says, and no farther."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
+
+from dcn_plugin.data.shapes import NAMES, SETS
+from dcn_plugin.data.shapes.geometry import JOINTS, SAMPLES, bent_spine, object_outlines
+
+STIFF = replace(SETS["demo"], bend=0, articulation=0, rotation=0, aspect=1, shear=0, perspective=0)
+seeds = st.integers(0, 2**32)
+
+
+@given(seeds, st.sampled_from(NAMES), st.sampled_from(["demo", "hard"]))
+def test_an_object_fits_a_box_of_one(seed: int, name: str, level: str) -> None:
+    outlines = object_outlines(name, SETS[level], np.random.default_rng(seed))
+    points = np.concatenate(outlines)
+    assert np.isfinite(points).all()
+    assert np.ptp(points, axis=0).max() == pytest.approx(1)
+    assert points.min(axis=0) + points.max(axis=0) == pytest.approx(0, abs=1e-9)
+
+
+@given(seeds, st.floats(0, 90))
+def test_a_spine_has_length_one_and_turns_as_far_as_allowed(seed: int, bend: float) -> None:
+    points, headings = bent_spine(bend, np.random.default_rng(seed))
+    assert np.linalg.norm(np.diff(points, axis=0), axis=1).sum() == pytest.approx(1)
+    assert np.abs(headings).max() <= np.radians(bend) * JOINTS + 1e-9
+    # Between joints it turns evenly, so that a pair of points tells no more than its share.
+    share = JOINTS / (len(points) - 1)
+    assert np.abs(np.diff(headings)).max() <= np.radians(bend) * share + 1e-9
+
+
+def arrangement(name: str, seed: int) -> np.ndarray:
+    """Returns the distances between all parts of a stiff object, by the length of its spine."""
+    parts = object_outlines(name, STIFF, np.random.default_rng(seed))
+    middles = np.stack([(part.min(axis=0) + part.max(axis=0)) / 2 for part in parts])
+    length = np.linalg.norm(parts[0][SAMPLES - 1] - parts[0][0])
+    return np.sort(np.linalg.norm(middles[:, None] - middles, axis=-1), axis=None) / length
+
+
+def test_classes_are_told_apart_by_the_arrangement_of_their_parts() -> None:
+    for name in NAMES:
+        own = arrangement(name, 0)
+        assert arrangement(name, 1) == pytest.approx(own, abs=0.06), name
+        for other in NAMES:
+            there = arrangement(other, 0)
+            same = len(there) == len(own) and np.abs(there - own).max() < 0.1
+            assert same == (other == name), (name, other)

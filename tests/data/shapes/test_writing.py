@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""A set on disk: whole or not there, the same again, and another where its settings differ."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
+
+from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
+from dcn_plugin.data.shapes.drawing import draw
+from dcn_plugin.data.shapes.registration import split_folder
+
+TINY = replace(SETS["tiny"], train=6, val=3)
+
+
+def made(folder: Path, settings: Settings, split: str) -> Path:
+    place = split_folder(folder, "own", settings, split)
+    writing.ensure_split(place, "own", settings, split)
+    return place
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_files_are_what_was_drawn(tmp_path: Path) -> None:
+    place = made(tmp_path, TINY, "train")
+    content = json.loads((place / "annotations.json").read_text())
+    assert [item["name"] for item in content["categories"]] == list(NAMES)
+    assert len(content["images"]) == 6
+    assert content["info"]["settings"]["seed"] == TINY.seed
+    for index, image in enumerate(content["images"]):
+        drawn = draw(TINY, np.random.default_rng([TINY.seed, 0, index]))
+        read = cv2.imread(str(place / "images" / image["file_name"]))
+        assert np.abs(read.astype(int) - drawn.image).mean() < 6  # JPEG
+        labels = cv2.imread(str(place / f"labels/{index:06d}.png"), cv2.IMREAD_UNCHANGED)
+        own = [item for item in content["annotations"] if item["image_id"] == image["id"]]
+        assert [item["category_id"] - 1 for item in own] == drawn.classes
+        for number, item in enumerate(own):
+            mask = drawn.owners == number + 1
+            assert (labels[mask] == item["category_id"]).all() and item["area"] == mask.sum()
+            left, top, width, height = item["bbox"]
+            assert mask[top : top + height, left : left + width].sum() == mask.sum()
+            assert mask[top].any() and mask[top + height - 1].any()
+            assert mask[:, left].any() and mask[:, left + width - 1].any()
+        assert (labels[drawn.owners == 0] == 0).all()
+
+
+def test_splits_have_images_of_their_own(tmp_path: Path) -> None:
+    train, val = (made(tmp_path, TINY, split) for split in ("train", "val"))
+    assert len(list((val / "images").iterdir())) == 3
+    images = {path.read_bytes() for place in (train, val) for path in place.glob("images/*")}
+    assert len(images) == 9
+
+
+def test_the_same_again_with_more_processes(tmp_path: Path, monkeypatch) -> None:
+    first = contents(made(tmp_path / "a", TINY, "train"))
+    monkeypatch.setattr(writing, "FEW", 1)
+    assert contents(made(tmp_path / "b", TINY, "train")) == first
+
+
+def test_what_is_there_stays_and_other_settings_make_it_anew(tmp_path: Path, monkeypatch) -> None:
+    place = made(tmp_path, TINY, "val")
+    before = (place / "annotations.json").stat().st_mtime_ns
+    assert made(tmp_path, TINY, "val") == place
+    assert (place / "annotations.json").stat().st_mtime_ns == before
+    others = {made(tmp_path, replace(TINY, bend=5.0), "val")}
+    monkeypatch.setattr(f"{writing.__package__}.settings.VERSION", 2)
+    others.add(made(tmp_path, TINY, "val"))
+    assert len(others | {place}) == 3
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+
+    def interrupted(*args: object) -> object:
+        drawn.append(draw(*args))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return drawn[-1]
+
+    monkeypatch.setattr(writing, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, TINY, "train")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix != ".lock" and path.is_file()]
+    monkeypatch.undo()
+    assert len(contents(made(tmp_path, TINY, "train"))) == 2 * 6 + 1
+
+
+def test_what_a_kill_left_is_thrown_away(tmp_path: Path) -> None:
+    place = split_folder(tmp_path, "own", TINY, "val")
+    half = place.with_suffix(".half")
+    (half / "images").mkdir(parents=True)
+    (half / "images/junk.jpg").write_text("half an image")
+    found = contents(made(tmp_path, TINY, "val"))
+    assert "images/junk.jpg" not in found and not half.exists()
+
+
+def test_several_processes_make_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        assert len(set(pool.starmap(made, [(tmp_path, TINY, "train")] * 3))) == 1
+    assert not list(tmp_path.rglob("*.half"))
