@@ -21,9 +21,13 @@ def add_dcn_config(cfg: CfgNode) -> None:
     # DEFORM_NUM_GROUPS (offset groups) apply to them; so does DEFORM_ON_PER_STAGE, which stands
     # for all blocks of a stage.
     cfg.MODEL.RESNETS.DEFORM_LAST = [0, 0, 0, 0]
+    # Blocks of res2, res3, res4 and res5; empty: those of DEPTH, or of Aligned-Inception-ResNet.
+    cfg.MODEL.RESNETS.BLOCKS = []
     # Channels of the feature `reduced`: res5 through a 1x1 convolution and ReLU. It is there if
     # MODEL.RESNETS.OUT_FEATURES names it. R-FCN and DeepLab have 1024, Faster R-CNN 256.
     cfg.MODEL.RESNETS.REDUCED_CHANNELS = 1024
+    # Its norm, as MODEL.RESNETS.NORM; the paper's has none. Helps networks that learn from scratch.
+    cfg.MODEL.RESNETS.REDUCED_NORM = ""
 
     # Whether the bins of DeformROIHeads and RFCNROIHeads move, by how much of an offset, and how a
     # bin samples ("align", "bin" or "msra": see docs/ops.md).
@@ -33,6 +37,10 @@ def add_dcn_config(cfg: CfgNode) -> None:
     # From how many RoIs of an image RFCNROIHeads learns: those with the highest losses. 0: from
     # those that Detectron2 samples (BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION).
     cfg.MODEL.ROI_HEADS.OHEM = 128
+
+    # Whether images and features lie in memory with their channels together, which is faster on
+    # CPUs, and on GPUs in half precision.
+    cfg.MODEL.CHANNELS_LAST = False
 
     # Whether DeepLabHead returns probabilities; Detectron2's heads return logits.
     cfg.MODEL.SEM_SEG_HEAD.PROBABILITIES = False
@@ -50,6 +58,8 @@ def add_dcn_config(cfg: CfgNode) -> None:
     cfg.TEST.BOX_AVERAGING.CANDIDATES = 1000
     cfg.TEST.BOX_AVERAGING.VOTE_THRESH = 0.5
 
+    # SGD, or AdamW, which reads BASE_LR, WEIGHT_DECAY and the like, but not MOMENTUM and NESTEROV.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rates of offset branches relative to SOLVER.BASE_LR: of convolutions, and of the
     # fully connected layer of deformable RoI pooling (section 2.3).
     cfg.SOLVER.OFFSET_LR_FACTOR = 1.0

@@ -32,6 +32,8 @@ from dcn_plugin.data import check_datasets, share_of_batch, use_own_data
 from dcn_plugin.evaluation import check_evaluator
 from dcn_plugin.messages import got
 
+from .optimizer import check_optimizer
+
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -99,6 +101,7 @@ def check_config(cfg: CfgNode, training: bool, processes: int = 1, resume: bool 
     if weights and "://" not in weights and not (resumed or PathManager.isfile(weights)):
         raise FileNotFoundError(f"MODEL.WEIGHTS must be a file, or an address, got {weights!r}")
     if training:
+        check_optimizer(cfg.SOLVER.OPTIMIZER)
         share_of_batch(cfg.SOLVER.IMS_PER_BATCH, processes)
     check_device(cfg.MODEL.DEVICE)
 

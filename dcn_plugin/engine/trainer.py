@@ -71,6 +71,12 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Builds Detectron2's network; MODEL.CHANNELS_LAST says how it lies in memory."""
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Builds a loader that can begin at any iteration."""
         return build_train_loader(cfg)

@@ -64,6 +64,36 @@ def test_weight_decay_stays_detectron2s() -> None:
         assert decay == (0.0 if name.startswith("norm") else 0.3), name
 
 
+def test_adamw_has_the_same_groups() -> None:
+    model = network()
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    groups = {}
+    for name in ("SGD", "AdamW"):
+        cfg.SOLVER.OPTIMIZER = name
+        optimizer = build_optimizer(cfg, model)
+        assert isinstance(optimizer, getattr(torch.optim, name))
+        groups[name] = [(g["lr"], g["weight_decay"], g["params"]) for g in optimizer.param_groups]
+    for group, other in zip(*groups.values(), strict=True):
+        assert group[:2] == other[:2]
+        assert all(p is twin for p, twin in zip(group[2], other[2], strict=True))
+    layer = nn.Linear(3, 1)
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = 0.1, 0.0
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    build_optimizer(cfg, layer).step()
+    # Adam's first step is as long as the learning rate, whatever the gradient.
+    torch.testing.assert_close(layer.weight.detach(), before - 0.1)
+
+
+def test_an_unknown_optimizer_is_named() -> None:
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.SOLVER.OPTIMIZER = "AdmaW"
+    with pytest.raises(ValueError, match=r"OPTIMIZER must be SGD or AdamW, got 'AdmaW'.*AdamW"):
+        build_optimizer(cfg, network())
+
+
 def test_gradients_are_clipped_where_the_config_says() -> None:
     cfg = get_cfg()
     add_dcn_config(cfg)

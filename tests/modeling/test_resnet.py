@@ -110,6 +110,32 @@ def test_reduced_is_res5_through_a_1x1_convolution_and_relu() -> None:
     assert not hasattr(whole, "reduced")
 
 
+def test_reduced_may_have_a_norm() -> None:
+    cfg = slim_config(OUT_FEATURES=["reduced"], REDUCED_CHANNELS=8, REDUCED_NORM="BN")
+    backbone = build("build_deform_resnet_backbone", cfg).train()
+    assert backbone.reduced.bias is None
+    feature = backbone(torch.randn(4, 3, 64, 96, dtype=torch.float64))["reduced"]
+    # Of a normal distribution, cut at 0.
+    assert feature.mean().item() == pytest.approx((2 * torch.pi) ** -0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["resnet", "aligned_inception_resnet"])
+def test_stages_have_as_many_blocks_as_asked_for(name: str) -> None:
+    cfg = slim_config(BLOCKS=[1, 2, 1, 3], DEFORM_LAST=[0, 0, 0, 3], RES2_OUT_CHANNELS=16)
+    backbone = build(f"build_{name if 'aligned' in name else 'deform_resnet'}_backbone", cfg)
+    blocks = [
+        [block for block in stage if type(block).__name__ != "Activation"]
+        for stage in (backbone.res2, backbone.res3, backbone.res4, backbone.res5)
+    ]
+    assert [len(stage) for stage in blocks] == [1, 2, 1, 3]
+
+
+@pytest.mark.parametrize("blocks", [[1, 2, 3], [0, 1, 1, 1], [1, 1, 1, 1.5]])
+def test_numbers_of_blocks_that_cannot_be(blocks: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"MODEL.RESNETS.BLOCKS must be four numbers above 0"):
+        build("build_deform_resnet_backbone", slim_config(BLOCKS=blocks))
+
+
 def test_freezing_reaches_what_detectron2s_does() -> None:
     cfg = slim_config(DEFORM_LAST=[0, 0, 0, 3], OUT_FEATURES=["reduced"], NORM="FrozenBN")
     cfg.MODEL.BACKBONE.FREEZE_AT = 4

@@ -14,7 +14,13 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
 from .inception_block import Activation, DeformInceptionResidualBlock, InceptionResidualBlock
 from .reduced import ReducedResNet
-from .settings import check_features, deformable_blocks, offset_settings, stage_layout
+from .settings import (
+    blocks_per_stage,
+    check_features,
+    deformable_blocks,
+    offset_settings,
+    stage_layout,
+)
 
 BLOCKS = (3, 4, 23, 3)  # of res2, res3, res4 and res5: table 6 calls them conv2 ... conv5
 STRIDES = (1, 2, 2, 2)
@@ -48,6 +54,7 @@ class AlignedInceptionResNet(ReducedResNet):
         norm: str = "BN",
         stride_in_1x1: bool = True,
         reduced_channels: int = 1024,
+        reduced_norm: str = "",
         freeze_at: int = 0,
     ) -> None:
         """Makes the network.
@@ -66,6 +73,7 @@ class AlignedInceptionResNet(ReducedResNet):
             norm: Detectron2's name of the normalization.
             stride_in_1x1: as in `InceptionResidualBlock`.
             reduced_channels: as in `ReducedResNet`.
+            reduced_norm: likewise.
             freeze_at: as in `ResNet`.
 
         Raises:
@@ -101,6 +109,7 @@ class AlignedInceptionResNet(ReducedResNet):
             stages,
             out_features=out_features,
             reduced_channels=reduced_channels,
+            reduced_norm=reduced_norm,
             num_classes=num_classes,
             freeze_at=freeze_at,
         )
@@ -128,7 +137,8 @@ def build_aligned_inception_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec
             "MODEL.RESNETS.RES2_OUT_CHANNELS must be a multiple of 8 in an "
             f"Aligned-Inception-ResNet, got {resnets.RES2_OUT_CHANNELS}"
         )
-    deformable = deformable_blocks(resnets, BLOCKS, "an Aligned-Inception-ResNet")
+    blocks = blocks_per_stage(resnets, BLOCKS)
+    deformable = deformable_blocks(resnets, blocks, "an Aligned-Inception-ResNet")
     deep = [resnets.RES2_OUT_CHANNELS // 8 * 2**index for index in range(4)]
     strides, dilations = zip(*(stage_layout(resnets, index) for index in range(4)), strict=True)
     return AlignedInceptionResNet(
@@ -136,6 +146,7 @@ def build_aligned_inception_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec
         in_channels=input_shape.channels,
         stem_channels=resnets.STEM_OUT_CHANNELS,
         res2_channels=resnets.RES2_OUT_CHANNELS,
+        blocks=blocks,
         strides=strides,
         dilations=dilations,
         deformable=deformable,
@@ -143,5 +154,6 @@ def build_aligned_inception_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec
         norm=resnets.NORM,
         stride_in_1x1=resnets.STRIDE_IN_1X1,
         reduced_channels=resnets.REDUCED_CHANNELS,
+        reduced_norm=resnets.REDUCED_NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone.resnet import ResNet
 
 REDUCED = "reduced"
@@ -29,6 +29,7 @@ class ReducedResNet(ResNet):
         *,
         out_features: Sequence[str] | None = None,
         reduced_channels: int = 1024,
+        reduced_norm: str = "",
         num_classes: int | None = None,
         freeze_at: int = 0,
     ) -> None:
@@ -39,6 +40,7 @@ class ReducedResNet(ResNet):
             stages: likewise; res5 is the last.
             out_features: names of stages, and `reduced`; None: the last feature there is.
             reduced_channels: of `reduced`.
+            reduced_norm: of `reduced`; empty: none, as in the paper.
             num_classes: as in `ResNet`, for a classifier, whose feature is `linear`.
             freeze_at: as in `ResNet`.
         """
@@ -49,9 +51,12 @@ class ReducedResNet(ResNet):
         super().__init__(stem, stages, num_classes, computed, freeze_at)
         self._wanted = list(out_features or self._out_features)
         if REDUCED in self._wanted:
-            self.reduced = Conv2d(self._out_feature_channels["res5"], reduced_channels, 1)
+            norm = get_norm(reduced_norm, reduced_channels)
+            in_channels = self._out_feature_channels["res5"]
+            self.reduced = Conv2d(in_channels, reduced_channels, 1, bias=norm is None, norm=norm)
             nn.init.normal_(self.reduced.weight, std=0.01)
-            nn.init.zeros_(self.reduced.bias)
+            if norm is None:
+                nn.init.zeros_(self.reduced.bias)
             self._out_feature_channels[REDUCED] = reduced_channels
             self._out_feature_strides[REDUCED] = self._out_feature_strides["res5"]
 

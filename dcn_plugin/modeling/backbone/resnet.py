@@ -20,7 +20,13 @@ from detectron2.modeling.backbone.resnet import (
 
 from .deform_block import DeformBasicBlock, DeformBottleneckBlock, DilatedBasicBlock
 from .reduced import ReducedResNet
-from .settings import check_features, deformable_blocks, offset_settings, stage_layout
+from .settings import (
+    blocks_per_stage,
+    check_features,
+    deformable_blocks,
+    offset_settings,
+    stage_layout,
+)
 
 # Blocks of res2, res3, res4 and res5.
 BLOCKS = {
@@ -38,8 +44,8 @@ def build_deform_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
     """Builds a ResNet whose last blocks are deformable.
 
     Args:
-        cfg: with MODEL.RESNETS.DEFORM_LAST and REDUCED_CHANNELS, and Detectron2's own keys of
-            MODEL.RESNETS.
+        cfg: with MODEL.RESNETS.DEFORM_LAST, BLOCKS, REDUCED_CHANNELS and REDUCED_NORM, and
+            Detectron2's own keys of MODEL.RESNETS.
         input_shape: of the images.
 
     Returns:
@@ -70,6 +76,7 @@ def build_deform_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
         stages,
         out_features=resnets.OUT_FEATURES,
         reduced_channels=resnets.REDUCED_CHANNELS,
+        reduced_norm=resnets.REDUCED_NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
 
@@ -117,7 +124,7 @@ def _blocks_per_stage(resnets: CfgNode) -> Sequence[int]:
                 raise ValueError(
                     f"MODEL.RESNETS.{key} must be {needed} at depth {depth}, got {resnets[key]}"
                 )
-    return BLOCKS[depth]
+    return blocks_per_stage(resnets, BLOCKS[depth])
 
 
 def _channels(resnets: CfgNode, index: int) -> tuple[int, int]:

@@ -15,6 +15,25 @@ DILATIONS = (1, 2, 4, 6, 8)
 FEATURES = ("stem", "res2", "res3", "res4", "res5", REDUCED)
 
 
+def blocks_per_stage(resnets: CfgNode, usual: Sequence[int]) -> Sequence[int]:
+    """Returns how many blocks res2, res3, res4 and res5 have.
+
+    Args:
+        resnets: the keys of MODEL.RESNETS.
+        usual: where BLOCKS is empty.
+
+    Raises:
+        ValueError: if a number does not fit.
+    """
+    blocks = resnets.BLOCKS or usual
+    if len(blocks) != 4 or any(not isinstance(count, int) or count < 1 for count in blocks):
+        raise ValueError(
+            "MODEL.RESNETS.BLOCKS must be four numbers above 0, for res2 ... res5, or none for "
+            f"those of the network, got {list(blocks)}"
+        )
+    return blocks
+
+
 def deformable_blocks(resnets: CfgNode, blocks: Sequence[int], network: str) -> list[int]:
     """Returns how many blocks at the end of each stage are deformable.
 
