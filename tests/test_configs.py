@@ -49,7 +49,7 @@ def test_builds_the_network_of_its_name(name: str) -> None:
     in_backbone = {branch for branch in branches if branch.startswith("backbone.")}
     expected = max(DEFORMED.get(part, 0) for part in stem.split("_"))
     assert len(in_backbone) == expected * (2 if "AIR" in stem else 1)
-    in_heads = {"faster_rcnn": 1, "rfcn": 2}.get(stem.partition("_R_")[0].partition("_AIR")[0], 0)
+    in_heads = {"faster_rcnn": 1, "rfcn": 2}.get(re.split("_R_|_AIR|_slim", stem)[0], 0)
     assert len(branches - in_backbone) == (in_heads if "droi" in stem else 0)
     dilation = re.search(r"atrous(\d)", stem)
     assert (int(dilation[1]) if dilation else 2) == cfg.MODEL.RESNETS.RES5_DILATION
@@ -91,6 +91,24 @@ def test_the_schedules_are_the_papers() -> None:
         assert solver.WARMUP_FACTOR == 0.1
         warmup = 0 if folder.startswith("VOC-Seg") else 1000
         assert warmup == solver.WARMUP_ITERS
+
+
+def test_networks_of_shapes_differ_in_what_their_names_say() -> None:
+    for network in ("ca_rpn", "deeplab", "faster_rcnn", "rfcn"):
+        stem = f"Shapes/{network}_slim"
+        sizes = {}
+        for difference in ("plain", "plain_wide", "dconv3", "atrous8"):
+            cfg = config(f"{stem}_{difference}")
+            assert cfg.DATASETS.TRAIN == ("shapes_hard_train",)
+            assert cfg.DATASETS.TEST == ("shapes_hard_test",)
+            cfg.MODEL.DEVICE = "meta"
+            with torch.device("meta"):
+                sizes[difference] = sum(p.numel() for p in build_model(cfg).parameters())
+        assert sizes["atrous8"] == sizes["plain"]
+        # The control has no fewer parameters than the deformable network, and few more.
+        assert 1 <= sizes["plain_wide"] / sizes["dconv3"] < 1.025
+        full = config(f"Shapes/{network}_R_50_dconv3")
+        assert full.DATASETS.TRAIN == ("shapes_large_train",)
 
 
 def test_losses_are_the_authors() -> None:
