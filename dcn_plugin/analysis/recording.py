@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""What the deformable convolutions of a network sampled in a forward pass."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.layers import OffsetConv2d
+from dcn_plugin.messages import got
+
+"""
+Shape shorthand in this module:
+
+    N: images, G: offset groups, K: taps
+    H', W': output size of the deformable convolution
+"""
+
+BRANCHES = ("_offset", ".offset_conv")  # what names of branches have more than their convolutions
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Where one deformable convolution sampled."""
+
+    layer: str
+    offset: Tensor  # (N, 2*G*K, H', W'), (dy, dx) per tap
+    mask: Tensor | None  # (N, G*K, H', W')
+    map_size: tuple[int, int]  # of its input
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def taps(self) -> int:
+        """Returns K."""
+        return self.kernel_size[0] * self.kernel_size[1]
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Returns H' and W'."""
+        return self.offset.shape[-2], self.offset.shape[-1]
+
+    def positions(self, image: int = 0) -> Tensor:
+        """Returns where the taps of every output cell lie.
+
+        Args:
+            image: of the batch.
+
+        Returns:
+            Tensor[H', W', G, K, 2], rows and columns in cells of the input.
+        """
+        moved = self.offset[image].unflatten(0, (-1, self.taps, 2)).permute(3, 4, 0, 1, 2)
+        rows, columns = (self._resting(axis) for axis in (0, 1))  # (H', kh), (W', kw)
+        (height, tall), (width, wide) = rows.shape, columns.shape
+        grid = torch.stack(
+            [
+                rows[:, None, :, None].expand(height, width, tall, wide),
+                columns[None, :, None, :].expand(height, width, tall, wide),
+            ],
+            dim=-1,
+        )
+        return grid.reshape(height, width, 1, self.taps, 2) + moved
+
+    def weights(self, image: int = 0) -> Tensor:
+        """Returns Tensor[H', W', G, K], what modulation weighs each tap with: 1 without."""
+        if self.mask is None:
+            channels = self.offset.shape[1] // 2
+            return self.offset.new_ones(*self.out_size, channels // self.taps, self.taps)
+        return self.mask[image].unflatten(0, (-1, self.taps)).permute(2, 3, 0, 1)
+
+    def _resting(self, axis: int) -> Tensor:
+        device = self.offset.device
+        taps = torch.arange(self.kernel_size[axis], device=device) * self.dilation[axis]
+        out = torch.arange(self.out_size[axis], device=device) * self.stride[axis]
+        return (out[:, None] + taps - self.padding[axis]).to(self.offset.dtype)
+
+
+@dataclass
+class Recording:
+    """The deformable convolutions of a network, in the order in which they ran."""
+
+    image_size: tuple[int, int] = (0, 0)  # as the network saw it, with its padding
+    layers: dict[str, Sampled] = field(default_factory=dict)
+
+    def stride_of(self, size: tuple[int, int]) -> int:
+        """Returns pixels of the image to a cell of a map.
+
+        Args:
+            size: of the map; it may be rounded up, as those of Detectron2 are.
+        """
+        return 2 ** round(math.log2(max(self.image_size) / max(size)))
+
+    def choose(self, names: list[str] | None = None) -> list[Sampled]:
+        """Returns layers, the last first.
+
+        Args:
+            names: of layers; None: all.
+
+        Raises:
+            ValueError: if there is no such layer.
+        """
+        for name in names or ():
+            if name not in self.layers:
+                known = ", ".join(self.layers)
+                raise ValueError(
+                    f"a layer must be one of the deformable ones that ran, {known}; "
+                    f"{got(name, self.layers)}"
+                )
+        return [
+            found for name, found in reversed(self.layers.items()) if name in (names or self.layers)
+        ]
+
+
+def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Finds the deformable convolutions of a network.
+
+    These are what this package makes, and any module with a kernel that is called with an input
+    and offsets: torchvision's, Detectron2's and mmcv's.
+
+    Args:
+        model: any network.
+
+    Returns:
+        what to look at for each: the branch that predicts the offsets, or the convolution.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, OffsetConv2d):
+            for branch in BRANCHES:
+                name = name.removesuffix(branch)
+            found[name] = module
+        elif _takes_offsets(module) and not any(
+            isinstance(child, OffsetConv2d) for child in module.children()
+        ):
+            found[name] = module
+    if not found:
+        raise ValueError(
+            f"a {type(model).__name__} without deformable convolutions has nothing to show: "
+            "make_deformable, or MODEL.RESNETS.DEFORM_LAST of a config, makes some"
+        )
+    return found
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[Recording]:
+    """Records what the deformable convolutions of a network sample while it runs.
+
+    Args:
+        model: any network with deformable convolutions.
+
+    Yields:
+        a recording, which is empty until the network has run; of a layer that ran several times
+        it has the last.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    recording = Recording()
+    handles = []
+    for name, module in deformable_layers(model).items():
+        if isinstance(module, OffsetConv2d):
+            handles.append(module.register_forward_hook(_of_branch(recording, name)))
+        else:
+            hook = _of_convolution(recording, name)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_pre_hook(_image_size(recording)))
+    try:
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _takes_offsets(module: nn.Module) -> bool:
+    if not hasattr(module, "kernel_size"):
+        return False
+    names = list(inspect.signature(module.forward).parameters)
+    return len(names) > 1 and names[1] == "offset"
+
+
+def _of_branch(recording: Recording, name: str) -> Any:
+    def hook(branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> None:
+        _add(recording, name, branch, inputs[0], *output)
+
+    return hook
+
+
+def _of_convolution(recording: Recording, name: str) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind(*inputs, **keywords).arguments
+        _add(recording, name, module, *(bound[key] for key in list(bound)[:2]), bound.get("mask"))
+
+    return hook
+
+
+def _add(
+    recording: Recording,
+    name: str,
+    module: Any,
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+) -> None:
+    recording.layers.pop(name, None)  # to be last again
+    recording.layers[name] = Sampled(
+        name,
+        offset.detach().float(),
+        None if mask is None else mask.detach().float(),
+        (input.shape[-2], input.shape[-1]),
+        *(_pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding", "dilation")),
+    )
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _image_size(recording: Recording) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs:
+            size = (inputs[0].shape[-2], inputs[0].shape[-1])
+            recording.image_size = max(recording.image_size, size, key=lambda s: s[0] * s[1])
+
+    return hook

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Traces hit the very pixels that a cell depends on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dcn_plugin.analysis import Recording, cell_at, record, trace
+from dcn_plugin.layers import DeformConv2d, DeformConv2dPack
+
+
+class Told(nn.Module):
+    """Deformable convolutions one after the other, told whole numbers as offsets."""
+
+    def __init__(self, layers: list[dict[str, int]], modulated: bool, seed: int) -> None:
+        super().__init__()
+        self.draw = torch.Generator().manual_seed(seed)
+        self.modulated = modulated
+        self.groups = [layer.pop("offset_groups") for layer in layers]
+        self.convs = nn.ModuleList(DeformConv2d(2, 2, **layer) for layer in layers)
+        for conv in self.convs:
+            nn.init.constant_(conv.weight, 1.0)  # so that no gradient is lost
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, groups in zip(self.convs, self.groups, strict=True):
+            plain = nn.functional.conv2d(
+                x, conv.weight, None, conv.stride, conv.padding, conv.dilation
+            )
+            size = (len(x), 2 * groups * 9, *plain.shape[-2:])
+            offset = torch.randint(-2, 3, size, generator=self.draw).to(x)
+            mask = torch.rand(len(x), groups * 9, *plain.shape[-2:], generator=self.draw) + 0.1
+            x = conv(x, offset, mask.to(x) if self.modulated else None)
+        return x
+
+
+layers = st.fixed_dictionaries(
+    {
+        "kernel_size": st.just(3),
+        "stride": st.sampled_from([1, 1, 2]),
+        "padding": st.just(2),
+        "dilation": st.just(2),
+        "offset_groups": st.sampled_from([1, 2]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(layers, min_size=1, max_size=3), st.booleans(), st.integers(0, 99), st.data())
+def test_points_are_the_pixels_that_matter(
+    specs: list[dict[str, int]], modulated: bool, seed: int, data: st.DataObject
+) -> None:
+    model = Told([dict(spec) for spec in specs], modulated, seed).double()
+    image = torch.rand(1, 2, 16, 16, dtype=torch.float64, requires_grad=True)
+    with record(model) as recording:
+        out = model(image)
+    recording.image_size = (16, 16)  # which is known from plain convolutions, and here are none
+    row = data.draw(st.integers(0, out.shape[2] - 1))
+    column = data.draw(st.integers(0, out.shape[3] - 1))
+    found = trace(recording, (row, column))
+    out[0, :, row, column].sum().backward()
+    expected = image.grad[0].abs().sum(dim=0).nonzero()
+    last = found.levels[-1]
+    inside = ((last >= 0) & (last < 16)).all(dim=1)
+    assert set(map(tuple, last[inside].long().tolist())) == set(map(tuple, expected.tolist()))
+    if not modulated:
+        assert all((weights == 1).all() for weights in found.weights)
+
+
+def three_layers(**settings: object) -> nn.Sequential:
+    packs = [DeformConv2dPack(4, 4, 3, padding=2, dilation=2, **settings) for _ in range(3)]
+    return nn.Sequential(nn.Conv2d(3, 4, 1), *packs)
+
+
+def recorded(model: nn.Module, height: int = 32, width: int = 32) -> Recording:
+    with record(model) as recording, torch.no_grad():
+        model(torch.rand(2, 3, height, width))
+    return recording
+
+
+def test_three_levels_have_729_points() -> None:
+    recording = recorded(three_layers())
+    found = trace(recording, (16, 16), image=1)
+    assert [len(level) for level in found.levels] == [9, 81, 729]
+    assert found.centre == (16, 16)
+    # Three times a grid with dilation 2.
+    assert found.levels[-1].unique().tolist() == [10.0 + 2 * k for k in range(7)]
+    groups = recorded(three_layers(offset_groups=2))
+    assert [len(level) for level in trace(groups, (16, 16)).levels] == [18, 18**2, 18**3]
+    names = list(recording.layers)[:2]
+    assert [len(level) for level in trace(recording, (16, 16), layers=names).levels] == [9, 81]
+
+
+def test_modulation_weighs_points() -> None:
+    found = trace(recorded(three_layers(modulated=True)), (16, 16))
+    for level, weights in enumerate(found.weights, start=1):
+        torch.testing.assert_close(weights, torch.full_like(weights, 0.5**level))
+
+
+def test_taps_off_the_map_are_not_followed() -> None:
+    found = trace(recorded(three_layers()), (0, 0))
+    assert [len(level) for level in found.levels] == [9, 2**2 * 9, 5**2 * 9]
+    assert found.levels[0].min() == -2
+
+
+def test_points_of_coarse_maps_are_in_pixels() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), DeformConv2dPack(4, 4, 3, padding=1))
+    recording = recorded(model, 30, 62)  # maps of 8 x 16 cells, rounded up
+    assert recording.image_size == (30, 62)
+    found = trace(recording, cell_at(recording, (41, 13)))
+    assert found.centre == (12, 40)
+    assert sorted(set(found.levels[0][:, 1].tolist())) == [36, 40, 44]
+
+
+def test_cells_and_points_that_are_not_there() -> None:
+    recording = recorded(three_layers(), 16, 32)
+    assert cell_at(recording, (31.9, 15.9)) == (15, 31)
+    with pytest.raises(ValueError, match=r"x below 32 and y below 16, got 32,3"):
+        cell_at(recording, (32, 3))
+    with pytest.raises(ValueError, match=r"row below 16 and a column below 32, got \(16, 0\)"):
+        trace(recording, (16, 0))
+    with pytest.raises(ValueError, match=r"one of the deformable ones that ran, 1, 2, 3; got '4'"):
+        trace(recording, (0, 0), layers=["4"])
