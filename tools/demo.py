@@ -1,93 +1,223 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Shows what a deformable convolution does, on a picture drawn here.
+"""Trains a small deformable detector on Shapes, from nothing, and shows what it learnt.
 
-A 3x3 filter that averages its nine taps is told by offsets to turn and grow with the distance
-from the middle of the picture. Writes the picture, the result and the taps of some output cells
-to one PNG.
+    python tools/demo.py
+    python tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain.yaml --output output/plain
+
+OUTPUT gets what train_net.py leaves, detections.png and, of a deformable network, sampling.png.
+Keys of the config can be set at the end of the line.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-import torch
-from torch import Tensor
+import numpy as np
+from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, watch
+from tqdm import tqdm
 
-from dcn_plugin.ops import deform_conv2d
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from dcn_plugin.analysis import Recording, cell_at, record, trace
+from dcn_plugin.analysis.pictures import Panel, save_panels
+from dcn_plugin.data.check import learns_boxes
+from dcn_plugin.engine import check_config, read_config
 
-SIZE = 160
-TAPS = torch.tensor([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)], dtype=torch.float32)  # (9, 2)
-
-
-def draw_picture(size: int) -> Tensor:
-    """Returns a checkerboard with a bright ring, Tensor[1, 1, size, size]."""
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    board = ((y // 10 + x // 10) % 2).float() * 0.6
-    radius = torch.hypot(y - size / 2, x - size / 2)
-    board[(radius - size / 3).abs() < 3] = 1.0
-    return board[None, None]
-
-
-def swirl_offsets(size: int) -> Tensor:
-    """Returns offsets that turn and spread the taps, more so away from the middle.
-
-    Returns:
-        Tensor[1, 18, size, size], (dy, dx) per tap.
-    """
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    distance = torch.hypot(y - size / 2, x - size / 2) / (size / 2)  # (H, W)
-    angle, scale = distance * torch.pi / 2, 1 + 5 * distance
-    sin, cos = angle.sin() * scale, angle.cos() * scale
-    dy, dx = TAPS[:, 0, None, None], TAPS[:, 1, None, None]  # (9, 1, 1)
-    moved = torch.stack([cos * dy - sin * dx, sin * dy + cos * dx], dim=1)  # (9, 2, H, W)
-    return (moved - TAPS[:, :, None, None]).reshape(1, 18, size, size)
+CONFIG = ROOT / "configs/Shapes/ca_rpn_slim_dconv3_demo.yaml"
+SURE = 0.5  # score of detections that are shown
+IMAGES = 6  # in a picture
+LOOKED_AT = 50  # images, to find some in which something was found
+SCALE = 4  # of small images with text on them
 
 
-def save_figure(
-    picture: Tensor, plain: Tensor, deformed: Tensor, offset: Tensor, path: Path
-) -> None:
-    """Draws the three maps side by side, with the taps of nine cells on the first."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained")
-    titles = ("taps of nine output cells", "average of the plain taps", "of the deformed taps")
-    for axis, image, title in zip(axes, (picture, plain, deformed), titles, strict=True):
-        axis.imshow(image[0, 0], cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title)
-        axis.set_axis_off()
-    for y, x in ((y, x) for y in (20, 80, 140) for x in (20, 80, 140)):
-        taps = TAPS + offset[0, :, y, x].reshape(9, 2) + torch.tensor([y, x])
-        axes[0].plot(taps[:, 1], taps[:, 0], "r.", markersize=4)
-        axes[0].plot(x, y, "g+", markersize=8)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", default=str(CONFIG), help="of a detector; default: that of the demo")
+    add("--output", type=Path, default=Path("output/demo"), help="folder")
+    add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
+    return parser.parse_args(words)
 
 
-def main() -> None:
-    """Draws, convolves and saves."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
-    args = parser.parse_args()
-
-    picture, offset = draw_picture(SIZE), swirl_offsets(SIZE)
-    weight = torch.full((1, 1, 3, 3), 1 / 9)
+@contextlib.contextmanager
+def timed(times: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the seconds of a step to `times`."""
     start = time.perf_counter()
-    deformed = deform_conv2d(picture, offset, weight, padding=1)
-    seconds = time.perf_counter() - start
-    plain = deform_conv2d(picture, torch.zeros_like(offset), weight, padding=1)
+    yield
+    times[name] = time.perf_counter() - start
 
+
+def train(args: argparse.Namespace, iterations: int) -> None:
+    """Runs train_net.py; the program ends where that fails."""
     args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "deform_conv2d.png"
-    save_figure(picture, plain, deformed, offset, path)
-    spread = offset[0].reshape(9, 2, SIZE, SIZE).norm(dim=1).mean()
-    print(f"deform_conv2d moved {offset.numel() // 2} taps by {spread:.1f} pixels on average")
-    print(f"in {seconds * 1e3:.1f} ms; the picture is {path}")
+    for name in (METRICS, RESULTS):  # of an earlier demo
+        (args.output / name).unlink(missing_ok=True)
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", args.config_file]
+    command += [*args.opts, "OUTPUT_DIR", str(args.output)]
+    with (
+        (args.output / OUTPUT).open("w") as output,
+        tqdm(total=iterations, unit="iteration") as bar,
+    ):
+
+        def tell(said: str) -> None:
+            done = [int(word) for word in said.replace(",", " ").split() if word.isdigit()]
+            if said.startswith("iteration"):
+                bar.update(done[0] + 1 - bar.n)
+
+        error = watch(command, args.output, output, tell)
+        if error is None:
+            bar.update(iterations - bar.n)
+    if error is not None:
+        sys.exit(f"demo: the training failed, {error}; {args.output / OUTPUT} has all of it")
+
+
+def read_rgb(path: str) -> np.ndarray:
+    """Reads an image as (height, width, 3) bytes, red, green, blue."""
+    return convert_image_to_rgb(read_image(path, "BGR"), "BGR")
+
+
+def boxes_only(record_: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record without masks and labels of pixels, which detectors do not find."""
+    annotations = [
+        {key: value for key, value in item.items() if key != "segmentation"}
+        for item in record_["annotations"]
+    ]
+    kept = {key: value for key, value in record_.items() if key != "sem_seg_file_name"}
+    return {**kept, "annotations": annotations}
+
+
+def picture_detections(
+    cfg: CfgNode, records: list[dict[str, Any]], found: list[Instances], path: Path
+) -> None:
+    """Saves images with the truth on top and detections below."""
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    truths: list[Panel] = []
+    detections: list[Panel] = []
+    for record_, instances in zip(records, found, strict=True):
+        image = read_rgb(record_["file_name"])
+        truth = Visualizer(image, metadata, scale=SCALE).draw_dataset_dict(boxes_only(record_))
+        sure = instances[instances.scores >= SURE]
+        detected = Visualizer(image, metadata, scale=SCALE).draw_instance_predictions(sure)
+        truths.append(("truth", truth.get_image(), None))
+        detections.append((f"found, score above {SURE}", detected.get_image(), None))
+    save_panels(path, [truths, detections])
+
+
+def emptiest_point(record_: dict[str, Any]) -> tuple[float, float]:
+    """Returns x and y of the point of an image that is farthest from all objects."""
+    ys, xs = np.mgrid[8 : record_["height"] : 8, 8 : record_["width"] : 8].astype(float)
+    distance = np.full(xs.shape, np.inf)
+    for annotation in record_["annotations"]:
+        left, top, width, height = annotation["bbox"]
+        dx = np.maximum(np.maximum(left - xs, xs - left - width), 0)
+        dy = np.maximum(np.maximum(top - ys, ys - top - height), 0)
+        distance = np.minimum(distance, np.hypot(dx, dy))
+    best = np.unravel_index(distance.argmax(), distance.shape)
+    return float(xs[best]), float(ys[best])
+
+
+def picture_sampling(
+    records: list[dict[str, Any]],
+    found: list[Instances],
+    recordings: list[Recording],
+    names: list[str],
+    path: Path,
+) -> None:
+    """Saves where a cell in the middle of the surest object samples, and one of the background."""
+    rows: list[list[Panel]] = [[], []]
+    for record_, instances, recording in zip(records, found, recordings, strict=True):
+        image = read_rgb(record_["file_name"])
+        best = int(instances.scores.argmax())
+        x, y = instances.pred_boxes[best].get_centers()[0].tolist()
+        name = names[int(instances.pred_classes[best])]
+        points = (f"in a {name}", (x, y)), ("on the background", emptiest_point(record_))
+        for row, (title, point) in zip(rows, points, strict=True):
+            row.append((title, image, trace(recording, cell_at(recording, point))))
+    save_panels(path, rows)
+
+
+def picture(cfg: CfgNode, output: Path) -> list[str]:
+    """Saves pictures of some test images; returns what they are."""
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = str(output / WEIGHTS)
+    predictor = DefaultPredictor(cfg)
+    predictor.model.to("cpu")
+    deformable = any("offset" in name for name, _ in predictor.model.backbone.named_parameters())
+    records, found, recordings = [], [], []
+    for record_ in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:LOOKED_AT]:
+        with record(predictor.model) if deformable else contextlib.nullcontext() as recording:
+            instances = predictor(read_image(record_["file_name"], cfg.INPUT.FORMAT))["instances"]
+        instances = instances.to("cpu")
+        if (instances.scores >= SURE).any():
+            records.append(record_)
+            found.append(instances)
+            recordings.append(recording)
+        if len(records) == IMAGES:
+            break
+    if not records:
+        return [f"no pictures: nothing was found with a score above {SURE}"]
+    picture_detections(cfg, records, found, output / "detections.png")
+    said = [f"{output / 'detections.png'}: what was found, below the truth"]
+    if deformable:
+        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
+        picture_sampling(records, found, recordings, names, output / "sampling.png")
+        said.append(f"{output / 'sampling.png'}: where a cell (green) looks at the image (red)")
+    return said
+
+
+def report(args: argparse.Namespace, times: dict[str, float], pictures: list[str]) -> None:
+    """Prints the figures, where to look, and what to try next."""
+    figures = json.loads((args.output / RESULTS).read_text())["bbox"]
+    print()
+    print("| AP | AP50 | AP70 | AP75 |" + "".join(f" {name}, s |" for name in times))
+    print("|---" * (4 + len(times)) + "|")
+    values = [f"{figures[key]:.1f}" for key in ("AP", "AP50", "AP70", "AP75")]
+    print("| " + " | ".join(values + [f"{seconds:.0f}" for seconds in times.values()]) + " |")
+    print()
+    for line in [*pictures, f"{args.output / RESULTS}, log.txt: everything else"]:
+        print(line)
+    print("Next: tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain.yaml --output")
+    print("output/plain trains the plain network; docs/evidence.md compares them on harder images.")
+
+
+def main(words: list[str] | None = None) -> None:
+    """Makes the data, trains, evaluates, and draws."""
+    args = parse_arguments(words)
+    times: dict[str, float] = {}
+    try:
+        cfg = read_config(args)
+        check_config(cfg, True)
+        if not learns_boxes(cfg.MODEL.META_ARCHITECTURE):
+            raise ValueError(
+                f"--config-file must be that of a detector, got {cfg.MODEL.META_ARCHITECTURE}"
+            )
+    except (OSError, ValueError) as error:
+        sys.exit(f"demo: {error}")
+    with timed(times, "data"):
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            DatasetCatalog.get(name)
+    with timed(times, "training and test"):
+        train(args, cfg.SOLVER.MAX_ITER)
+    with timed(times, "pictures"):
+        pictures = picture(cfg, args.output)
+    report(args, times, pictures)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ class Run:
                 return "another process runs it"
             (self.folder / RESULTS).unlink(missing_ok=True)
             (self.folder / OPTIONS).write_text(shlex.join(self.plan.options))
-            return self._watch(output, tell)
+            return watch(
+                self.command(), self.folder, output, lambda said: tell(f"{self.name}: {said}")
+            )
 
     def other_options(self) -> str | None:
         """Returns the options that what is in the folder was run with, if they are others."""
@@ -109,18 +111,32 @@ class Run:
         found = path.read_text() if path.is_file() else shlex.join(self.plan.options)
         return None if found == shlex.join(self.plan.options) else found
 
-    def _watch(self, output: IO[str], tell: Callable[[str], None]) -> str | None:
-        with subprocess.Popen(self.command(), stdout=output, stderr=subprocess.STDOUT) as process:
-            try:
-                while process.poll() is None:
-                    tell(f"{self.name}: {progress(self.folder)}")
-                    time.sleep(LOOK)
-            except BaseException:
-                process.terminate()
-                raise
-        if process.returncode:
-            return f"exit {process.returncode}: {last_line(self.folder / OUTPUT)}"
-        return None if self.results() is not None else f"it left no {RESULTS}"
+
+def watch(
+    command: Sequence[str], folder: Path, output: IO[str], tell: Callable[[str], None]
+) -> str | None:
+    """Runs train_net.py to its end.
+
+    Args:
+        command: line of it.
+        folder: its OUTPUT_DIR.
+        output: what it prints, a file of this folder.
+        tell: is called with where it is.
+
+    Returns:
+        None, or in one line what went wrong.
+    """
+    with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            while process.poll() is None:
+                tell(progress(folder))
+                time.sleep(LOOK)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        return f"exit {process.returncode}: {last_line(Path(output.name))}"
+    return None if (folder / RESULTS).is_file() else f"it left no {RESULTS}"
 
 
 def plan_runs(plan: Plan, cells: Sequence[Cell]) -> list[Run]:

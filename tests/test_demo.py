@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The demo on a few images and iterations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+pytest.importorskip("detectron2", reason="the demo trains with Detectron2")
+
+import demo
+
+TINY = {
+    "DATASETS.TRAIN": "('shapes_tiny_train',)",
+    "DATASETS.TEST": "('shapes_tiny_test',)",
+    "SOLVER.MAX_ITER": "2",
+    "SOLVER.IMS_PER_BATCH": "2",
+}
+WORDS = [word for pair in TINY.items() for word in pair]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+def test_trains_tests_and_draws(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(demo, "SURE", 0.0)  # nothing is sure after two iterations
+    demo.main(["--output", str(folder), *WORDS])
+    said = capsys.readouterr().out
+    assert "| AP | AP50 | AP70 | AP75 | data, s |" in said
+    for name in ("detections.png", "sampling.png", "results.json"):
+        assert str(folder / name) in said and (folder / name).is_file()
+    for name in ("detections.png", "sampling.png"):
+        picture = matplotlib.image.imread(folder / name)
+        assert picture.shape[1] > 2 * picture.shape[0] and picture.std() > 0.05
+
+
+def test_again_begins_anew_and_says_where_nothing_was_found(folder: Path, capsys) -> None:
+    (folder / "metrics.json").write_text('{"iteration": 900}\n')
+    plain = "configs/Shapes/ca_rpn_slim_plain.yaml"
+    demo.main(["--config-file", plain, "--output", str(folder), *WORDS])
+    said = capsys.readouterr().out
+    assert "no pictures: nothing was found with a score above 0.5" in said
+    assert "900" not in (folder / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config-file", "configs/Shapes/ca_rpn.yaml"], r"demo: --config-file must be a file"),
+        (["SOLVER.MAX_ITTER", "3"], r"demo: a key .*'SOLVER.MAX_ITTER'; the nearest: SOLVER.MAX_I"),
+        (
+            ["--config-file", "configs/Shapes/deeplab_slim_plain.yaml"],
+            r"demo: .* a detector, got Deep",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        demo.main(["--output", str(tmp_path / "none"), *words])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failed_training_says_where_to_look(tmp_path: Path) -> None:
+    words = [*WORDS, "SOLVER.BASE_LR", "1e30"]
+    with pytest.raises(SystemExit, match=r"demo: the training failed, .*stdout.txt has all of it"):
+        demo.main(["--output", str(tmp_path), *words])
