@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Curves of several seeds in one picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import learning_curves
+import pytest
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two configs of two seeds, of which one was evaluated once more."""
+    for config, best in (("plain", 40.0), ("dconv3", 50.0)):
+        for seed in (1, 2):
+            folder = tmp_path / config / f"seed_{seed}"
+            folder.mkdir(parents=True)
+            rows = [{"iteration": i, "total_loss": 1 / (1 + i)} for i in (19, 39, 59)]
+            rows += [{"iteration": 29, "bbox/AP50": best / 2 + seed}]
+            rows += [{"iteration": 59, "bbox/AP50": best + seed}] * (2 - (seed > 1))
+            (folder / "metrics.json").write_text("\n".join(json.dumps(row) for row in rows))
+    return [tmp_path / "plain", tmp_path / "dconv3"]
+
+
+def test_reads_the_values_of_each_seed(runs: list[Path]) -> None:
+    curves = learning_curves.read_curves(runs[0], "bbox/AP50")
+    assert curves == [{30: 21.0, 60: 41.0}, {30: 22.0, 60: 42.0}]
+
+
+def test_draws_all_configs(runs: list[Path], tmp_path: Path, capsys) -> None:
+    output = tmp_path / "pictures/curves.png"
+    words = [f"--runs={folder}" for folder in runs]
+    metrics = ["--metric=bbox/AP50", "--metric=total_loss"]
+    learning_curves.main([*words, *metrics, f"--output={output}"])
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert "bbox/AP50, total_loss of 2 configs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("plain", "it has bbox/AP50, iteration, total_loss"), ("none", "no seed_")]
+)
+def test_what_is_not_there_is_named(runs: list[Path], folder: str, said: str) -> None:
+    words = ["--runs", str(runs[0].parent / folder), "--metric", "bbox/AP5", "--output", "x.png"]
+    with pytest.raises(SystemExit, match=rf"--metric must be one of .*{folder}, got .*; .*{said}"):
+        learning_curves.main(words)
