@@ -2,15 +2,19 @@
 # Copyright (c) dcn_plugin contributors
 """What deformable networks learnt: where they sample, and how far."""
 
+from .dilation import AnnotatedImage, Dilation, effective_dilation
 from .recording import Recording, Sampled, deformable_layers, record
 from .sampling import Trace, cell_at, trace
 
 __all__ = [
+    "AnnotatedImage",
+    "Dilation",
     "Recording",
     "Sampled",
     "Trace",
     "cell_at",
     "deformable_layers",
+    "effective_dilation",
     "record",
     "trace",
 ]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Effective dilations whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dcn_plugin.analysis import AnnotatedImage, effective_dilation, record
+from dcn_plugin.analysis.dilation import KINDS, dilation_of_filters, kinds_of_cells
+from dcn_plugin.layers import DeformConv2dPack
+
+TAPS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+
+
+def network(dilation: int = 1, stride: int = 1, **settings: object) -> nn.Sequential:
+    pack = DeformConv2dPack(4, 4, 3, padding=dilation, dilation=dilation, stride=stride, **settings)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), pack)
+
+
+def grow(model: nn.Sequential, factor: float) -> None:
+    """Moves all taps away from the middle, so that the grid is `factor` as large."""
+    pack = model[1]
+    offsets = [[(factor - 1) * pack.dilation[0] * step for step in tap] for tap in TAPS]
+    with torch.no_grad():
+        groups = pack.offset_conv.offset_groups
+        pack.offset_conv.bias[: 18 * groups] = torch.tensor(offsets).flatten().repeat(groups)
+
+
+def image(*boxes: tuple[int, int, int, int], side: int = 128) -> AnnotatedImage:
+    return AnnotatedImage(
+        torch.rand(1, 3, side, side), torch.tensor(boxes).reshape(-1, 4).float(), (side, side)
+    )
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+@pytest.mark.parametrize("settings", [{}, {"offset_groups": 2}, {"modulated": True}])
+def test_a_grid_that_grows_has_a_larger_dilation(
+    dilation: int, factor: float, settings: dict[str, object]
+) -> None:
+    model = network(dilation, **settings)
+    grow(model, factor)
+    (found,) = effective_dilation(model, [image()]).values()
+    assert found["background"].mean == pytest.approx(dilation * factor, rel=1e-5)
+    assert found["background"].std == pytest.approx(0, abs=1e-2)
+    assert found["background"].filters == 16 * 16
+    assert all(math.isnan(found[kind].mean) and not found[kind].filters for kind in KINDS[:3])
+
+
+def test_distances_are_those_of_neighbours_in_the_grid() -> None:
+    model = network()
+    with torch.no_grad():  # the middle tap moves down by three
+        model[1].offset_conv.bias[2 * 4] = 3.0
+    with record(model) as recording:
+        model(torch.rand(1, 3, 64, 64))
+    (layer,) = recording.layers.values()
+    # Twelve pairs, of which four have the middle tap: above, below, left, right.
+    expected = (8 * 1 + 4 + 2 + 2 * math.hypot(1, 3)) / 12
+    torch.testing.assert_close(dilation_of_filters(layer), torch.full((8, 8), expected))
+
+
+def test_filters_count_for_the_smallest_box_around_them() -> None:
+    model = network()
+    boxes = (0, 0, 64, 64), (8, 8, 24, 24), (0, 0, 128, 128)
+    annotated = image(*boxes)
+    (found,) = effective_dilation(model, [annotated], areas=(20**2, 100**2)).values()
+    assert [found[kind].filters for kind in KINDS] == [4, 60, 192, 0]
+    found = effective_dilation(model, [annotated, image()], areas=(20**2, 100**2))["1"]
+    assert [found[kind].filters for kind in KINDS] == [4, 60, 192, 256]
+
+
+def test_mean_and_spread_are_over_filters_of_all_images() -> None:
+    model = network()
+    images = [image(), image((0, 0, 128, 128))]
+    with torch.no_grad():
+        model[1].offset_conv.weight.normal_(0, 0.1)
+    found = effective_dilation(model, [images[0], images[0], images[1]])["1"]
+    values = []
+    for annotated in (images[0], images[0]):
+        with record(model) as recording:
+            model(annotated.inputs)
+        values.append(dilation_of_filters(recording.layers["1"]).flatten())
+    both = torch.cat(values).double()
+    assert found["background"].mean == pytest.approx(both.mean().item(), rel=1e-6)
+    assert found["background"].std == pytest.approx(both.std(correction=0).item(), rel=1e-4)
+    assert found["medium"].filters == 256
+
+
+def test_cells_on_padding_count_for_nothing() -> None:
+    model = network(stride=2)
+    inputs = torch.rand(1, 3, 64, 128)
+    annotated = AnnotatedImage(inputs, torch.zeros(0, 4), (40, 100))
+    with record(model) as recording:
+        model(inputs)
+    kinds = kinds_of_cells(recording, recording.layers["1"], annotated, (1.0, 2.0))
+    assert kinds.shape == (4, 8)
+    assert (kinds[:3, :7] == KINDS.index("background")).all()
+    assert (kinds == -1).sum() == 32 - 21
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(
+        ValueError, match=r"areas must be two ascending numbers above 0, got \(4, 2"
+    ):
+        effective_dilation(network(), [image()], areas=(4, 2))
+    with pytest.raises(ValueError, match="a Sequential without deformable convolutions"):
+        effective_dilation(nn.Sequential(nn.Conv2d(3, 4, 1)), [image()])
+    point = nn.Sequential(DeformConv2dPack(3, 4, 1))
+    with pytest.raises(ValueError, match="0 must have more than one tap to have a dilation"):
+        effective_dilation(point, [image()])
