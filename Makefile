@@ -28,7 +28,7 @@ help:
 	@echo "make setup      .venv with everything: minutes the first time, 8 GB of disk"
 	@echo "make test       set-up, style and the quick tests"
 	@echo "make test-slow  the same with all tests"
-	@echo "make demo       set-up and the demo"
+	@echo "make demo       set-up and the demo: a detector trained from scratch, minutes"
 	@echo "make bench      set-up and the benchmark: half an hour; BENCH_ARGS=--quick shows its form"
 	@echo "make lint       check the style; make format mends it"
 	@echo "make sanitize   the tests of the ops with address and undefined-behaviour checks"
