@@ -3,18 +3,22 @@
 """What deformable networks learnt: where they sample, and how far."""
 
 from .dilation import AnnotatedImage, Dilation, effective_dilation
+from .parts import Parts, deformable_pools, record_parts
 from .recording import Recording, Sampled, deformable_layers, record
 from .sampling import Trace, cell_at, trace
 
 __all__ = [
     "AnnotatedImage",
     "Dilation",
+    "Parts",
     "Recording",
     "Sampled",
     "Trace",
     "cell_at",
     "deformable_layers",
+    "deformable_pools",
     "effective_dilation",
     "record",
+    "record_parts",
     "trace",
 ]

@@ -134,14 +134,15 @@ class DeformRoIPool(BoxPool):
             Tensor[R, C, P_h, P_w].
         """
         boxes = join_boxes(boxes)
-        offset = self.offsets(roi_pool(features, boxes, **self.settings))
+        offset = self.offsets(features, boxes)
         return deform_roi_pool(features, boxes, offset, **self.settings, gamma=self.gamma)
 
-    def offsets(self, pooled: Tensor) -> Tensor:
-        """Predicts Tensor[R, 2, P_h, P_w], x and y, from what was pooled plainly.
+    def offsets(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Predicts Tensor[R, 2, P_h, P_w], x and y, from what is pooled plainly.
 
         Under autocast they are computed in the dtype of the weights.
         """
+        pooled = roi_pool(features, boxes, **self.settings)
         with without_autocast(pooled):
             flat = pooled.flatten(1).to(self.offset_fc.weight.dtype)
             return self.offset_fc(flat).unflatten(1, (2, *self.output_size))

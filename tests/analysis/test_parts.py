@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Bins of deformable RoI pooling lie where the op samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.analysis import Parts, record_parts
+from dcn_plugin.layers import DeformPSRoIPool, DeformRoIPool, RoIPool
+
+MODES = ("align", "bin", "msra")
+SIDE, SCALE = 64, 0.25
+BOX = (48.0, 56.0, 160.0, 216.0)
+
+
+def ramps() -> Tensor:
+    """Features whose value is the place: (1, 2, SIDE, SIDE), x and y in pixels of the image."""
+    middles = (torch.arange(SIDE, dtype=torch.float64) + 0.5) / SCALE
+    return torch.stack([middles.expand(SIDE, SIDE), middles[:, None].expand(SIDE, SIDE)])[None]
+
+
+def middles(bins: Tensor) -> Tensor:
+    """Returns Tensor[..., 2], x and y."""
+    return (bins[..., :2] + bins[..., 2:]) / 2
+
+
+def pooled_middles(pool: nn.Module, boxes: Tensor) -> tuple[Tensor, Parts]:
+    with record_parts(nn.Sequential(pool)) as found:
+        out = pool(ramps(), boxes)
+    return out.movedim(1, -1), found["0"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_pooled_of_a_ramp_is_the_middle_of_the_bins(mode: str) -> None:
+    pool = DeformRoIPool(2, 4, SCALE, sampling_ratio=4, gamma=0.2, mode=mode).double()
+    nn.init.normal_(pool.offset_fc.bias, std=0.3)
+    boxes = torch.tensor([[0, *BOX], [0, 60, 50, 120, 130]], dtype=torch.float64)
+    out, parts = pooled_middles(pool, boxes)
+    assert parts.bins.shape == (2, 1, 4, 4, 4)
+    if mode == "msra":  # whose four samples begin at the edge of a bin
+        out = out + (parts.bins[:, 0, ..., 2:] - parts.bins[:, 0, ..., :2]) / 8
+    # Whole cells in the mode bin; else to rounding.
+    tolerance = 1 / SCALE if mode == "bin" else 1e-3
+    torch.testing.assert_close(middles(parts.bins[:, 0]).double(), out, atol=tolerance, rtol=0)
+    resting = parts.resting[:, None]
+    shift = (resting - parts.bins)[..., :2]
+    torch.testing.assert_close(resting - shift.repeat(1, 1, 1, 1, 2), parts.bins)
+    with torch.no_grad():
+        pool.offset_fc.bias.zero_()
+    torch.testing.assert_close(pooled_middles(pool, boxes)[1].bins, resting)
+
+
+def test_position_sensitive_bins_of_each_class() -> None:
+    """Each class has ramps of its own, and pools them where its own bins are."""
+    pool = DeformPSRoIPool(2, 4, 3, SCALE, sampling_ratio=4, gamma=0.5, classes=2).double()
+    with torch.no_grad():
+        pool.score_conv.weight.zero_()
+        # Output channels: x and y of class 0, x and y of class 1; each has nine maps.
+        pool.score_conv.weight[torch.arange(36), (torch.arange(36) // 9) % 2] = 1.0
+        pool.offset_conv.bias.normal_(std=0.1)
+    boxes = torch.tensor([[0, *BOX]], dtype=torch.float64)
+    out, parts = pooled_middles(pool, boxes)  # (1, 3, 3, 4)
+    assert parts.bins.shape == (1, 2, 3, 3, 4)
+    for kind in range(2):
+        found = middles(parts.bins[:, kind]).double()
+        torch.testing.assert_close(found, out[..., 2 * kind : 2 * kind + 2], atol=1e-3, rtol=0)
+    assert not torch.allclose(parts.bins[:, 0], parts.bins[:, 1])
+
+
+def test_a_box_finds_its_roi() -> None:
+    pool = DeformRoIPool(2, 2, SCALE).double()
+    boxes = torch.tensor(
+        [[0, 0, 0, 50, 50], [0, 100, 100, 200, 200], [1, 102, 100, 200, 200]], dtype=torch.float64
+    )
+    with record_parts(nn.Sequential(pool)) as found:
+        pool(ramps().repeat(2, 1, 1, 1), boxes)
+    parts = found["0"]
+    assert parts.nearest(torch.tensor([104.0, 99.0, 190.0, 210.0])) == 1
+    assert parts.nearest(torch.tensor([0.0, 0.0, 10.0, 10.0]), image=1) == 2
+    with pytest.raises(ValueError, match="0 pooled no RoIs of image 2"):
+        parts.nearest(torch.tensor([0.0, 0.0, 10.0, 10.0]), image=2)
+
+
+def test_a_network_without_such_pooling_has_no_parts() -> None:
+    with record_parts(nn.Sequential(RoIPool(2, SCALE))) as found:
+        pass
+    assert found == {}
