@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, watch
 from tqdm import tqdm
+from viewer.points import emptiest_point
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.engine import DefaultPredictor
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from dcn_plugin.analysis import Recording, cell_at, record, trace
@@ -115,22 +116,9 @@ def picture_detections(
         truth = Visualizer(image, metadata, scale=SCALE).draw_dataset_dict(boxes_only(record_))
         sure = instances[instances.scores >= SURE]
         detected = Visualizer(image, metadata, scale=SCALE).draw_instance_predictions(sure)
-        truths.append(("truth", truth.get_image(), None))
-        detections.append((f"found, score above {SURE}", detected.get_image(), None))
+        truths.append(Panel("truth", truth.get_image()))
+        detections.append(Panel(f"found, score above {SURE}", detected.get_image()))
     save_panels(path, [truths, detections])
-
-
-def emptiest_point(record_: dict[str, Any]) -> tuple[float, float]:
-    """Returns x and y of the point of an image that is farthest from all objects."""
-    ys, xs = np.mgrid[8 : record_["height"] : 8, 8 : record_["width"] : 8].astype(float)
-    distance = np.full(xs.shape, np.inf)
-    for annotation in record_["annotations"]:
-        left, top, width, height = annotation["bbox"]
-        dx = np.maximum(np.maximum(left - xs, xs - left - width), 0)
-        dy = np.maximum(np.maximum(top - ys, ys - top - height), 0)
-        distance = np.minimum(distance, np.hypot(dx, dy))
-    best = np.unravel_index(distance.argmax(), distance.shape)
-    return float(xs[best]), float(ys[best])
 
 
 def picture_sampling(
@@ -147,9 +135,15 @@ def picture_sampling(
         best = int(instances.scores.argmax())
         x, y = instances.pred_boxes[best].get_centers()[0].tolist()
         name = names[int(instances.pred_classes[best])]
-        points = (f"in a {name}", (x, y)), ("on the background", emptiest_point(record_))
+        boxes = BoxMode.convert(
+            np.array([item["bbox"] for item in record_["annotations"]]),
+            BoxMode.XYWH_ABS,
+            BoxMode.XYXY_ABS,
+        )
+        empty = emptiest_point(image.shape[:2], boxes)
+        points = (f"in a {name}", (x, y)), ("on the background", empty)
         for row, (title, point) in zip(rows, points, strict=True):
-            row.append((title, image, trace(recording, cell_at(recording, point))))
+            row.append(Panel(title, image, trace(recording, cell_at(recording, point))))
     save_panels(path, rows)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recording import Recording, Sampled, deformable_layers, record
+from .recording import Recording, Sampled, record, require_deformable
 
 AREAS = (96**2, 224**2)  # where the paper splits small, medium and large objects
 KINDS = ("small", "medium", "large", "background")
@@ -57,7 +57,7 @@ def effective_dilation(
     """
     if len(areas) != 2 or not 0 < areas[0] < areas[1]:
         raise ValueError(f"areas must be two ascending numbers above 0, got {tuple(areas)}")
-    deformable_layers(model)  # to know now if there are none
+    require_deformable(model)
     sums: dict[str, Tensor] = {}
     for image in images:
         with record(model) as recording, torch.no_grad():

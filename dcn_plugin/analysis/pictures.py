@@ -5,72 +5,142 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
+from torch import Tensor
 
 from dcn_plugin.files import whole_file
 
+from .recording import Sampled
 from .sampling import Trace
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.patches import Rectangle
 
-POINTS, CENTRE = "#ff2222", "#22ff44"  # as in the paper
+POINTS, CENTRE, RESTING = "#ff2222", "#22ff44", "#ffd700"  # as in the paper
 COLUMN = 3.0  # inches
-
-Panel = tuple[str, np.ndarray, "Trace | None"]  # title, image and, if there is one, trace
-
-
-def draw_trace(axis: Axes, image: np.ndarray, trace: Trace) -> None:
-    """Draws the points of the first layer that a cell samples, and the cell.
-
-    Args:
-        axis: of matplotlib.
-        image: (height, width, 3) bytes, red, green, blue.
-        trace: in pixels of this image.
-    """
-    show_image(axis, image)
-    points, weights = trace.levels[-1].cpu().numpy(), trace.weights[-1].cpu().numpy()
-    height, width = image.shape[:2]
-    size = 5 if len(points) > 100 else 20
-    # Points may share a place: those that weigh more, and those below others, show through.
-    alpha = np.clip(0.75 * weights / max(weights.max(initial=0), 1e-6), 0, 1)
-    axis.scatter(points[:, 1], points[:, 0], s=size, c=POINTS, alpha=alpha, linewidths=0)
-    row, column = trace.centre
-    axis.plot(column, row, "o", color=CENTRE, markersize=6, markeredgecolor="black")
-    margin = 0.08 * max(height, width)
-    axis.set_xlim(-margin, width + margin)
-    axis.set_ylim(height + margin, -margin)
+WHEEL = 0.3  # of a field's height, in its corner
 
 
-def show_image(axis: Axes, image: np.ndarray) -> None:
-    """Shows an image whose pixels' middles lie at whole numbers."""
-    axis.imshow(image)
-    axis.set_axis_off()
+@dataclass(frozen=True)
+class Panel:
+    """An image of a picture, and what is drawn on it."""
+
+    title: str
+    image: np.ndarray  # (height, width, 3) bytes, red, green, blue
+    trace: Trace | None = None  # in pixels of this image, like the next
+    resting: Tensor | None = None  # (bins, 4), parts without offsets
+    bins: Tensor | None = None  # (bins, 4), and with them
 
 
 def save_panels(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
-    """Saves rows of images with titles, and with traces where there are some.
+    """Saves rows of panels.
 
     Args:
         path: of the PNG.
         panels: row by row.
     """
     rows, columns = len(panels), max(len(row) for row in panels)
-    size = (COLUMN * columns, (COLUMN + 0.3) * rows)
+    first = panels[0][0].image.shape
+    height = COLUMN * min(max(first[0] / first[1], 0.4), 2.0) + 0.3
+    size = (COLUMN * columns, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for of_row, row in zip(axes, panels, strict=True):
-        for axis in of_row[len(row) :]:
+        for axis in of_row:
             axis.set_axis_off()
-        for axis, (title, image, trace) in zip(of_row, row, strict=False):
-            if trace is None:
-                show_image(axis, image)
-            else:
-                draw_trace(axis, image, trace)
-            axis.set_title(title, fontsize=9)
+        for axis, panel in zip(of_row, row, strict=False):
+            draw_panel(axis, panel)
     with whole_file(path) as half:
         figure.savefig(half, dpi=110, format="png")
     plt.close(figure)
+
+
+def draw_panel(axis: Axes, panel: Panel) -> None:
+    """Draws a panel.
+
+    Args:
+        axis: of matplotlib.
+        panel: to draw.
+    """
+    axis.imshow(panel.image)  # the middles of pixels lie at whole numbers
+    axis.set_title(panel.title, fontsize=9)
+    for boxes, colour in ((panel.resting, RESTING), (panel.bins, POINTS)):
+        for left, top, right, bottom in () if boxes is None else boxes.tolist():
+            corner = left - 0.5, top - 0.5  # of pixels, whose edges boxes are in
+            axis.add_patch(
+                Rectangle(corner, right - left, bottom - top, fill=False, color=colour, lw=0.8)
+            )
+    if panel.trace is not None:
+        draw_trace(axis, panel.trace)
+    height, width = panel.image.shape[:2]
+    margin = 0.08 * max(height, width) if panel.trace is not None else 0.5
+    axis.set_xlim(-margin, width - 1 + margin)
+    axis.set_ylim(height - 1 + margin, -margin)
+
+
+def draw_trace(axis: Axes, trace: Trace) -> None:
+    """Draws the points of the first layer that a cell samples, and the cell.
+
+    Args:
+        axis: of matplotlib.
+        trace: in pixels.
+    """
+    points, weights = trace.levels[-1].cpu().numpy(), trace.weights[-1].cpu().numpy()
+    size = 5 if len(points) > 100 else 20
+    # Points may share a place: those that weigh more, and those below others, show through.
+    alpha = np.clip(0.75 * weights / max(weights.max(initial=0), 1e-6), 0, 1)
+    axis.scatter(points[:, 1], points[:, 0], s=size, c=POINTS, alpha=alpha, linewidths=0)
+    row, column = trace.centre
+    axis.plot(column, row, "o", color=CENTRE, markersize=6, markeredgecolor="black")
+
+
+def offset_field(layer: Sampled, image: int = 0) -> tuple[np.ndarray, float]:
+    """Paints the offsets of a layer: of each tap a map, laid out as the taps are.
+
+    Colour is direction, as on the wheel in the corner; saturation is length.
+
+    Args:
+        layer: what it sampled.
+        image: of the batch.
+
+    Returns:
+        (height, width, 3) bytes, red, green, blue, and the length at full saturation in cells of
+        the layer's input: 99 of 100 offsets are shorter.
+    """
+    moved = layer.offset[image].unflatten(0, (-1, *layer.kernel_size, 2)).mean(dim=0)
+    length = moved.norm(dim=2)
+    longest = max(float(torch.quantile(length.flatten(), 0.99)), 1e-3)
+    tiles = colours(moved[:, :, 0].cpu().numpy(), moved[:, :, 1].cpu().numpy(), longest)
+    tall, wide, height, width = tiles.shape[:4]
+    scale = max(1, 60 // max(height, width))
+    tiles = tiles.repeat(scale, axis=2).repeat(scale, axis=3)
+    framed = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    whole = framed.transpose(0, 2, 1, 3, 4).reshape(
+        tall * (height * scale + 2), wide * (width * scale + 2), 3
+    )
+    return with_wheel(whole), longest
+
+
+def colours(dy: np.ndarray, dx: np.ndarray, longest: float) -> np.ndarray:
+    """Returns (..., 3) bytes: hue for the direction, saturation for the length."""
+    hue = (np.arctan2(dy, dx) / (2 * np.pi)) % 1
+    saturation = np.clip(np.hypot(dy, dx) / longest, 0, 1)
+    return (hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1)) * 255).astype(np.uint8)
+
+
+def with_wheel(field: np.ndarray) -> np.ndarray:
+    """Returns a field with the wheel of colours to its right."""
+    side = max(int(field.shape[0] * WHEEL), 24)
+    ys, xs = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    wheel = colours(ys, xs, 1.0)
+    wheel[np.hypot(ys, xs) > 1] = 255
+    strip = np.full((field.shape[0], side + 8, 3), 255, np.uint8)
+    strip[:side, 8:] = wheel
+    return np.concatenate([field, strip], axis=1)

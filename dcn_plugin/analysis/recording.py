@@ -131,10 +131,8 @@ def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
         model: any network.
 
     Returns:
-        what to look at for each: the branch that predicts the offsets, or the convolution.
-
-    Raises:
-        ValueError: if there are none.
+        what to look at for each: the branch that predicts the offsets, or the convolution. There
+        may be none.
     """
     found = {}
     for name, module in model.named_modules():
@@ -146,12 +144,23 @@ def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
             isinstance(child, OffsetConv2d) for child in module.children()
         ):
             found[name] = module
-    if not found:
+    return found
+
+
+def require_deformable(model: nn.Module) -> None:
+    """Checks that a network has deformable convolutions.
+
+    Args:
+        model: any network.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not deformable_layers(model):
         raise ValueError(
             f"a {type(model).__name__} without deformable convolutions has nothing to show: "
             "make_deformable, or MODEL.RESNETS.DEFORM_LAST of a config, makes some"
         )
-    return found
 
 
 @contextmanager
@@ -168,6 +177,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
     Raises:
         ValueError: if there are none.
     """
+    require_deformable(model)
     recording = Recording()
     handles = []
     for name, module in deformable_layers(model).items():

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Pictures and pages of every network, of every kind of input, and one line for what is wrong."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import cv2
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the networks are Detectron2's")
+
+import visualize
+
+from detectron2.modeling import build_model
+
+from dcn_plugin.engine import read_config
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs/Shapes"
+NETWORKS = {
+    "ca_rpn_slim_dconv3": 2,  # rows of the picture
+    "deeplab_slim_dconv3": 2,
+    "faster_rcnn_slim_dconv3_droi": 2,
+    "rfcn_slim_dconv3_droi": 2,
+    "rfcn_slim_droi": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files of weights that were not trained; offsets are not zero."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {}
+    for name in NETWORKS:
+        torch.manual_seed(1)
+        model = build_model(read_config(Namespace(config_file=config(name), opts=[])))
+        for key, parameter in model.named_parameters():
+            if "offset" in key:
+                torch.nn.init.normal_(parameter, std=0.05)
+        paths[name] = str(folder / f"{name}.pth")
+        torch.save({"model": model.state_dict()}, paths[name])
+    return paths
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file with an image that is wider than high."""
+    path = tmp_path / "picture.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8))
+    return path
+
+
+def config(name: str) -> str:
+    return str(CONFIGS / f"{name}.yaml")
+
+
+def run(name: str, weights: str, *words: object) -> None:
+    command = ["--config-file", config(name), "--weights", weights, *words]
+    visualize.main([str(word) for word in command])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_shown(name: str, weights, image: Path, tmp_path: Path) -> None:
+    output = tmp_path / "looks"
+    score = ["--score", "0.0"] if "deeplab" not in name else []
+    run(
+        name, weights[name], "--input", image, "--output", output, *score, "INPUT.MIN_SIZE_TEST", 48
+    )
+    picture = matplotlib.image.imread(output / "picture.png")
+    assert picture.std() > 0.1
+    page = (output / "picture.html").read_text()
+    assert ('"parts": {' in page) == ("droi" in name)
+    assert ('"layers": []' in page) == ("dconv3" not in name)
+
+
+def test_points_and_layers_can_be_chosen(weights, image: Path, tmp_path: Path, capsys) -> None:
+    name = "ca_rpn_slim_dconv3"
+    words = ["--points", "3,4", "120.5,80", "--layers", "backbone.res5.1.conv2", "--format", "png"]
+    run(name, weights[name], "--input", image, "--output", tmp_path / "looks", *words)
+    assert [path.name for path in (tmp_path / "looks").iterdir()] == ["picture.png"]
+    assert "what was seen in 1 images" in capsys.readouterr().out
+
+
+def test_folders_videos_and_data_sets_are_read(weights, image: Path, tmp_path: Path) -> None:
+    name = "ca_rpn_slim_dconv3"
+    pixels = cv2.imread(str(image))
+    (tmp_path / "folder").mkdir()
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"folder/{number}.jpg"), pixels)
+    (tmp_path / "folder/notes.txt").write_text("no image")
+    video = cv2.VideoWriter(
+        str(tmp_path / "video.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (160, 96)
+    )
+    for _ in range(7):
+        video.write(pixels)
+    video.release()
+    for source, names in (
+        (tmp_path / "folder", ["0.html", "1.html"]),
+        (tmp_path / "video.avi", ["video_000000.html", "video_000006.html"]),
+        ("shapes_tiny_test", ["000000.html", "000001.html"]),
+    ):
+        output = tmp_path / f"looks_{names[0]}"
+        words = ["--limit", "2", "--format", "html"]
+        run(name, weights[name], "--input", source, "--output", output, *words)
+        assert sorted(path.name for path in output.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input", "nowhere.jpg"], r"--input must be an image.*got 'nowhere.jpg'"),
+        (["--input", "shapes_demo_tests"], r"--input must be.*nearest: shapes_demo_test"),
+        (["--input", "{tmp}/broken.jpg"], r"--input: .*broken.jpg cannot be read as an image"),
+        (["--input", "{tmp}/broken.mp4"], r"--input: .*broken.mp4 cannot be read as a video"),
+        (["--input", "{tmp}/empty"], r"--input: there are no images in .*empty"),
+        (
+            ["--points", "160,3"],
+            r"--points must lie in picture, x below 160 and y below 96, got 16",
+        ),
+        (
+            ["--layers", "backbone.res4.1.conv2"],
+            r"a layer must be one.*got 'backbone.res4.1.conv2'",
+        ),
+        (["--limit", "0"], r"--limit must be at least 1, got 0"),
+        (["--weights", "none.pth"], r"--weights must be a file, or an address, got 'none.pth'"),
+        (
+            ["--config-file", config("ca_rpn_slim_plain")],
+            r"has neither deformable convolutions nor",
+        ),
+        (["MODEL.DEVICE", "gpu"], r"MODEL.DEVICE must be cpu"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    words: list[str], message: str, weights, image: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.jpg").write_text("no image")
+    (tmp_path / "broken.mp4").write_text("no video")
+    output = tmp_path / "looks"
+    name = "ca_rpn_slim_dconv3"
+    words = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    given = ["--input", image, "--output", output]
+    with pytest.raises(SystemExit, match=f"visualize: .*{message}"):
+        run(name, weights[name], *given, *words)
+    assert not output.exists()
+
+
+def test_points_are_two_numbers(image: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run("ca_rpn_slim_dconv3", "none", "--input", image, "--output", tmp_path, "--points", "3")
+    assert "must be x,y, two numbers, got '3'" in capsys.readouterr().err

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""A picture, or a page, of what a network made of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from detectron2.data.catalog import Metadata
+from detectron2.utils.visualizer import Visualizer
+
+from dcn_plugin.analysis import Parts, cell_at, trace
+from dcn_plugin.analysis.page import Shown, save_page
+from dcn_plugin.analysis.pictures import Panel, offset_field, save_panels
+
+from .network import Seen
+from .points import Point, emptiest_point, innermost_point
+
+OBJECTS = 2  # from whose middles a picture looks
+SMALL = 480  # pixels of an image's longer side, below which text on it needs it enlarged
+
+
+def found_panel(seen: Seen, metadata: Metadata) -> Panel:
+    """Returns the detections, or the segmentation."""
+    scale = max(1.0, SMALL / max(seen.original.shape[:2]))
+    drawing = Visualizer(seen.original, metadata, scale=scale)
+    if seen.instances is not None:
+        shown = drawing.draw_instance_predictions(seen.instances)
+        return Panel(f"{len(seen.instances)} objects found", shown.get_image())
+    shown = drawing.draw_sem_seg(seen.labels, area_threshold=0, alpha=0.6)
+    return Panel("what pixels are", shown.get_image())
+
+
+def class_name(metadata: Metadata, kind: int, stuff: bool = False) -> str:
+    """Returns the name of a class, its number where it has none."""
+    names = metadata.get("stuff_classes" if stuff else "thing_classes") or ()
+    return names[kind] if kind < len(names) else str(kind)
+
+
+def points_of_interest(seen: Seen, metadata: Metadata) -> list[tuple[str, Point]]:
+    """Returns points of the original to look from, with what is there."""
+    size = seen.original.shape[:2]
+    if seen.instances is not None:
+        boxes = seen.instances.pred_boxes.tensor.numpy()
+        found = [
+            (
+                f"in a {class_name(metadata, int(kind))}",
+                ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),
+            )
+            for box, kind in zip(boxes[:OBJECTS], seen.instances.pred_classes, strict=False)
+        ]
+        return [*found, ("on the background", emptiest_point(size, boxes))]
+    kinds, counts = seen.labels.unique(return_counts=True)
+    largest = kinds[counts.argsort(descending=True)][: OBJECTS + 1].tolist()
+    masks = {kind: (seen.labels == kind).numpy() for kind in largest}
+    return [
+        (f"in {class_name(metadata, kind, True)}", innermost_point(mask))
+        for kind, mask in masks.items()
+    ]
+
+
+def parts_of_object(seen: Seen, index: int) -> tuple[Tensor, Tensor] | None:
+    """Returns the bins of an object found, resting and moved, in pixels of the image as seen."""
+    if not seen.parts or seen.instances is None:
+        return None
+    parts: Parts = next(iter(seen.parts.values()))
+    vertical, horizontal = seen.scale
+    scale = torch.tensor([horizontal, vertical, horizontal, vertical])
+    box = seen.instances.pred_boxes.tensor[index] * scale
+    roi = parts.nearest(box)
+    kind = int(seen.instances.pred_classes[index]) if parts.bins.shape[1] > 1 else 0
+    return parts.resting[roi].flatten(0, 1).cpu(), parts.bins[roi, kind].flatten(0, 1).cpu()
+
+
+def save_picture(
+    path: Path,
+    seen: Seen,
+    metadata: Metadata,
+    points: Sequence[Point],
+    layers: list[str] | None = None,
+) -> None:
+    """Saves a picture: what was found, where points sample, parts, and fields of offsets.
+
+    Args:
+        path: of the PNG.
+        seen: by the network.
+        metadata: of the data set, with names of classes.
+        points: of the original; none: some of interest.
+        layers: to follow; None: all.
+    """
+    first, second = [found_panel(seen, metadata)], []
+    if seen.recording.layers:
+        named = [(f"from {x:g}, {y:g}", (x, y)) for x, y in points]
+        for title, point in named or points_of_interest(seen, metadata):
+            cell = cell_at(seen.recording, seen.as_seen(*point), layers)
+            found = trace(seen.recording, cell, layers=layers)
+            first.append(Panel(title, seen.image, found))
+    if seen.parts and seen.instances is not None and len(seen.instances):
+        kind = class_name(metadata, int(seen.instances.pred_classes[0]))
+        resting, bins = parts_of_object(seen, 0)
+        second.append(Panel(f"parts of a {kind}", seen.image, resting=resting, bins=bins))
+    for layer in seen.recording.choose(layers):
+        field, longest = offset_field(layer)
+        second.append(Panel(f"{layer.layer}, to {longest:.1f} cells", field))
+    save_panels(path, [row for row in (first, second) if row])
+
+
+def save_interactive(
+    path: Path,
+    title: str,
+    seen: Seen,
+    metadata: Metadata,
+    layers: list[str] | None = None,
+) -> None:
+    """Saves a page on which one clicks.
+
+    Args:
+        path: of the HTML.
+        title: of it.
+        seen: by the network.
+        metadata: as in `save_picture`.
+        layers: likewise.
+    """
+    objects = []
+    vertical, horizontal = seen.scale
+    scale = torch.tensor([horizontal, vertical, horizontal, vertical])
+    for index in range(len(seen.instances) if seen.instances is not None else 0):
+        instance = seen.instances[index]
+        kind = class_name(metadata, int(instance.pred_classes[0]))
+        parts = parts_of_object(seen, index)
+        resting, bins = (None, None) if parts is None else (part / scale for part in parts)
+        objects.append(
+            Shown(
+                f"{kind} {100 * float(instance.scores[0]):.0f} %",
+                tuple(instance.pred_boxes.tensor[0].tolist()),
+                resting,
+                bins,
+            )
+        )
+    size = seen.image.shape[:2]
+    # The page goes by the size of what it shows: of a segmentation that is enlarged for its text.
+    shown = seen.original if seen.labels is None else found_panel(seen, metadata).image
+    save_page(path, title, shown, seen.recording, size, objects, layers=layers)
