@@ -27,11 +27,10 @@ from viewer.network import Viewer
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.engine import read_config
-from dcn_plugin.engine.settings import check_device
+from dcn_plugin.engine.settings import check_device, check_weights
 
 
 def point(text: str) -> tuple[float, float]:
@@ -66,8 +65,7 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
     cfg = read_config(args)
     cfg.MODEL.WEIGHTS = args.weights
-    if "://" not in args.weights and not PathManager.isfile(args.weights):
-        raise FileNotFoundError(f"--weights must be a file, or an address, got {args.weights!r}")
+    check_weights("--weights", args.weights)
     if args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
     if cfg.MODEL.LOAD_PROPOSALS:

@@ -96,14 +96,26 @@ def check_config(cfg: CfgNode, training: bool, processes: int = 1, resume: bool 
     check_datasets(cfg, training)
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
-    weights = cfg.MODEL.WEIGHTS
-    resumed = resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if weights and "://" not in weights and not (resumed or PathManager.isfile(weights)):
-        raise FileNotFoundError(f"MODEL.WEIGHTS must be a file, or an address, got {weights!r}")
+    if not (resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+        check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     if training:
         check_optimizer(cfg.SOLVER.OPTIMIZER)
         share_of_batch(cfg.SOLVER.IMS_PER_BATCH, processes)
     check_device(cfg.MODEL.DEVICE)
+
+
+def check_weights(key: str, weights: str) -> None:
+    """Checks that weights are there.
+
+    Args:
+        key: who names them.
+        weights: a file, an address, which is not looked at, or nothing.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if weights and "://" not in weights and not PathManager.isfile(weights):
+        raise FileNotFoundError(f"{key} must be a file, or an address, got {weights!r}")
 
 
 def check_device(name: str) -> None:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""What networks cost, in a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the networks are Detectron2's")
+
+import complexity
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs/Shapes"
+
+
+def command(*names: str, words: tuple[str, ...] = ()) -> list[str]:
+    configs = [word for name in names for word in ("--config-file", str(CONFIGS / f"{name}.yaml"))]
+    return [*configs, "--size", "64", "96", "--seconds", "0.1", *words]
+
+
+@pytest.mark.parametrize("network", ["ca_rpn", "deeplab", "faster_rcnn", "rfcn"])
+def test_plain_and_deformable_stand_side_by_side(network: str, capsys) -> None:
+    last = f"{network}_slim_dconv3" + ("_droi" if "fcn" in network or "rcnn" in network else "")
+    complexity.main(command(f"{network}_slim_plain", last))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == complexity.HEAD
+    plain, deformable = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:4])
+    assert plain[0] == f"{network}_slim_plain" and plain[-1] == "1.00"
+    assert float(deformable[1]) > float(plain[1])
+    assert float(deformable[2]) > float(plain[2])
+    assert lines[-1].endswith("FLOPs of everything") and "64 x 96 pixels" in lines[-1]
+
+
+def test_weights_are_loaded_for_each(tmp_path: Path, capsys) -> None:
+    torch.save({"model": {}}, tmp_path / "model.pth")
+    path = str(tmp_path / "model.pth")
+    complexity.main(command("ca_rpn_slim_plain", words=("--weights", path)))
+    assert "ca_rpn_slim_plain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", "8", "64"), r"--size must be at least 32 32, got 8 64"),
+        (("--weights", "a", "--weights", "b"), r"--weights must be given for each of the 1 netw"),
+        (("--weights", "none.pth"), r"none.pth"),
+        (("--config-file", "nothing.yaml"), r"--config-file must be a file, got 'nothing.yaml'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SystemExit, match=f"complexity: .*{message}"):
+        complexity.main(command("ca_rpn_slim_plain", words=words))
