@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Measures how far apart the filters of a trained network sample (Table 2).
+
+    python tools/effective_dilation.py --config-file configs/Shapes/ca_rpn_slim_dconv3_demo.yaml \
+        --weights output/demo/model_final.pth --dataset shapes_demo_test --areas 48 80
+
+Filters are told apart by what they are centred on: small, medium and large objects, whose areas are
+split at the squares of --areas in pixels of the image as the network sees it, and the background.
+Keys of the config can be set at the end of the line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+
+from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation
+from dcn_plugin.analysis.dilation import AREAS, KINDS
+from dcn_plugin.analysis.recording import require_deformable
+from dcn_plugin.data import check_datasets
+from dcn_plugin.engine import Checkpointer, read_config
+from dcn_plugin.engine.settings import check_device, check_weights
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, help="of the network")
+    add("--weights", required=True, help="of the network")
+    add("--dataset", required=True, help="a name in Detectron2's catalogue, with boxes")
+    add(
+        "--areas",
+        type=float,
+        nargs=2,
+        metavar=("MEDIUM", "LARGE"),
+        default=[area**0.5 for area in AREAS],
+        help="sides of squares; default: the paper's 96 and 224",
+    )
+    add("--limit", type=int, default=0, help="images to look at; 0: all")
+    add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
+    return parser.parse_args(words)
+
+
+def read_settings(args: argparse.Namespace) -> CfgNode:
+    """Reads and checks the config."""
+    cfg = read_config(args)
+    cfg.MODEL.WEIGHTS = args.weights
+    cfg.DATASETS.TEST = (args.dataset,)
+    if args.limit < 0:
+        raise ValueError(f"--limit must be 0 or more, got {args.limit}")
+    check_datasets(cfg, training=False)
+    check_weights("--weights", args.weights)
+    check_device(cfg.MODEL.DEVICE)
+    return cfg
+
+
+def annotated_images(cfg: CfgNode, limit: int) -> Iterator[AnnotatedImage]:
+    """Yields the images of the data set as the network sees them in tests, with their boxes."""
+    mapper = DatasetMapper(cfg, is_train=False)
+    with_boxes = DatasetMapper(
+        is_train=True,
+        augmentations=mapper.augmentations.augs,
+        image_format=cfg.INPUT.FORMAT,
+    )
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    if not any(record.get("annotations") for record in records):
+        raise ValueError(f"--dataset must have boxes, {cfg.DATASETS.TEST[0]} has none")
+    for record in tqdm(records[: limit or None], "looking", unit="image"):
+        mapped = with_boxes(record)
+        inputs = {key: mapped[key] for key in ("image", "height", "width")}
+        size = tuple(mapped["image"].shape[1:])
+        yield AnnotatedImage([inputs], mapped["instances"].gt_boxes.tensor, size)
+
+
+def table(found: dict[str, dict[str, Dilation]]) -> str:
+    """Returns a row for each layer, in Markdown."""
+    lines = [f"| layer | {' | '.join(KINDS)} |", "|---" * (1 + len(KINDS)) + "|"]
+    for name, kinds in found.items():
+        cells = [f"{d.mean:.2f} ± {d.std:.2f}" if d.filters else "none" for d in kinds.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    counts = [f"{d.filters}" for d in next(iter(found.values())).values()]
+    return "\n".join([*lines, f"| filters of the first | {' | '.join(counts)} |"])
+
+
+def main(words: list[str] | None = None) -> None:
+    """Prints the table."""
+    args = parse_arguments(words)
+    setup_logger()
+    try:
+        cfg = read_settings(args)
+        model = build_model(cfg).eval()
+        require_deformable(model)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        areas = [side**2 for side in args.areas]
+        found = effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)
+    except (OSError, ValueError) as error:
+        sys.exit(f"effective_dilation: {error}")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
