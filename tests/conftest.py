@@ -72,3 +72,13 @@ def tiny_coco(tmp_path: Path) -> Iterator[str]:
     yield "tiny_coco"
     DatasetCatalog.remove("tiny_coco")
     MetadataCatalog.remove("tiny_coco")
+
+
+@pytest.fixture(scope="module")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Shapes in a folder of their own, made there when they are asked for."""
+    from tests.datasets import data_sets_in
+
+    folder = tmp_path_factory.mktemp("datasets")
+    with data_sets_in(str(folder)):
+        yield folder

@@ -13,6 +13,8 @@ pytest.importorskip("detectron2", reason="the demo trains with Detectron2")
 
 import demo
 
+pytestmark = pytest.mark.usefixtures("shapes_root")
+
 TINY = {
     "DATASETS.TRAIN": "('shapes_tiny_train',)",
     "DATASETS.TEST": "('shapes_tiny_test',)",

@@ -18,6 +18,8 @@ from detectron2.modeling import build_model
 
 from dcn_plugin.engine import read_config
 
+pytestmark = pytest.mark.usefixtures("shapes_root")
+
 CONFIG = str(Path(__file__).resolve().parent.parent / "configs/Shapes/ca_rpn_slim_dconv3_demo.yaml")
 
 

@@ -21,6 +21,8 @@ from detectron2.modeling import build_model
 
 from dcn_plugin.engine import read_config
 
+pytestmark = pytest.mark.usefixtures("shapes_root")
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/Shapes"
 NETWORKS = {
     "ca_rpn_slim_dconv3": 2,  # rows of the picture
