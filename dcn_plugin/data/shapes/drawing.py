@@ -63,18 +63,19 @@ def draw(settings: Settings, rng: np.random.Generator) -> Drawn:
     for _ in range(rng.integers(settings.distractors[0], settings.distractors[1] + 1)):
         paint(image, cover(distractor(side, rng)), rng)
     classes: list[int] = []
-    whole: list[int] = []  # pixels of each object, as if nothing hid it
+    least: list[float] = []  # pixels of each object that must stay in sight
     for _ in range(rng.integers(settings.objects[0], settings.objects[1] + 1)):
         kind = int(rng.integers(len(NAMES)))
-        patch = place(NAMES[kind], settings, owners, whole, rng)
+        patch = place(NAMES[kind], settings, owners, least, rng)
         if patch is not None:
             paint(image, patch, rng)
             classes.append(kind)
-            whole.append(patch.pixels())
+            seen = int((patch.inside(side)[1] > 127).sum())
+            least.append(max(seen - settings.overlap * patch.pixels(), 1))
             take(owners, patch, len(classes))
     if rng.random() < 0.3:  # something thin in front of everything
         stroke = cover(distractor(side, rng, thin=True))
-        if hides_little(stroke, owners, whole, settings):
+        if hides_little(stroke, owners, least):
             paint(image, stroke, rng)
             take(owners, stroke, 0)
     return Drawn(image.clip(0, 255).astype(np.uint8), owners, classes)
@@ -84,7 +85,7 @@ def place(
     name: str,
     settings: Settings,
     owners: np.ndarray,
-    whole: list[int],
+    least: list[float],
     rng: np.random.Generator,
 ) -> Patch | None:
     """Finds a place for an object where enough of it, and of what it hides, can be seen.
@@ -93,7 +94,7 @@ def place(
         name: of its class.
         settings: of the set.
         owners: of the pixels so far.
-        whole: pixels of each object so far.
+        least: pixels of each object so far that must stay in sight.
         rng: of the image's random numbers.
 
     Returns:
@@ -108,19 +109,18 @@ def place(
         patch = cover([points * extent + centre for points in outlines])
         seen = int((patch.inside(side)[1] > 127).sum())
         enough = seen >= max((1 - settings.truncation) * patch.pixels(), SMALLEST)
-        if enough and hides_little(patch, owners, whole, settings):
+        if enough and hides_little(patch, owners, least):
             return patch
     return None
 
 
-def hides_little(patch: Patch, owners: np.ndarray, whole: list[int], settings: Settings) -> bool:
+def hides_little(patch: Patch, owners: np.ndarray, least: list[float]) -> bool:
     """Returns whether of every object enough is left when a patch covers it."""
-    where, mask = patch.inside(settings.side)
-    numbers = len(whole) + 1
+    where, mask = patch.inside(owners.shape[0])
+    numbers = len(least) + 1
     left = np.bincount(owners.ravel(), minlength=numbers)
     left -= np.bincount(owners[where][mask > 127], minlength=numbers)
-    least = (1 - settings.truncation - settings.overlap) * np.array(whole)
-    return bool((left[1:] >= least).all())
+    return bool((left[1:] >= np.array(least)).all())
 
 
 def take(owners: np.ndarray, patch: Patch, owner: int) -> None:

@@ -78,7 +78,8 @@ def seen_from(outlines: list[Points], settings: Settings, rng: np.random.Generat
     """Flips, stretches, shears, turns and tilts outlines; their box gets a longer side of 1."""
     stretch = np.exp(rng.uniform(0, np.log(settings.aspect)))
     shear = rng.uniform(-settings.shear, settings.shear)
-    shape = np.array([[stretch, shear], [0.0, 1.0]]) @ rotation(rng.uniform(-180, 180))
+    along = rotation(rng.uniform(-180, 180))  # the direction in which it is stretched and sheared
+    shape = along @ np.array([[stretch, shear], [0.0, 1.0]]) @ along.T
     shape = rotation(rng.uniform(-settings.rotation, settings.rotation)) @ shape
     if rng.random() < 0.5:
         shape = shape @ np.diag([1.0, -1.0])

@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-VERSION = 1  # of the drawing; a new one makes all sets anew
+VERSION = 2  # of the drawing; a new one makes all sets anew
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,35 @@ class Settings:
     perspective: float  # share of its distance by which one side of an object may be nearer
     distractors: tuple[int, int]
     clutter: float  # contrast of the background
-    overlap: float  # of an object that others may hide, at most
-    truncation: float  # of an object that may lie outside, at most
+    overlap: float  # share of an object that others may hide, at most
+    truncation: float  # share of an object that may lie outside, at most
     seed: int
+
+    def __post_init__(self) -> None:
+        """Checks what could not be drawn.
+
+        Raises:
+            ValueError: if a value does not fit.
+        """
+        low, high = self.size
+        least, most = self.objects
+        for said, fits in (
+            ("side must be at least 16", self.side >= 16),
+            ("size must be two ascending numbers above 0", 0 < low <= high),
+            ("objects must be two ascending numbers from 0 to 255", 0 <= least <= most <= 255),
+            (
+                "distractors must be two ascending numbers",
+                0 <= self.distractors[0] <= self.distractors[1],
+            ),
+            ("aspect must be at least 1", self.aspect >= 1),
+            ("perspective must be from 0 to below 1", 0 <= self.perspective < 1),
+            (
+                "overlap and truncation must be from 0 to below 1",
+                0 <= self.overlap < 1 and 0 <= self.truncation < 1,
+            ),
+        ):
+            if not fits:
+                raise ValueError(f"{said}, got {getattr(self, said.split()[0])}")
 
     def key(self) -> str:
         """Returns what changes with any of them."""
@@ -56,7 +82,7 @@ MILD = {
 STRONG = {
     "size": (0.12, 0.96),  # eight times
     "objects": (1, 4),
-    "bend": 70,
+    "bend": 45,
     "articulation": 15,
     "rotation": 180,
     "aspect": 2.2,

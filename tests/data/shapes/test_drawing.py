@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
 
-from dcn_plugin.data.shapes import NAMES, SETS
+from dcn_plugin.data.shapes import NAMES, SETS, drawing
 from dcn_plugin.data.shapes.drawing import SMALLEST, Patch, cover, draw, hides_little, take
 
 levels = st.sampled_from(["tiny", "demo", "hard"])
@@ -24,9 +26,8 @@ def test_objects_can_be_seen(seed: int, level: str) -> None:
     assert drawn.image.shape == (rules.side, rules.side, 3) and drawn.image.dtype == np.uint8
     assert len(drawn.classes) <= rules.objects[1]
     assert set(drawn.classes) <= set(range(len(NAMES)))
-    least = SMALLEST * (1 - rules.overlap / (1 - rules.truncation))
     for number in range(len(drawn.classes)):
-        assert (drawn.owners == number + 1).sum() >= least - 1
+        assert (drawn.owners == number + 1).sum() >= SMALLEST * (1 - rules.overlap) - 1
     assert drawn.owners.max(initial=0) <= len(drawn.classes)
 
 
@@ -70,6 +71,39 @@ def test_as_much_is_hidden_as_the_set_allows(columns: int) -> None:
     rules = SETS["demo"]
     owners = np.zeros((rules.side, rules.side), np.uint8)
     take(owners, square(50, 50, 10), 1)
-    allowed = rules.overlap + rules.truncation
     hidden = square(50 + 10 - columns, 50, 10)
-    assert hides_little(hidden, owners, [100], rules) == (columns / 10 <= allowed)
+    least = [100 - rules.overlap * 100]
+    assert hides_little(hidden, owners, least) == (columns / 10 <= rules.overlap)
+
+
+def test_others_hide_no_more_of_an_object_than_its_set_says(monkeypatch) -> None:
+    """Every object's pixels are noted where it is drawn, and counted when the image is done."""
+    rules, worst, drawn_first = SETS["hard"], [], []
+
+    def note(owners: np.ndarray, patch: Patch, owner: int) -> None:
+        take(owners, patch, owner)
+        if owner:
+            drawn_first.append((int((owners == owner).sum()), patch.pixels()))
+
+    monkeypatch.setattr(drawing, "take", note)
+    for seed in range(200):
+        drawn_first.clear()
+        owners = draw(rules, np.random.default_rng(seed)).owners
+        for number, (at_first, whole) in enumerate(drawn_first, start=1):
+            worst.append((at_first - int((owners == number).sum())) / whole)
+            assert at_first >= (1 - rules.truncation) * whole
+    assert 0.1 < max(worst) <= rules.overlap
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": (0.5, 0.2)}, r"size must be two ascending numbers above 0, got \(0.5, 0.2\)"),
+        ({"objects": (1, 300)}, r"objects must be two ascending numbers from 0 to 255, got"),
+        ({"overlap": 1.0}, r"overlap and truncation must be from 0 to below 1, got 1.0"),
+        ({"aspect": 0.5}, r"aspect must be at least 1, got 0.5"),
+    ],
+)
+def test_settings_that_cannot_be_drawn(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SETS["demo"], **changes)

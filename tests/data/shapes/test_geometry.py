@@ -55,3 +55,14 @@ def test_classes_are_told_apart_by_the_arrangement_of_their_parts() -> None:
             there = arrangement(other, 0)
             same = len(there) == len(own) and np.abs(there - own).max() < 0.1
             assert same == (other == name), (name, other)
+
+
+@given(seeds, st.sampled_from(NAMES), st.floats(0, 90))
+def test_an_object_is_turned_no_farther_than_its_set_says(
+    seed: int, name: str, rotation: float
+) -> None:
+    rules = replace(STIFF, rotation=rotation)
+    spine = object_outlines(name, rules, np.random.default_rng(seed))[0]
+    ahead = spine[SAMPLES - 1] - spine[0]
+    turned = np.degrees(np.arctan2(ahead[1], ahead[0]))
+    assert abs(turned) <= rotation + 1e-6

@@ -78,7 +78,7 @@ def test_what_is_there_stays_and_other_settings_make_it_anew(tmp_path: Path, mon
     assert made(tmp_path, TINY, "val") == place
     assert (place / "annotations.json").stat().st_mtime_ns == before
     others = {made(tmp_path, replace(TINY, bend=5.0), "val")}
-    monkeypatch.setattr(f"{writing.__package__}.settings.VERSION", 2)
+    monkeypatch.setattr(f"{writing.__package__}.settings.VERSION", 99)
     others.add(made(tmp_path, TINY, "val"))
     assert len(others | {place}) == 3
 
