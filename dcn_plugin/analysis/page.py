@@ -17,6 +17,7 @@ from torch import Tensor
 from dcn_plugin.files import whole_file
 
 from .recording import Recording, Sampled
+from .sampling import MANY, last_layers, order_levels
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -56,6 +57,11 @@ def save_page(
     done, encoded = cv2.imencode(".png", image[..., ::-1])
     if not done:
         raise ValueError(f"the image of {title} cannot be encoded as PNG")
+    levels = []
+    if recording.layers:
+        last_layers(recording, layers)  # to know now if these cannot be traced
+        levels = order_levels(recording.choose(layers))
+    flat = [(depth, name) for depth, level in enumerate(levels) for name in level]
     content = {
         "title": title,
         "image": f"data:image/png;base64,{base64.b64encode(encoded).decode()}",
@@ -63,11 +69,18 @@ def save_page(
         "height": height,
         "size": list(seen),
         "scale": [seen[0] / height, seen[1] / width],
-        "layers": [_layer(recording, layer) for layer in recording.choose(layers)],
+        "many": MANY,
+        "levels": [[flat.index((d, name)) for name in level] for d, level in enumerate(levels)],
+        "layers": [
+            {
+                **_layer(recording, recording.layers[name]),
+                "next": [flat.index((depth + 1, other)) for other in levels[depth][name]],
+            }
+            for depth, name in flat
+        ],
         "objects": [_object(shown) for shown in objects],
     }
-    # No text can end the script that it stands in.
-    text = json.dumps(content).replace("</", "<\\/")
+    text = json.dumps(content).replace("<", "\\u003c")  # no text can end the script around it
     with whole_file(path) as half:
         half.write_text(TEMPLATE.read_text().replace("__DATA__", text))
 

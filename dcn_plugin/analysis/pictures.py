@@ -86,13 +86,13 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
 
 
 def draw_trace(axis: Axes, trace: Trace) -> None:
-    """Draws the points of the first layer that a cell samples, and the cell.
+    """Draws the points of the image that a cell samples, and the cell.
 
     Args:
         axis: of matplotlib.
         trace: in pixels.
     """
-    points, weights = trace.levels[-1].cpu().numpy(), trace.weights[-1].cpu().numpy()
+    points, weights = trace.ends.cpu().numpy(), trace.end_weights.cpu().numpy()
     size = 5 if len(points) > 100 else 20
     # Points may share a place: those that weigh more, and those below others, show through.
     alpha = np.clip(0.75 * weights / max(weights.max(initial=0), 1e-6), 0, 1)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 
 from dcn_plugin.layers import OffsetConv2d
 from dcn_plugin.messages import got
+
+from .flow import Flow, Layers
 
 """
 Shape shorthand in this module:
@@ -39,6 +40,7 @@ class Sampled:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    behind: Layers = frozenset()  # the deformable layers that its input was made with
 
     @property
     def taps(self) -> int:
@@ -93,12 +95,24 @@ class Recording:
     layers: dict[str, Sampled] = field(default_factory=dict)
 
     def stride_of(self, size: tuple[int, int]) -> int:
-        """Returns pixels of the image to a cell of a map.
+        """Returns pixels of the image to a cell of a map, a power of two.
 
         Args:
-            size: of the map; it may be rounded up, as those of Detectron2 are.
+            size: of the map, which is rounded up wherever it is halved.
+
+        Raises:
+            ValueError: if the map is not one of the image, halved some times.
         """
-        return 2 ** round(math.log2(max(self.image_size) / max(size)))
+        halved, stride = self.image_size, 1
+        while halved != tuple(size) and max(halved) > 1:
+            halved = (halved[0] + 1) // 2, (halved[1] + 1) // 2
+            stride *= 2
+        if halved != tuple(size):
+            raise ValueError(
+                f"a map of {size[0]} x {size[1]} must be the image's {self.image_size[0]} x "
+                f"{self.image_size[1]} halved some times: it cannot be told where its cells lie"
+            )
+        return stride
 
     def choose(self, names: list[str] | None = None) -> list[Sampled]:
         """Returns layers, the last first.
@@ -116,16 +130,15 @@ class Recording:
                     f"a layer must be one of the deformable ones that ran, {known}; "
                     f"{got(name, self.layers)}"
                 )
-        return [
-            found for name, found in reversed(self.layers.items()) if name in (names or self.layers)
-        ]
+        wanted = self.layers if names is None else names
+        return [found for name, found in reversed(self.layers.items()) if name in wanted]
 
 
 def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Finds the deformable convolutions of a network.
 
     These are what this package makes, and any module with a kernel that is called with an input
-    and offsets: torchvision's, Detectron2's and mmcv's.
+    and offsets, as torchvision's and Detectron2's are.
 
     Args:
         model: any network.
@@ -171,26 +184,27 @@ def record(model: nn.Module) -> Iterator[Recording]:
         model: any network with deformable convolutions.
 
     Yields:
-        a recording, which is empty until the network has run; of a layer that ran several times
-        it has the last.
+        a recording, which is empty until the network has run, and begins anew each time. Of a
+        layer that ran several times in a pass it has the last.
 
     Raises:
         ValueError: if there are none.
     """
     require_deformable(model)
-    recording = Recording()
-    handles = []
+    recording, flow = Recording(), Flow()
+    handles = [model.register_forward_pre_hook(_begin(recording))]
     for name, module in deformable_layers(model).items():
         if isinstance(module, OffsetConv2d):
-            handles.append(module.register_forward_hook(_of_branch(recording, name)))
+            handles.append(module.register_forward_hook(_of_branch(recording, flow, name)))
         else:
-            hook = _of_convolution(recording, name)
+            hook = _of_convolution(recording, flow, name)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_pre_hook(_image_size(recording)))
     try:
-        yield recording
+        with flow:
+            yield recording
     finally:
         for handle in handles:
             handle.remove()
@@ -203,23 +217,33 @@ def _takes_offsets(module: nn.Module) -> bool:
     return len(names) > 1 and names[1] == "offset"
 
 
-def _of_branch(recording: Recording, name: str) -> Any:
-    def hook(branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> None:
-        _add(recording, name, branch, inputs[0], *output)
+def _begin(recording: Recording) -> Any:
+    def hook(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        recording.image_size = (0, 0)
+        recording.layers.clear()
 
     return hook
 
 
-def _of_convolution(recording: Recording, name: str) -> Any:
+def _of_branch(recording: Recording, flow: Flow, name: str) -> Any:
+    def hook(branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> None:
+        _add(recording, flow, name, branch, inputs[0], *output)
+
+    return hook
+
+
+def _of_convolution(recording: Recording, flow: Flow, name: str) -> Any:
     def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind(*inputs, **keywords).arguments
-        _add(recording, name, module, *(bound[key] for key in list(bound)[:2]), bound.get("mask"))
+        input, offset = (bound[key] for key in list(bound)[:2])
+        _add(recording, flow, name, module, input, offset, bound.get("mask"))
 
     return hook
 
 
 def _add(
     recording: Recording,
+    flow: Flow,
     name: str,
     module: Any,
     input: Tensor,
@@ -233,7 +257,9 @@ def _add(
         None if mask is None else mask.detach().float(),
         (input.shape[-2], input.shape[-1]),
         *(_pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding", "dilation")),
+        flow.behind(input),
     )
+    flow.mark(offset, frozenset([name]))  # and so all that is made with what it samples
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dcn_plugin.analysis import Recording, cell_at, record, trace
+from dcn_plugin.analysis import Recording, cell_at, record, sampling, trace
+from dcn_plugin.analysis.sampling import order_levels
 from dcn_plugin.layers import DeformConv2d, DeformConv2dPack
 
 
@@ -71,6 +72,43 @@ def test_points_are_the_pixels_that_matter(
         assert all((weights == 1).all() for weights in found.weights)
 
 
+class SideBySide(nn.Module):
+    """One layer, then two side by side, one of them after another, then one more."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        spec = {"kernel_size": 3, "stride": 1, "padding": 2, "dilation": 2, "offset_groups": 1}
+        self.first, self.left, self.right, self.more, self.last = (
+            Told([dict(spec)], False, seed + number) for number in range(5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.left(x) + self.more(self.right(x).relu()))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 99), st.integers(0, 15), st.integers(0, 15))
+def test_branches_are_followed_side_by_side(seed: int, row: int, column: int) -> None:
+    model = SideBySide(seed).double()
+    image = torch.rand(1, 2, 16, 16, dtype=torch.float64, requires_grad=True)
+    with record(model) as recording:
+        out = model(image)
+    recording.image_size = (16, 16)
+    levels = [
+        sorted(name.partition(".")[0] for name in level)
+        for level in order_levels(recording.choose())
+    ]
+    # The first is reached by two ways of different lengths.
+    assert levels == [["last"], ["left", "more"], ["first", "right"], ["first"]]
+    out[0, :, row, column].sum().backward()
+    expected = set(map(tuple, image.grad[0].abs().sum(dim=0).nonzero().tolist()))
+    found = trace(recording, (row, column))
+    points = found.ends
+    inside = ((points >= 0) & (points < 16)).all(dim=1)
+    assert set(map(tuple, points[inside].long().tolist())) == expected
+
+
 def three_layers(**settings: object) -> nn.Sequential:
     packs = [DeformConv2dPack(4, 4, 3, padding=2, dilation=2, **settings) for _ in range(3)]
     return nn.Sequential(nn.Conv2d(3, 4, 1), *packs)
@@ -99,6 +137,71 @@ def test_modulation_weighs_points() -> None:
     found = trace(recorded(three_layers(modulated=True)), (16, 16))
     for level, weights in enumerate(found.weights, start=1):
         torch.testing.assert_close(weights, torch.full_like(weights, 0.5**level))
+
+
+def test_points_that_share_a_cell_are_followed_once_where_there_are_many(monkeypatch) -> None:
+    model = three_layers(modulated=True)
+    for pack in model[1:]:
+        torch.nn.init.normal_(pack.offset_conv.weight, std=0.5)
+    recording = recorded(model)
+    whole = trace(recording, (13, 17))
+    monkeypatch.setattr(sampling, "MANY", 10)
+    merged = trace(recording, (13, 17))
+    assert len(merged.ends) < len(whole.ends)
+    assert merged.end_weights.sum() == pytest.approx(whole.end_weights.sum().item(), rel=1e-4)
+    assert {tuple(p) for p in merged.ends.tolist()} == {tuple(p) for p in whole.ends.tolist()}
+
+
+def test_many_layers_stay_few_points() -> None:
+    packs = [DeformConv2dPack(4, 4, 3, padding=1) for _ in range(9)]
+    found = trace(recorded(nn.Sequential(nn.Conv2d(3, 4, 1), *packs)), (16, 16))
+    assert len(found.levels) == 9 and len(found.ends) <= 32 * 32 * 9
+
+
+def test_a_backbone_with_branches_in_its_blocks() -> None:
+    pytest.importorskip("detectron2", reason="it is made of Detectron2's blocks")
+    from dcn_plugin.modeling import AlignedInceptionResNet
+
+    model = AlignedInceptionResNet(
+        stem_channels=8,
+        res2_channels=8,
+        blocks=(1, 1, 1, 2),
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2),
+        deformable=(0, 0, 0, 2),
+        out_features=["res5"],
+    ).eval()
+    recording = recorded(model, 64, 64)
+    levels = order_levels(recording.choose())
+    names = [sorted(name.split("res5.")[1] for name in level) for level in levels]
+    assert names == [["1.deep3", "1.wide2"], ["0.deep3", "0.wide2"]]
+    # A 4 x 4 map: of the taps around (2, 2), two cells apart, four lie on it; each is followed
+    # from both last branches into both first ones.
+    assert [len(level) for level in trace(recording, (2, 2)).levels] == [2 * 9, 2 * 2 * 4 * 9]
+
+
+def test_maps_that_do_not_fit_the_image_are_refused() -> None:
+    recording = recorded(three_layers())
+    with pytest.raises(ValueError, match=r"a map of 10 x 10 must be the image's 32 x 32 halved"):
+        recording.stride_of((10, 10))
+    for side in range(17, 70):  # rounded up at each of five halvings
+        recording.image_size, size = (side, side + 3), (side, side + 3)
+        for stride in (2, 4, 8, 16):
+            size = tuple((length + 1) // 2 for length in size)
+            assert recording.stride_of(size) == stride
+
+
+def test_nothing_that_ran_is_nothing_to_trace() -> None:
+    with pytest.raises(ValueError, match="no deformable layer ran"):
+        trace(Recording(), (0, 0))
+
+
+def test_a_second_pass_begins_anew() -> None:
+    model = three_layers()
+    with record(model) as recording, torch.no_grad():
+        model(torch.rand(1, 3, 64, 64))
+        model(torch.rand(1, 3, 32, 16))
+    assert recording.image_size == (32, 16) and len(recording.layers) == 3
 
 
 def test_taps_off_the_map_are_not_followed() -> None:
