@@ -48,6 +48,7 @@ def test_again_begins_anew_and_says_where_nothing_was_found(folder: Path, capsys
     said = capsys.readouterr().out
     assert "no pictures: nothing was found with a score above 0.5" in said
     assert "900" not in (folder / "metrics.json").read_text()
+    assert not list(folder.glob("*.png"))  # of the network before
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ from detectron2.data import DatasetMapper
 from detectron2.export import TracingAdapter
 
 from dcn_plugin.analysis.cost import Cost, count_cost
-from dcn_plugin.engine import Checkpointer, read_config
-from dcn_plugin.engine.settings import check_device, check_weights
+from dcn_plugin.engine import lay_out, load_network, read_config
+from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
 
 HEAD = "| network | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
 
@@ -64,7 +64,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
-    """Reads and checks the configs; returns them by the names of their files."""
+    """Reads and checks the configs; returns them by their folders and files."""
     if min(args.size) < 32:
         raise ValueError(f"--size must be at least 32 32, got {args.size[0]} {args.size[1]}")
     if args.weights and len(args.weights) != len(args.configs):
@@ -77,23 +77,21 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
         cfg = read_config(argparse.Namespace(config_file=path, opts=args.opts))
         cfg.MODEL.WEIGHTS = args.weights[number] if args.weights else ""
         check_weights("--weights", cfg.MODEL.WEIGHTS)
-        if cfg.MODEL.LOAD_PROPOSALS:
-            raise ValueError(f"{path}: MODEL.LOAD_PROPOSALS must be False, so that all is counted")
+        refuse_proposals(cfg)
         check_device(cfg.MODEL.DEVICE)
         # As it is, without another resizing.
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = min(args.size), max(args.size)
-        found[Path(path).stem] = cfg
+        name = f"{Path(path).parent.name}/{Path(path).stem}"
+        again = sum(known.partition(" (")[0] == name for known in found)
+        found[f"{name} ({again + 1})" if again else name] = cfg
     return found
 
 
 def network(cfg: CfgNode) -> nn.Module:
     """Builds a network, with weights if there are some."""
-    model = build(cfg).eval()
     if cfg.MODEL.WEIGHTS:
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    if cfg.MODEL.CHANNELS_LAST:
-        model = model.to(memory_format=torch.channels_last)
-    return model
+        return load_network(cfg)
+    return lay_out(cfg, build(cfg)).eval()
 
 
 def write_image(folder: Path, size: tuple[int, int]) -> Path:
@@ -170,7 +168,7 @@ def main(words: list[str] | None = None) -> None:
     print(table(rows))
     missed = sorted(set().union(*(row.cost.not_counted for row in rows)))
     print(f"\n{args.size[0]} x {args.size[1]} pixels, {torch.get_num_threads()} threads;", end=" ")
-    print(f"FLOPs without {', '.join(missed)}" if missed else "FLOPs of everything")
+    print(f"FLOPs without {', '.join(missed)}" if missed else "FLOPs of all products")
 
 
 if __name__ == "__main__":

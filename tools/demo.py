@@ -21,19 +21,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, watch
 from tqdm import tqdm
-from viewer.points import emptiest_point
+from viewer.drawing import found_panel, points_of_interest, scale_for_text
+from viewer.network import Seen, Viewer
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
-from detectron2.engine import DefaultPredictor
-from detectron2.structures import BoxMode, Instances
+from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 
-from dcn_plugin.analysis import Recording, cell_at, record, trace
+from dcn_plugin.analysis import cell_at, trace
 from dcn_plugin.analysis.pictures import Panel, save_panels
 from dcn_plugin.data.check import learns_boxes
 from dcn_plugin.engine import check_config, read_config
@@ -42,7 +41,7 @@ CONFIG = ROOT / "configs/Shapes/ca_rpn_slim_dconv3_demo.yaml"
 SURE = 0.5  # score of detections that are shown
 IMAGES = 6  # in a picture
 LOOKED_AT = 50  # images, to find some in which something was found
-SCALE = 4  # of small images with text on them
+DETECTIONS, SAMPLING = "detections.png", "sampling.png"
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -89,90 +88,54 @@ def train(args: argparse.Namespace, iterations: int) -> None:
         sys.exit(f"demo: the training failed, {error}; {args.output / OUTPUT} has all of it")
 
 
-def read_rgb(path: str) -> np.ndarray:
-    """Reads an image as (height, width, 3) bytes, red, green, blue."""
-    return convert_image_to_rgb(read_image(path, "BGR"), "BGR")
-
-
-def boxes_only(record_: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record without masks and labels of pixels, which detectors do not find."""
+def truth_panel(record: dict[str, Any], seen: Seen, metadata: Metadata) -> Panel:
+    """Draws the boxes of the truth: no masks and labels of pixels, which detectors do not find."""
     annotations = [
         {key: value for key, value in item.items() if key != "segmentation"}
-        for item in record_["annotations"]
+        for item in record["annotations"]
     ]
-    kept = {key: value for key, value in record_.items() if key != "sem_seg_file_name"}
-    return {**kept, "annotations": annotations}
+    kept = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
+    drawing = Visualizer(seen.original, metadata, scale=scale_for_text(seen))
+    shown = drawing.draw_dataset_dict({**kept, "annotations": annotations})
+    return Panel("truth", shown.get_image())
 
 
-def picture_detections(
-    cfg: CfgNode, records: list[dict[str, Any]], found: list[Instances], path: Path
-) -> None:
-    """Saves images with the truth on top and detections below."""
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-    truths: list[Panel] = []
-    detections: list[Panel] = []
-    for record_, instances in zip(records, found, strict=True):
-        image = read_rgb(record_["file_name"])
-        truth = Visualizer(image, metadata, scale=SCALE).draw_dataset_dict(boxes_only(record_))
-        sure = instances[instances.scores >= SURE]
-        detected = Visualizer(image, metadata, scale=SCALE).draw_instance_predictions(sure)
-        truths.append(Panel("truth", truth.get_image()))
-        detections.append(Panel(f"found, score above {SURE}", detected.get_image()))
-    save_panels(path, [truths, detections])
-
-
-def picture_sampling(
-    records: list[dict[str, Any]],
-    found: list[Instances],
-    recordings: list[Recording],
-    names: list[str],
-    path: Path,
-) -> None:
-    """Saves where a cell in the middle of the surest object samples, and one of the background."""
-    rows: list[list[Panel]] = [[], []]
-    for record_, instances, recording in zip(records, found, recordings, strict=True):
-        image = read_rgb(record_["file_name"])
-        best = int(instances.scores.argmax())
-        x, y = instances.pred_boxes[best].get_centers()[0].tolist()
-        name = names[int(instances.pred_classes[best])]
-        boxes = BoxMode.convert(
-            np.array([item["bbox"] for item in record_["annotations"]]),
-            BoxMode.XYWH_ABS,
-            BoxMode.XYXY_ABS,
+def sampling_panels(seen: Seen, metadata: Metadata) -> list[Panel]:
+    """Draws where a cell in the surest object samples, and one of the background."""
+    first, *_, last = points_of_interest(seen, metadata)
+    return [
+        Panel(
+            title, seen.image, trace(seen.recording, cell_at(seen.recording, seen.as_seen(*point)))
         )
-        empty = emptiest_point(image.shape[:2], boxes)
-        points = (f"in a {name}", (x, y)), ("on the background", empty)
-        for row, (title, point) in zip(rows, points, strict=True):
-            row.append(Panel(title, image, trace(recording, cell_at(recording, point))))
-    save_panels(path, rows)
+        for title, point in (first, last)
+    ]
 
 
 def picture(cfg: CfgNode, output: Path) -> list[str]:
     """Saves pictures of some test images; returns what they are."""
+    for name in (DETECTIONS, SAMPLING):  # of an earlier demo
+        (output / name).unlink(missing_ok=True)
     cfg = cfg.clone()
     cfg.MODEL.WEIGHTS = str(output / WEIGHTS)
-    predictor = DefaultPredictor(cfg)
-    predictor.model.to("cpu")
-    deformable = any("offset" in name for name, _ in predictor.model.backbone.named_parameters())
-    records, found, recordings = [], [], []
-    for record_ in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:LOOKED_AT]:
-        with record(predictor.model) if deformable else contextlib.nullcontext() as recording:
-            instances = predictor(read_image(record_["file_name"], cfg.INPUT.FORMAT))["instances"]
-        instances = instances.to("cpu")
-        if (instances.scores >= SURE).any():
-            records.append(record_)
-            found.append(instances)
-            recordings.append(recording)
-        if len(records) == IMAGES:
+    viewer = Viewer(cfg, SURE)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    columns: list[list[Panel]] = []  # truth, what was found, and samples
+    for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:LOOKED_AT]:
+        if len(columns) == IMAGES:
             break
-    if not records:
+        seen = viewer.look(read_image(record["file_name"], "BGR"))
+        if len(seen.instances):
+            samples = sampling_panels(seen, metadata) if seen.recording.layers else []
+            found = found_panel(seen, metadata)
+            columns.append([truth_panel(record, seen, metadata), found, *samples])
+    if not columns:
         return [f"no pictures: nothing was found with a score above {SURE}"]
-    picture_detections(cfg, records, found, output / "detections.png")
-    said = [f"{output / 'detections.png'}: what was found, below the truth"]
-    if deformable:
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
-        picture_sampling(records, found, recordings, names, output / "sampling.png")
-        said.append(f"{output / 'sampling.png'}: where a cell (green) looks at the image (red)")
+    rows = list(zip(*columns, strict=True))
+    save_panels(output / DETECTIONS, rows[:2])
+    said = [f"{output / DETECTIONS}: what was found, below the truth"]
+    if rows[2:]:
+        save_panels(output / SAMPLING, rows[2:])
+        said.append(f"{output / SAMPLING}: where a cell (green) looks at the image (red)")
     return said
 
 

@@ -17,19 +17,21 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+import torch
 from tqdm import tqdm
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation
 from dcn_plugin.analysis.dilation import AREAS, KINDS
 from dcn_plugin.analysis.recording import require_deformable
 from dcn_plugin.data import check_datasets
-from dcn_plugin.engine import Checkpointer, read_config
-from dcn_plugin.engine.settings import check_device, check_weights
+from dcn_plugin.engine import load_network, read_config
+from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
+
+NO_BOXES = torch.zeros(0, 4)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -61,6 +63,9 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     cfg.DATASETS.TEST = (args.dataset,)
     if args.limit < 0:
         raise ValueError(f"--limit must be 0 or more, got {args.limit}")
+    if not args.weights:
+        raise ValueError("--weights must name the weights of a trained network, got none")
+    refuse_proposals(cfg)
     check_datasets(cfg, training=False)
     check_weights("--weights", args.weights)
     check_device(cfg.MODEL.DEVICE)
@@ -82,7 +87,8 @@ def annotated_images(cfg: CfgNode, limit: int) -> Iterator[AnnotatedImage]:
         mapped = with_boxes(record)
         inputs = {key: mapped[key] for key in ("image", "height", "width")}
         size = tuple(mapped["image"].shape[1:])
-        yield AnnotatedImage([inputs], mapped["instances"].gt_boxes.tensor, size)
+        boxes = mapped["instances"].gt_boxes.tensor if "instances" in mapped else NO_BOXES
+        yield AnnotatedImage([inputs], boxes, size)
 
 
 def table(found: dict[str, dict[str, Dilation]]) -> str:
@@ -101,9 +107,8 @@ def main(words: list[str] | None = None) -> None:
     setup_logger()
     try:
         cfg = read_settings(args)
-        model = build_model(cfg).eval()
+        model = load_network(cfg)
         require_deformable(model)
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
         areas = [side**2 for side in args.areas]
         found = effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)
     except (OSError, ValueError) as error:

@@ -17,15 +17,12 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from table.runs import METRICS
 
 from dcn_plugin.files import whole_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 Curve = dict[int, float]  # values by iteration
 
@@ -54,7 +51,9 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
     """
     curves, known = [], set()
     for path in sorted(folder.glob(f"seed_*/{METRICS}")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        # Up to the last line that is whole: a training may be writing.
+        lines = path.read_text().rpartition("\n")[0].splitlines()
+        rows = [json.loads(line) for line in lines]
         curve = {row["iteration"] + 1: row[metric] for row in rows if metric in row}
         known |= {name for row in rows for name in row}
         if curve:
@@ -88,9 +87,8 @@ def main(words: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"learning_curves: {error}")
     columns = len(args.metric)
-    figure, axes = plt.subplots(
-        1, columns, figsize=(5.5 * columns, 4), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(5.5 * columns, 4), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)
     for axis, metric in zip(axes[0], args.metric, strict=True):
         for folder in args.runs:
             draw(axis, folder.name, curves[metric, folder])
@@ -101,7 +99,6 @@ def main(words: list[str] | None = None) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(args.output) as half:
         figure.savefig(half, dpi=110, format="png")
-    plt.close(figure)
     print(f"{args.output}: {', '.join(args.metric)} of {len(args.runs)} configs")
 
 

@@ -30,7 +30,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.engine import read_config
-from dcn_plugin.engine.settings import check_device, check_weights
+from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
 
 
 def point(text: str) -> tuple[float, float]:
@@ -53,7 +53,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--input", required=True, help="an image, a folder, a video, or the name of a data set")
     add("--output", type=Path, required=True, help="folder")
     add("--points", type=point, nargs="+", default=[], metavar="x,y", help="pixels of the image")
-    add("--layers", nargs="+", metavar="NAME", help="deformable layers to follow; default: all")
+    add("--layers", metavar="NAME,NAME", help="deformable layers to follow; default: all")
     add("--score", type=float, default=0.5, help="of detections that are shown, at least")
     add("--limit", type=int, default=20, help="images of a folder, video or data set")
     add("--format", choices=("png", "html", "both"), default="both", help="what to write")
@@ -65,11 +65,12 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
     cfg = read_config(args)
     cfg.MODEL.WEIGHTS = args.weights
+    if not args.weights:
+        raise ValueError("--weights must name the weights of a trained network, got none")
     check_weights("--weights", args.weights)
     if args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
-    if cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError("MODEL.LOAD_PROPOSALS must be False: images here come without proposals")
+    refuse_proposals(cfg)
     check_device(cfg.MODEL.DEVICE)
     return cfg
 
@@ -85,14 +86,17 @@ def show(args: argparse.Namespace, cfg: CfgNode, viewer: Viewer, image: Input) -
             )
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
     seen = viewer.look(image.pixels)
-    seen.recording.choose(args.layers)  # to know if there are no such layers
+    layers = args.layers.split(",") if args.layers else None
+    seen.recording.choose(layers)  # to know if there are no such layers
+    if args.points and not seen.recording.layers:
+        raise ValueError("--points need deformable convolutions, this network has none")
     args.output.mkdir(parents=True, exist_ok=True)
     if args.format != "html":
         path = args.output / f"{image.name}.png"
-        save_picture(path, seen, metadata, args.points, args.layers)
+        save_picture(path, seen, metadata, args.points, layers)
     if args.format != "png":
         path = args.output / f"{image.name}.html"
-        save_interactive(path, image.name, seen, metadata, args.layers)
+        save_interactive(path, image.name, seen, metadata, layers)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -103,8 +107,11 @@ def main(words: list[str] | None = None) -> None:
     try:
         cfg = read_settings(args)
         images = read_inputs(args.input, args.limit)
-        first = next(images)  # before the network is built
+        first = next(images, None)  # before the network is built
+        if first is None:
+            raise ValueError(f"--input: there are no images in {args.input}")
         viewer = Viewer(cfg, args.score)
+        viewer.require_deformable()
         show(args, cfg, viewer, first)
         for image in tqdm(images, "looking", initial=1, unit="image"):
             show(args, cfg, viewer, image)

@@ -17,7 +17,8 @@ INTERPOLATION = 4  # products of a bilinear sample: one for each pixel around it
 ADAPTIVE = 2  # samples of a bin along an axis where their number follows the size of the RoI
 DEFORM_CONV, ROI_POOL = "dcn_plugin::deform_conv2d", "dcn_plugin::deform_roi_pool"
 
-# Elementwise or without arithmetic: fvcore would list them as not counted.
+# Elementwise or without arithmetic. Norms, which fvcore counts, are among them: some networks have
+# them folded into their convolutions.
 ELEMENTWISE = (
     *("abs", "add", "add_", "all", "amax", "argsort", "batch_norm", "bitwise_and", "clamp"),
     *("clamp_", "clamp_min", "constant_pad_nd", "div", "div_", "eq", "exp", "fill_", "floor"),
@@ -26,7 +27,8 @@ ELEMENTWISE = (
     *("reciprocal", "remainder", "repeat_interleave", "rsub", "sigmoid", "softmax", "sort"),
     *("sqrt", "sub", "sub_", "sum", "topk", "unflatten", "where", "zeros_like"),
 )
-FREE = (*(f"aten::{name}" for name in ELEMENTWISE), "torchvision::nms", "prim::CallFunction")
+NORMS = ("group_norm", "layer_norm", "instance_norm")
+FREE = (*(f"aten::{name}" for name in (*ELEMENTWISE, *NORMS)), "torchvision::nms")
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,15 @@ def effective_dilation(
         with record(model) as recording, torch.no_grad():
             model(image.inputs)
         for name, layer in recording.layers.items():
+            if layer.taps == 1:  # which has no neighbours
+                continue
             found = _sums_of(recording, layer, image, areas)
             sums[name] = sums[name] + found if name in sums else found
     return {name: _dilations(found) for name, found in sums.items()}
 
 
 def dilation_of_filters(layer: Sampled, image: int = 0) -> Tensor:
-    """Measures each filter of a layer.
+    """Measures each filter of a layer, which has more than one tap.
 
     Args:
         layer: what it sampled.
@@ -77,12 +79,7 @@ def dilation_of_filters(layer: Sampled, image: int = 0) -> Tensor:
 
     Returns:
         Tensor[H', W'] of effective dilations, means over the offset groups.
-
-    Raises:
-        ValueError: if its kernel has one tap, which has no neighbours.
     """
-    if layer.taps == 1:
-        raise ValueError(f"{layer.layer} must have more than one tap to have a dilation, got 1")
     grid = layer.positions(image).unflatten(3, layer.kernel_size)  # H', W', G, kh, kw, 2
     across = (grid[..., :, 1:, :] - grid[..., :, :-1, :]).norm(dim=-1).flatten(3)
     down = (grid[..., 1:, :, :] - grid[..., :-1, :, :]).norm(dim=-1).flatten(3)

@@ -52,7 +52,7 @@ class Parts:
         common = (high - low).clamp(min=0).prod(dim=1)
         areas = (candidates[:, 2:] - candidates[:, :2]).prod(dim=1)
         union = areas + (box[2:] - box[:2]).prod() - common
-        return int(rows[(common / union).argmax()])
+        return int(rows[(common / union.clamp(min=1e-6)).argmax()])
 
 
 def deformable_pools(model: nn.Module) -> dict[str, Pool]:
@@ -73,7 +73,7 @@ def record_parts(model: nn.Module) -> Iterator[dict[str, Parts]]:
     """
     found: dict[str, Parts] = {}
     handles = [
-        pool.register_forward_hook(_of_pool(found, name))
+        pool.register_forward_hook(_of_pool(found, name), with_kwargs=True)
         for name, pool in deformable_pools(model).items()
     ]
     try:
@@ -130,9 +130,10 @@ def _rounded(value: Tensor) -> Tensor:
 
 
 def _of_pool(found: dict[str, Parts], name: str) -> Any:
-    def hook(pool: Pool, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def hook(pool: Pool, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
         with torch.no_grad():
-            features, boxes = inputs[0].detach(), join_boxes(inputs[1]).detach()
+            given = dict(zip(("features", "boxes"), inputs, strict=False)) | keywords
+            features, boxes = given["features"].detach(), join_boxes(given["boxes"]).detach()
             offset = pool.offsets(features, boxes).float()
             found.pop(name, None)  # to be last again
             found[name] = parts_of(pool, name, boxes.float(), offset)

@@ -8,21 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from dcn_plugin.files import whole_file
 
 from .recording import Sampled
 from .sampling import Trace
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb
-from matplotlib.patches import Rectangle
 
 POINTS, CENTRE, RESTING = "#ff2222", "#22ff44", "#ffd700"  # as in the paper
 COLUMN = 3.0  # inches
@@ -51,7 +48,8 @@ def save_panels(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
     first = panels[0][0].image.shape
     height = COLUMN * min(max(first[0] / first[1], 0.4), 2.0) + 0.3
     size = (COLUMN * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for of_row, row in zip(axes, panels, strict=True):
         for axis in of_row:
             axis.set_axis_off()
@@ -59,7 +57,6 @@ def save_panels(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
             draw_panel(axis, panel)
     with whole_file(path) as half:
         figure.savefig(half, dpi=110, format="png")
-    plt.close(figure)
 
 
 def draw_panel(axis: Axes, panel: Panel) -> None:
@@ -138,6 +135,8 @@ def colours(dy: np.ndarray, dx: np.ndarray, longest: float) -> np.ndarray:
 def with_wheel(field: np.ndarray) -> np.ndarray:
     """Returns a field with the wheel of colours to its right."""
     side = max(int(field.shape[0] * WHEEL), 24)
+    missing = max(side - field.shape[0], 0)
+    field = np.pad(field, ((0, missing), (0, 0), (0, 0)), constant_values=255)
     ys, xs = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     wheel = colours(ys, xs, 1.0)
     wheel[np.hypot(ys, xs) > 1] = 255

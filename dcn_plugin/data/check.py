@@ -111,11 +111,12 @@ def _check(name: str, key: str) -> None:
     known = DatasetCatalog.list()
     if name not in known:
         raise ValueError(f"{key} must name data sets of Detectron2's catalogue, {got(name, known)}")
-    folder = MetadataCatalog.get(name).get("made_in")
-    if folder and not _can_write(Path(folder)):
+    metadata = MetadataCatalog.get(name)
+    folder = metadata.get("made_in")
+    if folder and not PathManager.exists(metadata.json_file) and not _can_write(Path(folder)):
         raise PermissionError(
             f"{key}: {name} is made in {folder} when it is first used, where nothing can be "
-            f"written: set DETECTRON2_DATASETS, now {ROOT!r}, to another folder"
+            "written; the built-in data sets lie in DETECTRON2_DATASETS"
         )
     missing = missing_paths(name)
     if missing:

@@ -120,9 +120,9 @@ def build_train_loader(
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(record["width"] > record["height"]) for record in records]
+    make_stream = stream_maker(cfg, records)
     if mapper is None:
         records = [what_is_learnt(record, cfg) for record in records]
-    make_stream = stream_maker(cfg, records)
 
     def make_batches(seed: int, start: int) -> TrainingBatches:
         return TrainingBatches(

@@ -4,6 +4,7 @@
 
 from .checkpoint import Checkpointer
 from .image_seeds import ImageSeeds
+from .network import lay_out, load_network
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer
 from .processes import choose_processes, count_processes, stop_with
@@ -21,6 +22,8 @@ __all__ = [
     "choose_processes",
     "count_processes",
     "describe_run",
+    "lay_out",
+    "load_network",
     "read_config",
     "stop_with",
     "write_results",

@@ -42,7 +42,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     check_optimizer(solver.OPTIMIZER)
     own = {
         "SGD": {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV},
-        "AdamW": {"fused": True},  # several times as fast for networks of many small tensors
+        # Several times as fast for networks of many small tensors. It takes scaled gradients, which
+        # clipping would see as they are.
+        "AdamW": {"fused": not (solver.AMP.ENABLED and solver.CLIP_GRADIENTS.ENABLED)},
     }
     return maybe_add_gradient_clipping(cfg, OPTIMIZERS[solver.OPTIMIZER])(
         split_groups(groups, offset_kinds(model), factors, solver.BASE_LR),
@@ -50,6 +52,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=solver.WEIGHT_DECAY,
         **own[solver.OPTIMIZER],
     )
+
+
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Lays what an optimizer remembers of its parameters out in memory as these are.
+
+    Args:
+        optimizer: that has loaded its state, perhaps of a training with another
+            MODEL.CHANNELS_LAST; fused ones go through memory side by side.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def check_optimizer(name: str) -> None:

@@ -118,6 +118,22 @@ def check_weights(key: str, weights: str) -> None:
         raise FileNotFoundError(f"{key} must be a file, or an address, got {weights!r}")
 
 
+def refuse_proposals(cfg: CfgNode) -> None:
+    """Checks that a network makes its proposals itself, for programs that have none.
+
+    Args:
+        cfg: of the network.
+
+    Raises:
+        ValueError: if it takes them from a file.
+    """
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            "MODEL.LOAD_PROPOSALS must be False, and MODEL.PROPOSAL_GENERATOR.NAME RPN: images "
+            "come without proposals here"
+        )
+
+
 def check_device(name: str) -> None:
     """Checks MODEL.DEVICE.
 

@@ -24,8 +24,9 @@ from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
 from .image_seeds import ImageSeeds
+from .network import lay_out
 from .offset_monitor import OffsetMonitor
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, lay_out_state
 from .run_folder import write_results
 
 SEED = "seed"  # of checkpoints
@@ -73,8 +74,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Builds Detectron2's network; MODEL.CHANNELS_LAST says how it lies in memory."""
-        model = super().build_model(cfg)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+        return lay_out(cfg, super().build_model(cfg))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -183,6 +183,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         if INNER_TRAINER in state_dict:
             self._trainer.load_state_dict(state_dict[INNER_TRAINER])
+            lay_out_state(self.optimizer)
         self.image_seeds.seed = state_dict.get(SEED, self.image_seeds.seed)
         self.scheduler.base_lrs = rates
         now = self.scheduler.get_lr()

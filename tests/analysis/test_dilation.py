@@ -110,6 +110,8 @@ def test_settings_that_cannot_be() -> None:
         effective_dilation(network(), [image()], areas=(4, 2))
     with pytest.raises(ValueError, match="a Sequential without deformable convolutions"):
         effective_dilation(nn.Sequential(nn.Conv2d(3, 4, 1)), [image()])
-    point = nn.Sequential(DeformConv2dPack(3, 4, 1))
-    with pytest.raises(ValueError, match="0 must have more than one tap to have a dilation"):
-        effective_dilation(point, [image()])
+
+
+def test_layers_of_one_tap_are_left_out() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), DeformConv2dPack(4, 4, 1), *network()[1:])
+    assert list(effective_dilation(model, [image()])) == ["2"]

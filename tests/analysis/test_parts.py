@@ -76,7 +76,7 @@ def test_a_box_finds_its_roi() -> None:
         [[0, 0, 0, 50, 50], [0, 100, 100, 200, 200], [1, 102, 100, 200, 200]], dtype=torch.float64
     )
     with record_parts(nn.Sequential(pool)) as found:
-        pool(ramps().repeat(2, 1, 1, 1), boxes)
+        pool(ramps().repeat(2, 1, 1, 1), boxes=boxes)
     parts = found["0"]
     assert parts.nearest(torch.tensor([104.0, 99.0, 190.0, 210.0])) == 1
     assert parts.nearest(torch.tensor([0.0, 0.0, 10.0, 10.0]), image=1) == 2

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import build_optimizer
+from dcn_plugin.engine.optimizer import lay_out_state
 from dcn_plugin.layers import DeformConv2dPack, DeformPSRoIPool, DeformRoIPool
 
 
@@ -84,6 +85,45 @@ def test_adamw_has_the_same_groups() -> None:
     build_optimizer(cfg, layer).step()
     # Adam's first step is as long as the learning rate, whatever the gradient.
     torch.testing.assert_close(layer.weight.detach(), before - 0.1)
+
+
+def test_clipping_sees_gradients_without_the_scale_of_mixed_precision() -> None:
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    for amp in (False, True):
+        for clipping in (False, True):
+            cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.ENABLED = amp, clipping
+            optimizer = build_optimizer(cfg, nn.Linear(2, 1))
+            # GradScaler leaves the gradients of an optimizer of this kind scaled.
+            assert getattr(optimizer, "_step_supports_amp_scaling", False) != (amp and clipping)
+
+
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
+def test_a_training_resumes_in_another_layout(before: torch.memory_format) -> None:
+    after = {torch.contiguous_format: torch.channels_last}.get(before, torch.contiguous_format)
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR = "AdamW", 0.1
+    layers = [nn.Conv2d(8, 4, 3).to(memory_format=before) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    optimizers = [build_optimizer(cfg, layer) for layer in layers]
+    image = torch.randn(2, 8, 5, 5)
+
+    def step(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        layer(image).square().sum().backward()
+        optimizer.step()
+
+    for layer, optimizer in zip(layers, optimizers, strict=True):
+        step(layer, optimizer)
+    layers[1] = layers[1].to(memory_format=after)
+    resumed = build_optimizer(cfg, layers[1])
+    resumed.load_state_dict(optimizers[1].state_dict())
+    lay_out_state(resumed)
+    step(layers[0], optimizers[0])
+    step(layers[1], resumed)
+    torch.testing.assert_close(layers[1].weight, layers[0].weight, atol=1e-5, rtol=1e-5)
 
 
 def test_an_unknown_optimizer_is_named() -> None:

@@ -26,13 +26,21 @@ SMALL = 480  # pixels of an image's longer side, below which text on it needs it
 
 def found_panel(seen: Seen, metadata: Metadata) -> Panel:
     """Returns the detections, or the segmentation."""
-    scale = max(1.0, SMALL / max(seen.original.shape[:2]))
-    drawing = Visualizer(seen.original, metadata, scale=scale)
+    drawing = Visualizer(seen.original, metadata, scale=scale_for_text(seen))
     if seen.instances is not None:
         shown = drawing.draw_instance_predictions(seen.instances)
-        return Panel(f"{len(seen.instances)} objects found", shown.get_image())
+        count = len(seen.instances)
+        return Panel(f"{count} object{'s' if count != 1 else ''} found", shown.get_image())
+    if metadata.get("stuff_classes") is None:  # of a data set that is not known here
+        count = int(seen.labels.max()) + 1
+        drawing.metadata = Metadata(stuff_classes=[str(kind) for kind in range(count)])
     shown = drawing.draw_sem_seg(seen.labels, area_threshold=0, alpha=0.6)
     return Panel("what pixels are", shown.get_image())
+
+
+def scale_for_text(seen: Seen) -> float:
+    """Returns by how much a small image must be enlarged for text on it."""
+    return max(1.0, SMALL / max(seen.original.shape[:2]))
 
 
 def class_name(metadata: Metadata, kind: int, stuff: bool = False) -> str:
@@ -142,6 +150,6 @@ def save_interactive(
             )
         )
     size = seen.image.shape[:2]
-    # The page goes by the size of what it shows: of a segmentation that is enlarged for its text.
-    shown = seen.original if seen.labels is None else found_panel(seen, metadata).image
+    # Of a segmentation, which has no objects to choose, the page shows the enlarged drawing.
+    shown = seen.original if seen.instances is not None else found_panel(seen, metadata).image
     save_page(path, title, shown, seen.recording, size, objects, layers=layers)

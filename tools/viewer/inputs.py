@@ -43,6 +43,13 @@ def read_inputs(source: str, limit: int) -> Iterator[Input]:
         OSError: if there is no such file, or it cannot be read.
         ValueError: if the source is none of these.
     """
+    taken: dict[str, int] = {}
+    for image in _read_any(source, limit):
+        again = taken[image.name] = taken.get(image.name, 0) + 1
+        yield image if again == 1 else Input(f"{image.name}_{again}", image.pixels)
+
+
+def _read_any(source: str, limit: int) -> Iterator[Input]:
     path = Path(source)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
@@ -72,7 +79,9 @@ def _read(path: Path) -> Input:
 def _frames(path: Path, limit: int) -> Iterator[Input]:
     video = cv2.VideoCapture(str(path))
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    wanted = set(np.linspace(0, max(count - 1, 0), limit).round().astype(int).tolist())
+    if count < 1:  # not in every kind of file
+        count = limit
+    wanted = set(np.linspace(0, count - 1, limit).round().astype(int).tolist())
     number, found = 0, False
     while max(wanted) >= number:
         there, pixels = video.read()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from dcn_plugin.analysis import (
@@ -24,7 +23,7 @@ from dcn_plugin.analysis import (
     record,
     record_parts,
 )
-from dcn_plugin.engine import Checkpointer
+from dcn_plugin.engine import load_network
 
 MODES = {"RGB": (2, 1, 0), "BGR": (0, 1, 2)}
 
@@ -62,21 +61,24 @@ class Viewer:
         Args:
             cfg: with MODEL.WEIGHTS.
             score: of detections that are kept.
-
-        Raises:
-            ValueError: if the network has nothing deformable.
         """
         self.cfg = cfg
         self.score = score
-        self.model: nn.Module = build_model(cfg).eval()
+        self.model: nn.Module = load_network(cfg)
+        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    def require_deformable(self) -> None:
+        """Checks that the network has something to show.
+
+        Raises:
+            ValueError: if nothing in it is deformable.
+        """
         if not deformable_layers(self.model) and not deformable_pools(self.model):
             raise ValueError(
                 f"this {type(self.model).__name__} has neither deformable convolutions nor "
                 "deformable RoI pooling, and so nothing to show: MODEL.RESNETS.DEFORM_LAST and "
                 "MODEL.ROI_BOX_HEAD.DEFORM make some"
             )
-        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
     def look(self, pixels: np.ndarray) -> Seen:
@@ -84,6 +86,9 @@ class Viewer:
 
         Args:
             pixels: (height, width, 3) bytes, blue, green, red.
+
+        Raises:
+            ValueError: if the network finds neither objects nor labels of pixels.
         """
         height, width = pixels.shape[:2]
         resized = self.resize.get_transform(pixels).apply_image(pixels)
@@ -96,6 +101,11 @@ class Viewer:
         ):
             (output,) = self.model([inputs])
         instances, labels = output.get("instances"), output.get("sem_seg")
+        if instances is None and labels is None:
+            raise ValueError(
+                "the network must find objects or label pixels, this "
+                f"{type(self.model).__name__} gives {', '.join(output)}"
+            )
         if instances is not None:
             instances = instances.to("cpu")
             instances = instances[instances.scores >= self.score]

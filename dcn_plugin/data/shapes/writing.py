@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from iopath.common.file_io import file_lock
+from portalocker import LockException
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -41,9 +42,15 @@ def ensure_split(place: Path, name: str, settings: Settings, split: str) -> None
     """
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(place)):
-            if not place.is_dir():  # nobody else has made it meanwhile
-                _write(place, name, settings, split)
+        try:
+            with file_lock(str(place)):
+                if not place.is_dir():  # nobody else has made it meanwhile
+                    _write(place, name, settings, split)
+        except LockException as error:
+            raise OSError(
+                f"{place} cannot be locked, so that one process alone makes it: is its disk one "
+                "without locks? Set DETECTRON2_DATASETS to a folder of another"
+            ) from error
 
 
 class DrawnFiles(Dataset[dict[str, Any]]):

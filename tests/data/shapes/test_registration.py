@@ -121,6 +121,17 @@ def test_a_folder_that_cannot_be_written_is_named(few: str, tmp_path: Path) -> N
         check_datasets(config(few, "RFCN"), True)
 
 
+def test_a_set_that_is_made_needs_no_writing(few: str, monkeypatch) -> None:
+    cfg = config(few, "RFCN")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        DatasetCatalog.get(name)
+    monkeypatch.setattr("dcn_plugin.data.check._can_write", lambda folder: False)
+    check_datasets(cfg, True)
+    Path(MetadataCatalog.get(f"{few}_val").json_file).unlink()
+    with pytest.raises(PermissionError, match="shapes_few_val is made in"):
+        check_datasets(cfg, True)
+
+
 def test_without_opencv_everything_else_works() -> None:
     program = """
 import sys

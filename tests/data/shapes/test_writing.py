@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from portalocker import LockException
 
 pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
 
@@ -107,6 +108,15 @@ def test_what_a_kill_left_is_thrown_away(tmp_path: Path) -> None:
     (half / "images/junk.jpg").write_text("half an image")
     found = contents(made(tmp_path, TINY, "val"))
     assert "images/junk.jpg" not in found and not half.exists()
+
+
+def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch) -> None:
+    def refused(path: str) -> None:
+        raise LockException("no locks available")
+
+    monkeypatch.setattr(writing, "file_lock", refused)
+    with pytest.raises(OSError, match=r"own-.*/val cannot be locked"):
+        made(tmp_path, TINY, "val")
 
 
 def test_several_processes_make_it_once(tmp_path: Path) -> None:
