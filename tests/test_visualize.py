@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -78,6 +80,53 @@ def test_every_network_is_shown(name: str, weights, image: Path, tmp_path: Path)
     page = (output / "picture.html").read_text()
     assert ('"parts": {' in page) == ("droi" in name)
     assert ('"layers": []' in page) == ("dconv3" not in name)
+
+
+OTHERS = {
+    "a pyramid": {
+        "MODEL.BACKBONE.NAME": "build_deform_resnet_fpn_backbone",
+        "MODEL.RESNETS.RES5_DILATION": 1,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.RESNETS.DEFORM_LAST": [0, 1, 1, 3],
+        "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+        "MODEL.RPN.CONV_DIMS": [-1],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+        "MODEL.ROI_BOX_HEAD.DEFORM": True,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [96]],
+    },
+    "branches in its blocks": {
+        "MODEL.BACKBONE.NAME": "build_aligned_inception_resnet_backbone",
+        "MODEL.RESNETS.DEFORM_LAST": [0, 0, 0, 3],
+    },
+    "Detectron2's own deformable blocks": {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.RESNETS.OUT_FEATURES": ["res4", "res5"],
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_networks_of_other_shapes_are_shown(kind: str, image: Path, tmp_path: Path) -> None:
+    words = [str(word) for pair in OTHERS[kind].items() for word in pair]
+    path = config("faster_rcnn_slim_plain")
+    torch.manual_seed(1)
+    model = build_model(read_config(Namespace(config_file=path, opts=words)))
+    for key, parameter in model.named_parameters():
+        if "offset" in key:
+            torch.nn.init.normal_(parameter, std=0.05)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    name, weights = "faster_rcnn_slim_plain", str(tmp_path / "model.pth")
+    given = ["--input", image, "--output", tmp_path / "looks", "--score", "0.0", *words]
+    run(name, weights, *given, "INPUT.MIN_SIZE_TEST", 75)  # maps whose sides are rounded up
+    assert (tmp_path / "looks/picture.png").is_file()
+    page = (tmp_path / "looks/picture.html").read_text()
+    levels = json.loads(re.search(r'"levels": (\[\[.*?\]\]), ', page)[1])
+    sizes = {"a pyramid": [1] * 5, "branches in its blocks": [2] * 3}
+    assert [len(level) for level in levels] == sizes.get(kind, [1] * 9)
 
 
 def test_points_and_layers_can_be_chosen(weights, image: Path, tmp_path: Path, capsys) -> None:

@@ -93,7 +93,8 @@ def draw_trace(axis: Axes, trace: Trace) -> None:
     size = 5 if len(points) > 100 else 20
     # Points may share a place: those that weigh more, and those below others, show through.
     alpha = np.clip(0.75 * weights / max(weights.max(initial=0), 1e-6), 0, 1)
-    axis.scatter(points[:, 1], points[:, 0], s=size, c=POINTS, alpha=alpha, linewidths=0)
+    if len(points):  # else all taps lie off the map
+        axis.scatter(points[:, 1], points[:, 0], s=size, c=POINTS, alpha=alpha, linewidths=0)
     row, column = trace.centre
     axis.plot(column, row, "o", color=CENTRE, markersize=6, markeredgecolor="black")
 
