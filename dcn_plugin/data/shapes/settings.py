@@ -68,14 +68,14 @@ class Settings:
 MILD = {
     "size": (0.45, 0.9),
     "objects": (1, 2),
-    "bend": 25,
-    "articulation": 8,
+    "bend": 15,
+    "articulation": 5,
     "rotation": 180,
-    "aspect": 1.4,
+    "aspect": 1.3,
     "shear": 0.1,
     "perspective": 0.1,
     "distractors": (0, 3),
-    "clutter": 0.5,
+    "clutter": 0.4,
     "overlap": 0.1,
     "truncation": 0.05,
 }
