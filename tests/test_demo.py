@@ -43,7 +43,7 @@ def test_trains_tests_and_draws(folder: Path, monkeypatch, capsys) -> None:
 
 def test_again_begins_anew_and_says_where_nothing_was_found(folder: Path, capsys) -> None:
     (folder / "metrics.json").write_text('{"iteration": 900}\n')
-    plain = "configs/Shapes/ca_rpn_slim_plain.yaml"
+    plain = "configs/Shapes/ca_rpn_slim_plain_demo.yaml"
     demo.main(["--config-file", plain, "--output", str(folder), *WORDS])
     said = capsys.readouterr().out
     assert "no pictures: nothing was found with a score above 0.5" in said

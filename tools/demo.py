@@ -4,7 +4,8 @@
 """Trains a small deformable detector on Shapes, from nothing, and shows what it learnt.
 
     python tools/demo.py
-    python tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain.yaml --output output/plain
+    python tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain_demo.yaml \
+        --output output/plain
 
 OUTPUT gets what train_net.py leaves, detections.png and, of a deformable network, sampling.png.
 Keys of the config can be set at the end of the line.
@@ -150,8 +151,12 @@ def report(args: argparse.Namespace, times: dict[str, float], pictures: list[str
     print()
     for line in [*pictures, f"{args.output / RESULTS}, log.txt: everything else"]:
         print(line)
-    print("Next: tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain.yaml --output")
-    print("output/plain trains the plain network; docs/evidence.md compares them on harder images.")
+    print("What to try next, with .venv/bin/python in front:")
+    print("  tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain_demo.yaml \\")
+    print("    --output output/plain     # the same network without deformable convolutions")
+    print(f"  tools/visualize.py --config-file {args.config_file} \\")
+    print(f"    --weights {args.output / WEIGHTS} --input shapes_demo_test --output output/looks")
+    print("    # pages on which you click to see where it looks")
 
 
 def main(words: list[str] | None = None) -> None:
