@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib.image
@@ -72,3 +73,12 @@ def test_a_failed_training_says_where_to_look(tmp_path: Path) -> None:
     words = [*WORDS, "SOLVER.BASE_LR", "1e30"]
     with pytest.raises(SystemExit, match=r"demo: the training failed, .*stdout.txt has all of it"):
         demo.main(["--output", str(tmp_path), *words])
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_its_figures(tmp_path: Path) -> None:
+    demo.main(["--output", str(tmp_path / "demo")])
+    figures = json.loads((tmp_path / "demo/results.json").read_text())["bbox"]
+    assert figures["AP50"] >= 75 and figures["AP70"] >= 60
+    assert (tmp_path / "demo/detections.png").is_file()
+    assert (tmp_path / "demo/sampling.png").is_file()
