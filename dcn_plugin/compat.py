@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ def set_local_group(machines: int, per_machine: int) -> None:
         group = dist.new_group(list(ranks))  # by every process, also those outside the group
         if comm.get_rank() in ranks:
             comm._LOCAL_PROCESS_GROUP = group
+
+
+def ignore_known_warnings() -> None:
+    """Keeps out of what programs print that version 0.6 calls torch.meshgrid the old way."""
+    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
 
 
 _create_ddp_model = detectron2.engine.defaults.create_ddp_model

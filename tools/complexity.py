@@ -33,6 +33,7 @@ from detectron2.data import DatasetMapper
 from detectron2.export import TracingAdapter
 
 from dcn_plugin.analysis.cost import Cost, count_cost
+from dcn_plugin.compat import ignore_known_warnings
 from dcn_plugin.engine import lay_out, load_network, read_config
 from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
 
@@ -158,7 +159,7 @@ def table(rows: list[Row]) -> str:
 def main(words: list[str] | None = None) -> None:
     """Prints the table, and what was not counted."""
     args = parse_arguments(words)
-    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)  # of Detectron2 0.6
+    ignore_known_warnings()
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     try:
         cfgs = configs_of(args)

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, watch
+from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, last_metrics, watch
 from tqdm import tqdm
 from viewer.drawing import found_panel, points_of_interest, scale_for_text
 from viewer.network import Seen, Viewer
@@ -77,10 +77,9 @@ def train(args: argparse.Namespace, iterations: int) -> None:
         tqdm(total=iterations, unit="iteration") as bar,
     ):
 
-        def tell(said: str) -> None:
-            done = [int(word) for word in said.replace(",", " ").split() if word.isdigit()]
-            if said.startswith("iteration"):
-                bar.update(done[0] + 1 - bar.n)
+        def tell(_: str) -> None:
+            done = (last_metrics(args.output) or {}).get("iteration", -1) + 1
+            bar.update(min(done, iterations) - bar.n)
 
         error = watch(command, args.output, output, tell)
         if error is None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,8 +98,9 @@ PAPER = {
 
 def functions_of(net: Net, device: str, direction: str) -> dict[Rival, Callable[[], object]]:
     """Builds the plain and the deformable network; returns a step of each."""
-    # Detectron2 0.6 calls it the old way; the warning would stand amid the table.
-    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+    from dcn_plugin.compat import ignore_known_warnings
+
+    ignore_known_warnings()
     make = {INFERENCE: inference, TRAINING: training_step}[direction]
     overrides = {PLAIN: net.plain, OURS: net.deformable}
     return {

@@ -146,17 +146,24 @@ def plan_runs(plan: Plan, cells: Sequence[Cell]) -> list[Run]:
     return [Run(plan, cell, seed) for seed in range(1, plan.seeds + 1) for cell in ordered]
 
 
-def progress(folder: Path) -> str:
-    """Says how far a training is, by the metrics that it writes."""
+def last_metrics(folder: Path) -> dict[str, Any] | None:
+    """Returns the last metrics that a training wrote; None before, empty where they are cut."""
     path = folder / METRICS
     if not path.is_file():
-        return "starts"
+        return None
     # Up to the last line that is whole.
     lines = path.read_text().rpartition("\n")[0].splitlines()
     try:
-        last = json.loads(lines[-1] if lines else "{}")
+        return json.loads(lines[-1]) if lines else {"iteration": 0}
     except json.JSONDecodeError:  # after a line that a kill had cut
-        return "goes on"
+        return {}
+
+
+def progress(folder: Path) -> str:
+    """Says how far a training is, by the metrics that it writes."""
+    last = last_metrics(folder)
+    if not last:
+        return "starts" if last is None else "goes on"
     said = f"iteration {last.get('iteration', 0)}"
     if "eta_seconds" in last:
         minutes = round(last["eta_seconds"] / 60)

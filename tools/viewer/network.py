@@ -23,6 +23,7 @@ from dcn_plugin.analysis import (
     record,
     record_parts,
 )
+from dcn_plugin.compat import ignore_known_warnings
 from dcn_plugin.engine import load_network
 
 MODES = {"RGB": (2, 1, 0), "BGR": (0, 1, 2)}
@@ -62,6 +63,7 @@ class Viewer:
             cfg: with MODEL.WEIGHTS.
             score: of detections that are kept.
         """
+        ignore_known_warnings()
         self.cfg = cfg
         self.score = score
         self.model: nn.Module = load_network(cfg)
