@@ -51,10 +51,8 @@ class Settings:
             ),
             ("aspect must be at least 1", self.aspect >= 1),
             ("perspective must be from 0 to below 1", 0 <= self.perspective < 1),
-            (
-                "overlap and truncation must be from 0 to below 1",
-                0 <= self.overlap < 1 and 0 <= self.truncation < 1,
-            ),
+            ("overlap must be from 0 to below 1", 0 <= self.overlap < 1),
+            ("truncation must be from 0 to below 1", 0 <= self.truncation < 1),
         ):
             if not fits:
                 raise ValueError(f"{said}, got {getattr(self, said.split()[0])}")

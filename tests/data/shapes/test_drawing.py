@@ -100,7 +100,8 @@ def test_others_hide_no_more_of_an_object_than_its_set_says(monkeypatch) -> None
     [
         ({"size": (0.5, 0.2)}, r"size must be two ascending numbers above 0, got \(0.5, 0.2\)"),
         ({"objects": (1, 300)}, r"objects must be two ascending numbers from 0 to 255, got"),
-        ({"overlap": 1.0}, r"overlap and truncation must be from 0 to below 1, got 1.0"),
+        ({"overlap": 1.0}, r"overlap must be from 0 to below 1, got 1.0"),
+        ({"truncation": -0.5}, r"truncation must be from 0 to below 1, got -0.5"),
         ({"aspect": 0.5}, r"aspect must be at least 1, got 0.5"),
     ],
 )
