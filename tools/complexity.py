@@ -19,7 +19,9 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,11 +105,11 @@ def write_image(folder: Path, size: tuple[int, int]) -> Path:
     return path
 
 
-def steps_of(cfg: CfgNode, model: nn.Module, path: Path) -> dict[str, Callable[[], object]]:
-    """Returns what is timed: the network alone, and from the file on."""
-    mapper = DatasetMapper(cfg, is_train=False)
-    record = {"file_name": str(path)}
-    ready = [mapper(record)]
+def steps_of(
+    model: nn.Module, read: Callable[[], dict[str, Any]]
+) -> dict[str, Callable[[], object]]:
+    """Returns what is timed: the network alone, and with the reading of the image."""
+    ready = [read()]
 
     @torch.no_grad()
     def forward() -> object:
@@ -115,7 +117,7 @@ def steps_of(cfg: CfgNode, model: nn.Module, path: Path) -> dict[str, Callable[[
 
     @torch.no_grad()
     def total() -> object:
-        return model([mapper(record)])
+        return model([read()])
 
     return {"forward": forward, "total": total}
 
@@ -129,11 +131,12 @@ def measure_networks(args: argparse.Namespace, cfgs: dict[str, CfgNode]) -> list
         for name, cfg in cfgs.items():
             model = network(cfg)
             device = torch.device(cfg.MODEL.DEVICE).type
-            image = [{"image": DatasetMapper(cfg, False)({"file_name": str(path)})["image"]}]
+            read = partial(DatasetMapper(cfg, is_train=False), {"file_name": str(path)})
+            image = [{"image": read()["image"]}]
             with torch.no_grad():
                 adapter = TracingAdapter(model, image, allow_non_tensor=True)
                 costs[name] = count_cost(adapter, adapter.flattened_inputs)
-            for kind, step in steps_of(cfg, model, path).items():
+            for kind, step in steps_of(model, read).items():
                 functions[name, kind] = step
         times = measure(functions, device, args.seconds / 2, graphs=False)
     return [Row(name, costs[name], times[name, "forward"], times[name, "total"]) for name in cfgs]

@@ -24,7 +24,7 @@ from typing import Any
 
 from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, last_metrics, watch
 from tqdm import tqdm
-from viewer.drawing import found_panel, points_of_interest, scale_for_text
+from viewer.drawing import found_panel, points_of_interest, sampling_panel, scale_for_text
 from viewer.network import Seen, Viewer
 
 from detectron2.config import CfgNode
@@ -33,7 +33,6 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 
-from dcn_plugin.analysis import cell_at, trace
 from dcn_plugin.analysis.pictures import Panel, save_panels
 from dcn_plugin.data.check import learns_boxes
 from dcn_plugin.engine import check_config, read_config
@@ -103,12 +102,7 @@ def truth_panel(record: dict[str, Any], seen: Seen, metadata: Metadata) -> Panel
 def sampling_panels(seen: Seen, metadata: Metadata) -> list[Panel]:
     """Draws where a cell in the surest object samples, and one of the background."""
     first, *_, last = points_of_interest(seen, metadata)
-    return [
-        Panel(
-            title, seen.image, trace(seen.recording, cell_at(seen.recording, seen.as_seen(*point)))
-        )
-        for title, point in (first, last)
-    ]
+    return [sampling_panel(seen, title, point) for title, point in (first, last)]
 
 
 def picture(cfg: CfgNode, output: Path) -> list[str]:

@@ -26,10 +26,9 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation
 from dcn_plugin.analysis.dilation import AREAS, KINDS
-from dcn_plugin.analysis.recording import require_deformable
 from dcn_plugin.data import check_datasets
-from dcn_plugin.engine import load_network, read_config
-from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
+from dcn_plugin.engine import load_network
+from dcn_plugin.engine.settings import read_trained_config
 
 NO_BOXES = torch.zeros(0, 4)
 
@@ -58,17 +57,11 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
-    cfg = read_config(args)
-    cfg.MODEL.WEIGHTS = args.weights
-    cfg.DATASETS.TEST = (args.dataset,)
     if args.limit < 0:
         raise ValueError(f"--limit must be 0 or more, got {args.limit}")
-    if not args.weights:
-        raise ValueError("--weights must name the weights of a trained network, got none")
-    refuse_proposals(cfg)
+    cfg = read_trained_config(args)
+    cfg.DATASETS.TEST = (args.dataset,)
     check_datasets(cfg, training=False)
-    check_weights("--weights", args.weights)
-    check_device(cfg.MODEL.DEVICE)
     return cfg
 
 
@@ -108,7 +101,6 @@ def main(words: list[str] | None = None) -> None:
     try:
         cfg = read_settings(args)
         model = load_network(cfg)
-        require_deformable(model)
         areas = [side**2 for side in args.areas]
         found = effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)
     except (OSError, ValueError) as error:

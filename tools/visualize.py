@@ -29,8 +29,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from dcn_plugin.engine import read_config
-from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
+from dcn_plugin.engine.settings import read_trained_config
 
 
 def point(text: str) -> tuple[float, float]:
@@ -63,16 +62,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
-    cfg = read_config(args)
-    cfg.MODEL.WEIGHTS = args.weights
-    if not args.weights:
-        raise ValueError("--weights must name the weights of a trained network, got none")
-    check_weights("--weights", args.weights)
     if args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
-    refuse_proposals(cfg)
-    check_device(cfg.MODEL.DEVICE)
-    return cfg
+    return read_trained_config(args)
 
 
 def show(args: argparse.Namespace, cfg: CfgNode, viewer: Viewer, image: Input) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.layers import OffsetConv2d
+from dcn_plugin.layers.offset_branch import resting_taps
 from dcn_plugin.messages import got
 
 from .flow import Flow, Layers
@@ -62,7 +63,9 @@ class Sampled:
             Tensor[H', W', G, K, 2], rows and columns in cells of the input.
         """
         moved = self.offset[image].unflatten(0, (-1, self.taps, 2)).permute(3, 4, 0, 1, 2)
-        rows, columns = (self._resting(axis) for axis in (0, 1))  # (H', kh), (W', kw)
+        rows, columns = (  # (H', kh), (W', kw)
+            resting_taps(self, axis, self.out_size[axis], self.offset) for axis in (0, 1)
+        )
         (height, tall), (width, wide) = rows.shape, columns.shape
         grid = torch.stack(
             [
@@ -79,12 +82,6 @@ class Sampled:
             channels = self.offset.shape[1] // 2
             return self.offset.new_ones(*self.out_size, channels // self.taps, self.taps)
         return self.mask[image].unflatten(0, (-1, self.taps)).permute(2, 3, 0, 1)
-
-    def _resting(self, axis: int) -> Tensor:
-        device = self.offset.device
-        taps = torch.arange(self.kernel_size[axis], device=device) * self.dilation[axis]
-        out = torch.arange(self.out_size[axis], device=device) * self.stride[axis]
-        return (out[:, None] + taps - self.padding[axis]).to(self.offset.dtype)
 
 
 @dataclass

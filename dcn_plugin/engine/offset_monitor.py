@@ -14,6 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import get_event_storage
 
 from dcn_plugin.layers import OffsetConv2d
+from dcn_plugin.layers.offset_branch import resting_taps
 
 MEAN, HIGHEST, OUTSIDE = "mean", "max", "outside"
 COMPILED = "<compiled>"
@@ -136,8 +137,8 @@ def measure(branch: OffsetConv2d, input: Tensor, offset: Tensor) -> Tensor:
     height, width = input.shape[-2:]
     kernel_h, kernel_w = branch.kernel_size
     moved = offset.unflatten(1, (-1, kernel_h, kernel_w, 2))  # N, G, kh, kw, 2, H', W'
-    ys = _grid(branch, 0, offset)[:, None, :, None]
-    xs = _grid(branch, 1, offset)[None, :, None, :]
+    rows, columns = (resting_taps(branch, i, offset.shape[2 + i], offset).T for i in (0, 1))
+    ys, xs = rows[:, None, :, None], columns[None, :, None, :]
 
     def share_outside(y: Tensor, x: Tensor) -> Tensor:
         outside = (y <= -1) | (y >= height) | (x <= -1) | (x >= width)
@@ -152,10 +153,3 @@ def measure(branch: OffsetConv2d, input: Tensor, offset: Tensor) -> Tensor:
             offset.new_tensor(min(height, width)),
         ]
     )
-
-
-def _grid(branch: OffsetConv2d, axis: int, offset: Tensor) -> Tensor:
-    """Returns Tensor[kernel, output], where taps lie along an axis before they are moved."""
-    taps = torch.arange(branch.kernel_size[axis], device=offset.device) * branch.dilation[axis]
-    out = torch.arange(offset.shape[2 + axis], device=offset.device) * branch.stride[axis]
-    return (taps[:, None] + out[None, :] - branch.padding[axis]).to(offset.dtype)

@@ -80,6 +80,29 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def read_trained_config(args: argparse.Namespace) -> CfgNode:
+    """Reads the config of a trained network, for programs that run it on images of their own.
+
+    Args:
+        args: as of `read_config`, and `weights` of the network.
+
+    Returns:
+        the config, whose MODEL.WEIGHTS are there.
+
+    Raises:
+        OSError: if a file is not there.
+        ValueError: if a key or value can not be, or the network needs proposals.
+    """
+    cfg = read_config(args)
+    if not args.weights:
+        raise ValueError("--weights must name the weights of a trained network, got none")
+    check_weights("--weights", args.weights)
+    cfg.MODEL.WEIGHTS = args.weights
+    refuse_proposals(cfg)
+    check_device(cfg.MODEL.DEVICE)
+    return cfg
+
+
 def check_config(cfg: CfgNode, training: bool, processes: int = 1, resume: bool = False) -> None:
     """Stops before hours are lost: looks for data, weights, proposals and the device.
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.fx
@@ -50,6 +51,23 @@ def convolve_exactly(
     """
     with without_autocast(input):
         return F.conv2d(input.to(weight.dtype), weight, bias, stride, padding, dilation)
+
+
+def resting_taps(conv: Any, axis: int, cells: int, like: Tensor) -> Tensor:
+    """Returns where the taps of a convolution lie along an axis before they are moved.
+
+    Args:
+        conv: whose kernel_size, stride, padding and dilation are pairs.
+        axis: 0 for rows, 1 for columns.
+        cells: of the output along it.
+        like: a tensor of the device and dtype to use.
+
+    Returns:
+        Tensor[cells, taps along the axis], in cells of the input.
+    """
+    taps = torch.arange(conv.kernel_size[axis], device=like.device) * conv.dilation[axis]
+    out = torch.arange(cells, device=like.device) * conv.stride[axis]
+    return (out[:, None] + taps - conv.padding[axis]).to(like.dtype)
 
 
 class OffsetBranch:

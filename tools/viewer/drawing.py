@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from detectron2.data.catalog import Metadata
@@ -71,15 +70,18 @@ def points_of_interest(seen: Seen, metadata: Metadata) -> list[tuple[str, Point]
     ]
 
 
+def sampling_panel(seen: Seen, title: str, point: Point, layers: list[str] | None = None) -> Panel:
+    """Returns where the cell at a point of the original samples; layers as in `trace`."""
+    cell = cell_at(seen.recording, seen.as_seen(*point), layers)
+    return Panel(title, seen.image, trace(seen.recording, cell, layers=layers))
+
+
 def parts_of_object(seen: Seen, index: int) -> tuple[Tensor, Tensor] | None:
     """Returns the bins of an object found, resting and moved, in pixels of the image as seen."""
     if not seen.parts or seen.instances is None:
         return None
     parts: Parts = next(iter(seen.parts.values()))
-    vertical, horizontal = seen.scale
-    scale = torch.tensor([horizontal, vertical, horizontal, vertical])
-    box = seen.instances.pred_boxes.tensor[index] * scale
-    roi = parts.nearest(box)
+    roi = parts.nearest(seen.instances.pred_boxes.tensor[index] * seen.box_scale)
     kind = int(seen.instances.pred_classes[index]) if parts.bins.shape[1] > 1 else 0
     return parts.resting[roi].flatten(0, 1).cpu(), parts.bins[roi, kind].flatten(0, 1).cpu()
 
@@ -104,9 +106,7 @@ def save_picture(
     if seen.recording.layers:
         named = [(f"from {x:g}, {y:g}", (x, y)) for x, y in points]
         for title, point in named or points_of_interest(seen, metadata):
-            cell = cell_at(seen.recording, seen.as_seen(*point), layers)
-            found = trace(seen.recording, cell, layers=layers)
-            first.append(Panel(title, seen.image, found))
+            first.append(sampling_panel(seen, title, point, layers))
     if seen.parts and seen.instances is not None and len(seen.instances):
         kind = class_name(metadata, int(seen.instances.pred_classes[0]))
         resting, bins = parts_of_object(seen, 0)
@@ -134,13 +134,11 @@ def save_interactive(
         layers: likewise.
     """
     objects = []
-    vertical, horizontal = seen.scale
-    scale = torch.tensor([horizontal, vertical, horizontal, vertical])
     for index in range(len(seen.instances) if seen.instances is not None else 0):
         instance = seen.instances[index]
         kind = class_name(metadata, int(instance.pred_classes[0]))
         parts = parts_of_object(seen, index)
-        resting, bins = (None, None) if parts is None else (part / scale for part in parts)
+        resting, bins = (None, None) if parts is None else (part / seen.box_scale for part in parts)
         objects.append(
             Shown(
                 f"{kind} {100 * float(instance.scores[0]):.0f} %",

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,12 @@ class Seen:
             self.image.shape[1] / self.original.shape[1],
         )
 
+    @property
+    def box_scale(self) -> Tensor:
+        """Returns Tensor[4], what turns a box of the original into one of the image as seen."""
+        vertical, horizontal = self.scale
+        return torch.tensor([horizontal, vertical, horizontal, vertical])
+
     def as_seen(self, x: float, y: float) -> tuple[float, float]:
         """Turns a point of the original into one of the image as seen."""
         return x * self.scale[1], y * self.scale[0]
@@ -67,6 +73,7 @@ class Viewer:
         self.cfg = cfg
         self.score = score
         self.model: nn.Module = load_network(cfg)
+        self.has_layers = bool(deformable_layers(self.model))
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     def require_deformable(self) -> None:
@@ -75,7 +82,7 @@ class Viewer:
         Raises:
             ValueError: if nothing in it is deformable.
         """
-        if not deformable_layers(self.model) and not deformable_pools(self.model):
+        if not self.has_layers and not deformable_pools(self.model):
             raise ValueError(
                 f"this {type(self.model).__name__} has neither deformable convolutions nor "
                 "deformable RoI pooling, and so nothing to show: MODEL.RESNETS.DEFORM_LAST and "
@@ -96,9 +103,9 @@ class Viewer:
         resized = self.resize.get_transform(pixels).apply_image(pixels)
         image = np.ascontiguousarray(resized[..., MODES[self.cfg.INPUT.FORMAT]].transpose(2, 0, 1))
         inputs = {"image": torch.from_numpy(image), "height": height, "width": width}
-        has_layers = bool(deformable_layers(self.model))
+        recorder = record(self.model) if self.has_layers else nullcontext(Recording())
         with (
-            record(self.model) if has_layers else contextlib.nullcontext(Recording()) as recording,
+            recorder as recording,
             record_parts(self.model) as parts,
         ):
             (output,) = self.model([inputs])

@@ -40,6 +40,10 @@ class Patch:
         """Returns how many pixels it covers, also outside of the image."""
         return int((self.mask > 127).sum())
 
+    def pixels_inside(self, side: int) -> int:
+        """Returns how many pixels of an image it covers."""
+        return int((self.inside(side)[1] > 127).sum())
+
     def inside(self, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
         """Returns the rows and columns of an image that it lies on, and its mask there."""
         height, width = self.mask.shape
@@ -70,8 +74,8 @@ def draw(settings: Settings, rng: np.random.Generator) -> Drawn:
         if patch is not None:
             paint(image, patch, rng)
             classes.append(kind)
-            seen = int((patch.inside(side)[1] > 127).sum())
-            least.append(max(seen - settings.overlap * patch.pixels(), 1))
+            seen, whole = patch.pixels_inside(side), patch.pixels()
+            least.append(max(seen - settings.overlap * whole, 1))
             take(owners, patch, len(classes))
     if rng.random() < 0.3:  # something thin in front of everything
         stroke = cover(distractor(side, rng, thin=True))
@@ -107,8 +111,9 @@ def place(
         centre = rng.uniform(0, side, 2)
         outlines = object_outlines(name, settings, rng)
         patch = cover([points * extent + centre for points in outlines])
-        seen = int((patch.inside(side)[1] > 127).sum())
-        enough = seen >= max((1 - settings.truncation) * patch.pixels(), SMALLEST)
+        enough = patch.pixels_inside(side) >= max(
+            (1 - settings.truncation) * patch.pixels(), SMALLEST
+        )
         if enough and hides_little(patch, owners, least):
             return patch
     return None
