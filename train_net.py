@@ -102,7 +102,7 @@ def one_line_errors() -> Iterator[None]:
     """Ends the program with one line, of the first process, where settings do not fit."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         stop_with(f"train_net: {error}")
 
 

@@ -32,8 +32,10 @@ def load_shapes(folder: Path, name: str, settings: Settings, split: str) -> list
     """
     try:
         from .writing import ensure_split
-    except ImportError as error:  # OpenCV, which Detectron2 does without
-        raise ImportError(
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":  # Detectron2 does without it
+            raise
+        raise ModuleNotFoundError(
             f"shapes_{name}_{split} is drawn with OpenCV: pip install opencv-python-headless"
         ) from error
     place = split_folder(folder, name, settings, split)

@@ -49,8 +49,13 @@ class Settings:
                 "distractors must be two ascending numbers",
                 0 <= self.distractors[0] <= self.distractors[1],
             ),
+            ("bend must be at least 0", self.bend >= 0),
+            ("articulation must be at least 0", self.articulation >= 0),
+            ("rotation must be at least 0", self.rotation >= 0),
             ("aspect must be at least 1", self.aspect >= 1),
-            ("perspective must be from 0 to below 1", 0 <= self.perspective < 1),
+            ("shear must be at least 0", self.shear >= 0),
+            # From 0.5 on, a part could come to lie behind who looks.
+            ("perspective must be from 0 to below 0.5", 0 <= self.perspective < 0.5),
             ("overlap must be from 0 to below 1", 0 <= self.overlap < 1),
             ("truncation must be from 0 to below 1", 0 <= self.truncation < 1),
         ):

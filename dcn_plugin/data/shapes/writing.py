@@ -40,16 +40,18 @@ def ensure_split(place: Path, name: str, settings: Settings, split: str) -> None
     Raises:
         OSError: if it cannot be written.
     """
-    if not place.is_dir():
+    annotations = place / ANNOTATIONS
+    if not annotations.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with file_lock(str(place)):
-                if not place.is_dir():  # nobody else has made it meanwhile
+                if not annotations.is_file():  # nobody else has made it meanwhile
                     _write(place, name, settings, split)
         except LockException as error:
             raise OSError(
-                f"{place} cannot be locked, so that one process alone makes it: is its disk one "
-                "without locks? Set DETECTRON2_DATASETS to a folder of another"
+                f"{place} could not be locked, so that one process alone makes it: does another "
+                "still make it, an hour long? Or is its disk one without locks? Then set "
+                "DETECTRON2_DATASETS to a folder of another"
             ) from error
 
 
@@ -95,6 +97,7 @@ def _write(place: Path, name: str, settings: Settings, split: str) -> None:
         (half / LABELS).mkdir()
         content = _write_images(half, settings, split, f"drawing shapes_{name}_{split}")
         (half / ANNOTATIONS).write_text(json.dumps(content))
+        shutil.rmtree(place, ignore_errors=True)  # of which somebody has deleted a part
         half.replace(place)
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)

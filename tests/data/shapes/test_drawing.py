@@ -102,6 +102,8 @@ def test_others_hide_no_more_of_an_object_than_its_set_says(monkeypatch) -> None
         ({"objects": (1, 300)}, r"objects must be two ascending numbers from 0 to 255, got"),
         ({"overlap": 1.0}, r"overlap must be from 0 to below 1, got 1.0"),
         ({"truncation": -0.5}, r"truncation must be from 0 to below 1, got -0.5"),
+        ({"bend": -1.0}, r"bend must be at least 0, got -1.0"),
+        ({"perspective": 0.5}, r"perspective must be from 0 to below 0.5, got 0.5"),
         ({"aspect": 0.5}, r"aspect must be at least 1, got 0.5"),
     ],
 )

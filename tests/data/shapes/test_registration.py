@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,9 +128,20 @@ def test_a_set_that_is_made_needs_no_writing(few: str, monkeypatch) -> None:
         DatasetCatalog.get(name)
     monkeypatch.setattr("dcn_plugin.data.check._can_write", lambda folder: False)
     check_datasets(cfg, True)
-    Path(MetadataCatalog.get(f"{few}_val").json_file).unlink()
+    annotations = Path(MetadataCatalog.get(f"{few}_val").json_file)
+    annotations.unlink()
     with pytest.raises(PermissionError, match="shapes_few_val is made in"):
         check_datasets(cfg, True)
+    assert len(DatasetCatalog.get(f"{few}_val")) == 2 and annotations.is_file()
+
+
+def test_a_set_of_another_user_is_named_before_the_training(few: str, monkeypatch) -> None:
+    DatasetCatalog.get(f"{few}_train")
+    place = Path(MetadataCatalog.get(f"{few}_val").json_file).parents[1]
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != place and access(path, mode))
+    with pytest.raises(PermissionError, match="shapes_few_val is made in"):
+        check_datasets(config(few, "RFCN"), True)
 
 
 def test_without_opencv_everything_else_works() -> None:

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
+import time
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -60,6 +64,37 @@ def test_files_are_what_was_drawn(tmp_path: Path) -> None:
         assert (labels[drawn.owners == 0] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("level", "index", "boxes", "colour"),
+    [
+        (
+            "tiny",
+            0,
+            {"zigzag": [3, 29, 33, 27], "fork": [23, 5, 40, 24]},
+            [76.1, 60.1, 74.7],
+        ),
+        ("tiny", 2, {"zigzag": [18, 7, 46, 54]}, [71.5, 53.9, 79.2]),
+        (
+            "hard",
+            0,
+            {"zigzag": [22, 58, 56, 59], "fork": [31, 7, 26, 53]},
+            [37.1, 62.3, 70.6],
+        ),
+    ],
+)
+def test_a_set_stays_what_it_is(level: str, index: int, boxes: dict, colour: list[float]) -> None:
+    """Where this fails, what is drawn has changed: VERSION must change, and then these numbers."""
+    assert writing.VERSION == 2
+    item = writing.DrawnFiles(SETS[level], "train")[index]
+    found = {NAMES[own["category_id"] - 1]: own["bbox"] for own in item["annotations"]}
+    assert list(found) == list(boxes)
+    # Another build of OpenCV may round otherwise.
+    for name, box in boxes.items():
+        assert np.abs(np.subtract(found[name], box)).max() <= 1
+    image = cv2.imdecode(np.frombuffer(item["image"], np.uint8), cv2.IMREAD_COLOR)
+    assert np.allclose(image.mean((0, 1)), colour, atol=0.5)
+
+
 def test_splits_have_images_of_their_own(tmp_path: Path) -> None:
     train, val = (made(tmp_path, TINY, split) for split in ("train", "val"))
     assert len(list((val / "images").iterdir())) == 3
@@ -84,21 +119,43 @@ def test_what_is_there_stays_and_other_settings_make_it_anew(tmp_path: Path, mon
     assert len(others | {place}) == 3
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
-    drawn = []
+@pytest.mark.parametrize("processes", ["one", "several"])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch, processes: str) -> None:
+    written = []
 
-    def interrupted(*args: object) -> object:
-        drawn.append(draw(*args))
-        if len(drawn) == 3:
+    def interrupted(path: Path, data: bytes) -> None:
+        written.append(path)
+        if len(written) == 5:
             raise KeyboardInterrupt
-        return drawn[-1]
+        with path.open("wb") as file:
+            file.write(data)
 
-    monkeypatch.setattr(writing, "draw", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    if processes == "several":
+        monkeypatch.setattr(writing, "FEW", 1)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, TINY, "train")
     assert not [path for path in tmp_path.rglob("*") if path.suffix != ".lock" and path.is_file()]
     monkeypatch.undo()
     assert len(contents(made(tmp_path, TINY, "train"))) == 2 * 6 + 1
+
+
+MANY = replace(TINY, train=5000)
+
+
+def make_many(folder: Path) -> None:
+    made(folder, MANY, "train")
+
+
+def test_a_run_that_is_killed_leaves_no_set(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=make_many, args=(tmp_path,))
+    process.start()
+    while process.is_alive() and len(list(tmp_path.glob("*/*.half/images/*"))) < 10:
+        time.sleep(0.05)
+    process.terminate()
+    process.join()
+    assert process.exitcode == -signal.SIGTERM
+    assert not split_folder(tmp_path, "own", MANY, "train").exists()
 
 
 def test_what_a_kill_left_is_thrown_away(tmp_path: Path) -> None:
@@ -110,17 +167,45 @@ def test_what_a_kill_left_is_thrown_away(tmp_path: Path) -> None:
     assert "images/junk.jpg" not in found and not half.exists()
 
 
+def test_what_lost_a_part_is_made_anew(tmp_path: Path) -> None:
+    place = made(tmp_path, TINY, "val")
+    before = contents(place)
+    (place / "annotations.json").unlink()
+    (place / "images/000001.jpg").unlink()
+    assert contents(made(tmp_path, TINY, "val")) == before
+
+
 def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch) -> None:
     def refused(path: str) -> None:
         raise LockException("no locks available")
 
     monkeypatch.setattr(writing, "file_lock", refused)
-    with pytest.raises(OSError, match=r"own-.*/val cannot be locked"):
+    with pytest.raises(OSError, match=r"own-.*/val could not be locked"):
         made(tmp_path, TINY, "val")
+
+
+def make_slowly(folder: Path, barrier: Barrier, log: Path) -> None:
+    write = writing._write
+
+    def slow(*args: Any) -> None:
+        with log.open("a") as file:
+            file.write("made\n")
+        time.sleep(0.5)
+        write(*args)
+
+    writing._write = slow
+    barrier.wait()
+    made(folder, TINY, "train")
 
 
 def test_several_processes_make_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Pool(3) as pool:
-        assert len(set(pool.starmap(made, [(tmp_path, TINY, "train")] * 3))) == 1
-    assert not list(tmp_path.rglob("*.half"))
+    words = (tmp_path / "sets", context.Barrier(3), tmp_path / "log")
+    processes = [context.Process(target=make_slowly, args=words) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert words[2].read_text() == "made\n"
+    assert len(contents(split_folder(words[0], "own", TINY, "train"))) == 2 * 6 + 1
