@@ -9,6 +9,7 @@ from pathlib import Path
 
 import learning_curves
 import pytest
+from matplotlib.figure import Figure
 
 
 @pytest.fixture
@@ -39,6 +40,29 @@ def test_draws_all_configs(runs: list[Path], tmp_path: Path, capsys) -> None:
     learning_curves.main([*words, *metrics, f"--output={output}"])
     assert output.read_bytes().startswith(b"\x89PNG")
     assert "bbox/AP50, total_loss of 2 configs" in capsys.readouterr().out
+
+
+def test_draws_the_mean_and_the_range() -> None:
+    axis = Figure().subplots()
+    learning_curves.draw(axis, "plain", [{30: 20.0, 60: 40.0}, {30: 24.0, 60: 41.0, 90: 50.0}])
+    assert axis.lines[0].get_xydata().tolist() == [[30, 22], [60, 40.5]]
+    assert axis.lines[0].get_label() == "plain (2 seeds)"
+    corners = axis.collections[0].get_paths()[0].vertices
+    assert {tuple(corner) for corner in corners} == {(30, 20), (30, 24), (60, 40), (60, 41)}
+
+
+def test_lines_that_a_kill_has_cut_are_left_out(runs: list[Path]) -> None:
+    with (runs[0] / "seed_1/metrics.json").open("a") as file:
+        file.write('{"iteration": 79}\n{"iteration": 89, "bbox/AP50": 45}\n')
+    curves = learning_curves.read_curves(runs[0], "bbox/AP50")
+    assert curves[0] == {30: 21.0, 60: 41.0, 90: 45}
+
+
+def test_seeds_without_a_common_iteration_are_named(runs: list[Path]) -> None:
+    row = json.dumps({"iteration": 44, "bbox/AP50": 1.0})
+    (runs[0] / "seed_2/metrics.json").write_text(f"{row}\n")
+    with pytest.raises(ValueError, match=r"plain have bbox/AP50 at no common iteration"):
+        learning_curves.read_curves(runs[0], "bbox/AP50")
 
 
 @pytest.mark.parametrize(

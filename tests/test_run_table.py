@@ -25,7 +25,8 @@ folder = pathlib.Path(words[words.index("OUTPUT_DIR") + 1])
 seed = int(words[words.index("SEED") + 1])
 with (folder / "calls.txt").open("a") as file:
     file.write(" ".join(words) + "\\n")
-(folder / "metrics.json").write_text('{"iteration": 19, "eta_seconds": 3700}\\n')
+with (folder / "metrics.json").open("a") as file:
+    file.write('{"iteration": 19, "eta_seconds": 3700}\\n')
 if os.environ.get("FAIL", "none") in config:
     sys.exit("train_net: it failed")
 (folder / "model_final.pth").touch()
@@ -96,8 +97,11 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     call(tmp_path / "out", *words)
     assert calls(tmp_path / "out") == 9
     assert all("--resume" in line for line in lines_of(tmp_path / "out", "VOC*/*dconv2"))
+    metrics = done.with_name("metrics.json")
+    assert len(metrics.read_text().splitlines()) == 2
     call(tmp_path / "out", *words, "--again")
     assert calls(tmp_path / "out") == 17
+    assert len(metrics.read_text().splitlines()) == 1
     assert "--resume" not in lines_of(tmp_path / "out", "VOC*/*dconv2")[-1]
 
 
@@ -183,9 +187,12 @@ def test_says_how_far_a_training_is(tmp_path: Path) -> None:
     assert runs.progress(tmp_path) == "iteration 19, 1 h 02 min left"
     with (tmp_path / "metrics.json").open("a") as file:
         file.write('{"iteration": 59}\n')
-    assert runs.progress(tmp_path) == "goes on"
+    assert runs.progress(tmp_path) == "iteration 19, 1 h 02 min left"
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('{"iteration": 79}\n')
+    assert runs.progress(tmp_path) == "iteration 79"
     (tmp_path / "metrics.json").write_text("")
-    assert runs.progress(tmp_path) == "iteration 0"
+    assert runs.progress(tmp_path) == "starts"
 
 
 def test_a_table_is_of_one_kind(tmp_path: Path) -> None:

@@ -13,14 +13,13 @@ drawn side by side, from the metrics.json of each seed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from table.runs import METRICS
+from table.runs import METRICS, metrics_backwards
 
 from dcn_plugin.files import whole_file
 
@@ -51,9 +50,7 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
     """
     curves, known = [], set()
     for path in sorted(folder.glob(f"seed_*/{METRICS}")):
-        # Up to the last line that is whole: a training may be writing.
-        lines = path.read_text().rpartition("\n")[0].splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = list(metrics_backwards(path.parent))[::-1]
         curve = {row["iteration"] + 1: row[metric] for row in rows if metric in row}
         known |= {name for row in rows for name in row}
         if curve:
@@ -61,6 +58,8 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
     if not curves:
         said = f"it has {', '.join(sorted(known))}" if known else "it has no seed_*/metrics.json"
         raise ValueError(f"--metric must be one of {folder}, got {metric}; {said}")
+    if not set.intersection(*(set(curve) for curve in curves)):
+        raise ValueError(f"the seeds of {folder} have {metric} at no common iteration")
     return curves
 
 
@@ -91,7 +90,8 @@ def main(words: list[str] | None = None) -> None:
     axes = figure.subplots(1, columns, squeeze=False)
     for axis, metric in zip(axes[0], args.metric, strict=True):
         for folder in args.runs:
-            draw(axis, folder.name, curves[metric, folder])
+            twins = sum(other.name == folder.name for other in args.runs)
+            draw(axis, folder.name if twins == 1 else str(folder), curves[metric, folder])
         axis.set_xlabel("iterations")
         axis.set_title(metric)
         axis.grid(alpha=0.3)

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -100,6 +101,8 @@ class Run:
             except BlockingIOError:
                 return "another process runs it"
             (self.folder / RESULTS).unlink(missing_ok=True)
+            if self.plan.again and weights is None:  # else it would be added to
+                (self.folder / METRICS).unlink(missing_ok=True)
             (self.folder / OPTIONS).write_text(shlex.join(self.plan.options))
             return watch(
                 self.command(), self.folder, output, lambda said: tell(f"{self.name}: {said}")
@@ -146,24 +149,23 @@ def plan_runs(plan: Plan, cells: Sequence[Cell]) -> list[Run]:
     return [Run(plan, cell, seed) for seed in range(1, plan.seeds + 1) for cell in ordered]
 
 
-def last_metrics(folder: Path) -> dict[str, Any] | None:
-    """Returns the last metrics that a training wrote; None before, empty where they are cut."""
+def metrics_backwards(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields the metrics that a training wrote, the last first.
+
+    A line that is being written is left out, and one that a kill has cut.
+    """
     path = folder / METRICS
-    if not path.is_file():
-        return None
-    # Up to the last line that is whole.
-    lines = path.read_text().rpartition("\n")[0].splitlines()
-    try:
-        return json.loads(lines[-1]) if lines else {"iteration": 0}
-    except json.JSONDecodeError:  # after a line that a kill had cut
-        return {}
+    text = path.read_text() if path.is_file() else ""
+    for line in reversed(text.rpartition("\n")[0].splitlines()):
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def progress(folder: Path) -> str:
     """Says how far a training is, by the metrics that it writes."""
-    last = last_metrics(folder)
-    if not last:
-        return "starts" if last is None else "goes on"
+    last = next(metrics_backwards(folder), None)
+    if last is None:
+        return "starts"
     said = f"iteration {last.get('iteration', 0)}"
     if "eta_seconds" in last:
         minutes = round(last["eta_seconds"] / 60)
