@@ -4,7 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import matplotlib.image
@@ -35,6 +41,9 @@ def test_trains_tests_and_draws(folder: Path, monkeypatch, capsys) -> None:
     demo.main(["--output", str(folder), *WORDS])
     said = capsys.readouterr().out
     assert "| AP | AP50 | AP70 | AP75 | data, s |" in said
+    assert "ca_rpn_slim_plain_demo.yaml --output output/" in said
+    (line,) = [line for line in said.splitlines() if "tools/visualize.py" in line]
+    assert "--input shapes_tiny_test" in line and line.endswith(shlex.join(WORDS))
     for name in ("detections.png", "sampling.png", "results.json"):
         assert str(folder / name) in said and (folder / name).is_file()
     for name in ("detections.png", "sampling.png"):
@@ -48,7 +57,9 @@ def test_again_begins_anew_and_says_where_nothing_was_found(folder: Path, capsys
     demo.main(["--config-file", plain, "--output", str(folder), *WORDS])
     said = capsys.readouterr().out
     assert "no pictures: nothing was found with a score above 0.5" in said
-    assert "900" not in (folder / "metrics.json").read_text()
+    assert "ca_rpn_slim_dconv3_demo.yaml --output" in said and "visualize.py" not in said
+    lines = (folder / "metrics.json").read_text().splitlines()
+    assert lines and all(json.loads(line)["iteration"] <= 2 for line in lines)
     assert not list(folder.glob("*.png"))  # of the network before
 
 
@@ -61,6 +72,8 @@ def test_again_begins_anew_and_says_where_nothing_was_found(folder: Path, capsys
             ["--config-file", "configs/Shapes/deeplab_slim_plain.yaml"],
             r"demo: .* a detector, got Deep",
         ),
+        (["DATASETS.TEST", "()"], r"demo: DATASETS.TEST must be one data set here, got \(\)"),
+        (["MODEL.LOAD_PROPOSALS", "True"], r"demo: .*PROPOSAL"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
@@ -73,6 +86,22 @@ def test_a_failed_training_says_where_to_look(tmp_path: Path) -> None:
     words = [*WORDS, "SOLVER.BASE_LR", "1e30"]
     with pytest.raises(SystemExit, match=r"demo: the training failed, .*stdout.txt has all of it"):
         demo.main(["--output", str(tmp_path), *words])
+
+
+def test_ended_it_ends_its_training(tmp_path: Path) -> None:
+    words = [*WORDS, "SOLVER.MAX_ITER", "100000"]
+    program = Path(demo.__file__)
+    with subprocess.Popen(
+        [sys.executable, str(program), "--output", str(tmp_path), *words], stderr=subprocess.PIPE
+    ) as process:
+        metrics = tmp_path / "metrics.json"
+        while process.poll() is None and not metrics.is_file():
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1 and b"demo: ended" in process.stderr.read()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            assert str(tmp_path) not in path.read_text(errors="replace")
 
 
 @pytest.mark.slow

@@ -16,13 +16,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, last_metrics, watch
+from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, metrics_backwards, watch
 from tqdm import tqdm
 from viewer.drawing import found_panel, points_of_interest, sampling_panel, scale_for_text
 from viewer.network import Seen, Viewer
@@ -36,8 +39,12 @@ from detectron2.utils.visualizer import Visualizer
 from dcn_plugin.analysis.pictures import Panel, save_panels
 from dcn_plugin.data.check import learns_boxes
 from dcn_plugin.engine import check_config, read_config
+from dcn_plugin.engine.settings import refuse_proposals
 
-CONFIG = ROOT / "configs/Shapes/ca_rpn_slim_dconv3_demo.yaml"
+CONFIG, PLAIN = (
+    ROOT / f"configs/Shapes/ca_rpn_slim_{difference}_demo.yaml"
+    for difference in ("dconv3", "plain")
+)
 SURE = 0.5  # score of detections that are shown
 IMAGES = 6  # in a picture
 LOOKED_AT = 50  # images, to find some in which something was found
@@ -77,7 +84,7 @@ def train(args: argparse.Namespace, iterations: int) -> None:
     ):
 
         def tell(_: str) -> None:
-            done = (last_metrics(args.output) or {}).get("iteration", -1) + 1
+            done = next(metrics_backwards(args.output), {}).get("iteration", -1) + 1
             bar.update(min(done, iterations) - bar.n)
 
         error = watch(command, args.output, output, tell)
@@ -105,16 +112,13 @@ def sampling_panels(seen: Seen, metadata: Metadata) -> list[Panel]:
     return [sampling_panel(seen, title, point) for title, point in (first, last)]
 
 
-def picture(cfg: CfgNode, output: Path) -> list[str]:
+def picture(viewer: Viewer, dataset: str, output: Path) -> list[str]:
     """Saves pictures of some test images; returns what they are."""
     for name in (DETECTIONS, SAMPLING):  # of an earlier demo
         (output / name).unlink(missing_ok=True)
-    cfg = cfg.clone()
-    cfg.MODEL.WEIGHTS = str(output / WEIGHTS)
-    viewer = Viewer(cfg, SURE)
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    metadata = MetadataCatalog.get(dataset)
     columns: list[list[Panel]] = []  # truth, what was found, and samples
-    for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:LOOKED_AT]:
+    for record in DatasetCatalog.get(dataset)[:LOOKED_AT]:
         if len(columns) == IMAGES:
             break
         seen = viewer.look(read_image(record["file_name"], "BGR"))
@@ -144,35 +148,77 @@ def report(args: argparse.Namespace, times: dict[str, float], pictures: list[str
     print()
     for line in [*pictures, f"{args.output / RESULTS}, log.txt: everything else"]:
         print(line)
-    print("What to try next, with .venv/bin/python in front:")
-    print("  tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain_demo.yaml \\")
-    print("    --output output/plain     # the same network without deformable convolutions")
-    print(f"  tools/visualize.py --config-file {args.config_file} \\")
-    print(f"    --weights {args.output / WEIGHTS} --input shapes_demo_test --output output/looks")
-    print("    # pages on which you click to see where it looks")
 
 
-def main(words: list[str] | None = None) -> None:
-    """Makes the data, trains, evaluates, and draws."""
-    args = parse_arguments(words)
+def suggest(args: argparse.Namespace, dataset: str, deformable: bool) -> None:
+    """Prints what to try next."""
+    twin = PLAIN if deformable else CONFIG
+    print("What to try next:")
+    print(f"  # a network with{'out' if deformable else ''} deformable convolutions")
+    print_command(
+        "demo.py", "--config-file", os.path.relpath(twin), "--output", f"output/{twin.stem}"
+    )
+    if deformable:
+        print("  # pages on which you click to see where it looks")
+        files = ["--weights", str(args.output / WEIGHTS), "--output", f"{args.output}_looks"]
+        words = ["--config-file", args.config_file, "--input", dataset, *files, *args.opts]
+        print_command("visualize.py", *words)
+
+
+def print_command(tool: str, *words: str) -> None:
+    """Prints how to run one of the tools with the Python of now."""
+    programs = [os.path.relpath(path) for path in (sys.executable, ROOT / "tools" / tool)]
+    print(f"  {shlex.join([*programs, *words])}")
+
+
+def read_settings(args: argparse.Namespace) -> CfgNode:
+    """Reads and checks the config."""
+    cfg = read_config(args)
+    check_config(cfg, True)
+    refuse_proposals(cfg)
+    if not learns_boxes(cfg.MODEL.META_ARCHITECTURE):
+        raise ValueError(
+            f"--config-file must be that of a detector, got {cfg.MODEL.META_ARCHITECTURE}"
+        )
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(f"DATASETS.TEST must be one data set here, got {cfg.DATASETS.TEST}")
+    return cfg
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the data, trains, evaluates, and draws.
+
+    Raises:
+        OSError: if a file is not there, or cannot be written.
+        ValueError: if a setting does not fit.
+        ModuleNotFoundError: if what draws the data is not installed.
+    """
     times: dict[str, float] = {}
-    try:
-        cfg = read_config(args)
-        check_config(cfg, True)
-        if not learns_boxes(cfg.MODEL.META_ARCHITECTURE):
-            raise ValueError(
-                f"--config-file must be that of a detector, got {cfg.MODEL.META_ARCHITECTURE}"
-            )
-    except (OSError, ValueError) as error:
-        sys.exit(f"demo: {error}")
+    cfg = read_settings(args)
+    (dataset,) = cfg.DATASETS.TEST
     with timed(times, "data"):
-        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        for name in (*cfg.DATASETS.TRAIN, dataset):
             DatasetCatalog.get(name)
     with timed(times, "training and test"):
         train(args, cfg.SOLVER.MAX_ITER)
     with timed(times, "pictures"):
-        pictures = picture(cfg, args.output)
+        cfg.MODEL.WEIGHTS = str(args.output / WEIGHTS)
+        viewer = Viewer(cfg, SURE)
+        pictures = picture(viewer, dataset, args.output)
     report(args, times, pictures)
+    suggest(args, dataset, viewer.is_deformable)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Runs the demo; where it cannot, it ends with one line."""
+    args = parse_arguments(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: ended"))
+    try:
+        run(args)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit("demo: interrupted")
 
 
 if __name__ == "__main__":

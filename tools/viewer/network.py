@@ -74,6 +74,7 @@ class Viewer:
         self.score = score
         self.model: nn.Module = load_network(cfg)
         self.has_layers = bool(deformable_layers(self.model))
+        self.is_deformable = self.has_layers or bool(deformable_pools(self.model))
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     def require_deformable(self) -> None:
@@ -82,7 +83,7 @@ class Viewer:
         Raises:
             ValueError: if nothing in it is deformable.
         """
-        if not self.has_layers and not deformable_pools(self.model):
+        if not self.is_deformable:
             raise ValueError(
                 f"this {type(self.model).__name__} has neither deformable convolutions nor "
                 "deformable RoI pooling, and so nothing to show: MODEL.RESNETS.DEFORM_LAST and "
