@@ -32,7 +32,7 @@ help:
 	@echo "make bench      set-up and the benchmark: half an hour; BENCH_ARGS=--quick shows its form"
 	@echo "make lint       check the style; make format mends it"
 	@echo "make sanitize   the tests of the ops with address and undefined-behaviour checks"
-	@echo "make clean      remove what was built; make distclean removes .venv too"
+	@echo "make clean      remove what was built; make distclean removes .venv too (output/ stays)"
 	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS"
 	@echo "TORCH_CUDA_ARCH_LIST=release compiles for every GPU of a release, 7.5 to 12.0"
 
@@ -88,7 +88,7 @@ sanitize: setup
 comma := ,
 
 clean:
-	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	rm -f dcn_plugin/*.so dcn_plugin/_build_info.json
 	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
