@@ -186,19 +186,16 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the data, trains, evaluates, and draws.
-
-    Raises:
-        OSError: if a file is not there, or cannot be written.
-        ValueError: if a setting does not fit.
-        ModuleNotFoundError: if what draws the data is not installed.
-    """
+    """Makes the data, trains, evaluates, and draws; ends with one line where it cannot begin."""
     times: dict[str, float] = {}
-    cfg = read_settings(args)
-    (dataset,) = cfg.DATASETS.TEST
-    with timed(times, "data"):
-        for name in (*cfg.DATASETS.TRAIN, dataset):
-            DatasetCatalog.get(name)
+    try:
+        cfg = read_settings(args)
+        (dataset,) = cfg.DATASETS.TEST
+        with timed(times, "data"):
+            for name in (*cfg.DATASETS.TRAIN, dataset):
+                DatasetCatalog.get(name)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"demo: {error}")
     with timed(times, "training and test"):
         train(args, cfg.SOLVER.MAX_ITER)
     with timed(times, "pictures"):
@@ -210,13 +207,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Runs the demo; where it cannot, it ends with one line."""
+    """Runs the demo, which ends its training when it is ended."""
     args = parse_arguments(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: ended"))
     try:
         run(args)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
         sys.exit("demo: interrupted")
 

@@ -112,8 +112,8 @@ def _check(name: str, key: str) -> None:
     if name not in known:
         raise ValueError(f"{key} must name data sets of Detectron2's catalogue, {got(name, known)}")
     metadata = MetadataCatalog.get(name)
-    made = metadata.get("made_in") and not PathManager.exists(metadata.json_file)
-    if made and not _can_write(Path(metadata.json_file).parents[1]):
+    to_be_made = metadata.get("made_in") and not PathManager.exists(metadata.json_file)
+    if to_be_made and not _can_write(Path(metadata.json_file).parents[1]):
         raise PermissionError(
             f"{key}: {name} is made in {metadata.made_in} when it is first used, where nothing can "
             "be written; the built-in data sets lie in DETECTRON2_DATASETS"
