@@ -123,7 +123,7 @@ def picture(viewer: Viewer, dataset: str, output: Path) -> list[str]:
             break
         seen = viewer.look(read_image(record["file_name"], "BGR"))
         if len(seen.instances):
-            samples = sampling_panels(seen, metadata) if seen.recording.layers else []
+            samples = sampling_panels(seen, metadata) if seen.recording.choose() else []
             found = found_panel(seen, metadata)
             columns.append([truth_panel(record, seen, metadata), found, *samples])
     if not columns:

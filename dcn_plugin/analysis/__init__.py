@@ -3,7 +3,7 @@
 """What deformable networks learnt: where they sample, and how far."""
 
 from .dilation import AnnotatedImage, Dilation, effective_dilation
-from .parts import Parts, deformable_pools, record_parts
+from .parts import Parts, deformable_pools, nearest_roi, record_parts
 from .recording import Recording, Sampled, deformable_layers, record
 from .sampling import Trace, cell_at, trace
 
@@ -18,6 +18,7 @@ __all__ = [
     "deformable_layers",
     "deformable_pools",
     "effective_dilation",
+    "nearest_roi",
     "record",
     "record_parts",
     "trace",

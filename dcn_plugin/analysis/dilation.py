@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recording import Recording, Sampled, record, require_deformable
+from .recording import Sampled, record, require_deformable
 
+logger = logging.getLogger(__name__)
 AREAS = (96**2, 224**2)  # where the paper splits small, medium and large objects
 KINDS = ("small", "medium", "large", "background")
 
@@ -21,9 +23,12 @@ KINDS = ("small", "medium", "large", "background")
 class AnnotatedImage:
     """What a network is run on, and what is in it."""
 
-    inputs: Any  # the network is called with them
+    inputs: Any  # the network is called with them: a batch of this one image
     boxes: Tensor  # (M, 4), left, top, right, bottom, in pixels of the image as the network sees it
     size: tuple[int, int]  # height and width of it, without padding
+    crowds: Tensor | None = (
+        None  # (C, 4), likewise: regions that are neither objects nor background
+    )
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,35 @@ def effective_dilation(
         areas: of boxes in pixels; from the first on an object is medium, from the second on large.
 
     Returns:
-        by layer, in the order in which they run, and by kind: small, medium, large, background.
+        by layer, in the order in which they run, and by kind: small, medium, large, background. Of
+        a layer that runs several times in a pass all its runs count; layers whose cells have no
+        place on the image, since they run on RoIs, are left out with a warning.
 
     Raises:
-        ValueError: if the network has no deformable convolutions, or areas do not ascend.
+        ValueError: if the network has no deformable convolutions that can be measured, areas do not
+            ascend, or a batch has more images.
     """
     if len(areas) != 2 or not 0 < areas[0] < areas[1]:
         raise ValueError(f"areas must be two ascending numbers above 0, got {tuple(areas)}")
     require_deformable(model)
     sums: dict[str, Tensor] = {}
+    left_out: set[str] = set()
     for image in images:
         with record(model) as recording, torch.no_grad():
             model(image.inputs)
-        for name, layer in recording.layers.items():
-            if layer.taps == 1:  # which has no neighbours
+        for layer in recording.layers.values():
+            if not _can_be_measured(layer):
+                left_out.add(layer.module)
                 continue
-            found = _sums_of(recording, layer, image, areas)
-            sums[name] = sums[name] + found if name in sums else found
+            found = _sums_of(layer, image, areas)
+            sums[layer.module] = sums.get(layer.module, 0) + found
+    if left_out:
+        logger.warning(
+            "left out, since their cells have no place on the image or they have one tap alone: %s",
+            ", ".join(sorted(left_out)),
+        )
+    if not sums:
+        raise ValueError("no deformable layer ran that can be measured")
     return {name: _dilations(found) for name, found in sums.items()}
 
 
@@ -86,39 +103,51 @@ def dilation_of_filters(layer: Sampled, image: int = 0) -> Tensor:
     return torch.cat([across, down], dim=3).mean(dim=(2, 3))
 
 
-def kinds_of_cells(
-    recording: Recording, layer: Sampled, image: AnnotatedImage, areas: Sequence[float]
-) -> Tensor:
+def kinds_of_cells(layer: Sampled, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:
     """Says what each output cell of a layer is centred on.
 
     Args:
-        recording: of the forward pass.
-        layer: of it.
+        layer: of the forward pass.
         image: with boxes.
         areas: as in `effective_dilation`.
 
     Returns:
-        Tensor[H', W'] of places in KINDS, -1 for cells beyond the image, on its padding.
+        Tensor[H', W'] of places in KINDS, -1 for cells in crowds alone, and for those beyond the
+        image, on its padding.
     """
     device = layer.offset.device
-    stride = recording.stride_of(layer.out_size)
-    ys, xs = (torch.arange(count, device=device) * stride for count in layer.out_size)
+    ys, xs = (
+        start + torch.arange(count, device=device) * step
+        for count, start, step in zip(
+            layer.out_size, layer.out_grid.start, layer.out_grid.step, strict=True
+        )
+    )
     boxes = image.boxes.to(device)
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kinds = torch.full(layer.out_size, KINDS.index("background"), device=device)
+    for box in () if image.crowds is None else image.crowds.to(device):
+        kinds[_inside(ys, xs, box)] = -1
     for box, area in sorted(zip(boxes, sizes, strict=True), key=lambda pair: -float(pair[1])):
-        rows, columns = (ys >= box[1]) & (ys < box[3]), (xs >= box[0]) & (xs < box[2])
-        kinds[rows[:, None] & columns] = int(area >= areas[0]) + int(area >= areas[1])
+        kinds[_inside(ys, xs, box)] = int(area >= areas[0]) + int(area >= areas[1])
     kinds[ys >= image.size[0]] = -1
     kinds[:, xs >= image.size[1]] = -1
     return kinds
 
 
-def _sums_of(
-    recording: Recording, layer: Sampled, image: AnnotatedImage, areas: Sequence[float]
-) -> Tensor:
+def _can_be_measured(layer: Sampled) -> bool:
+    return layer.taps > 1 and layer.on_image  # one tap has no neighbours
+
+
+def _inside(ys: Tensor, xs: Tensor, box: Tensor) -> Tensor:
+    rows, columns = (ys >= box[1]) & (ys < box[3]), (xs >= box[0]) & (xs < box[2])
+    return rows[:, None] & columns
+
+
+def _sums_of(layer: Sampled, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:
     """Returns Tensor[3, kinds]: count, sum and sum of squares."""
-    kinds = kinds_of_cells(recording, layer, image, areas).flatten().cpu()
+    if len(layer.offset) != 1:
+        raise ValueError(f"inputs must be a batch of one image, got one of {len(layer.offset)}")
+    kinds = kinds_of_cells(layer, image, areas).flatten().cpu()
     values = dilation_of_filters(layer).flatten().double().cpu()
     kept = kinds >= 0
     rows = torch.stack([torch.ones_like(values), values, values**2])[:, kept]

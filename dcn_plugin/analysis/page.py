@@ -58,7 +58,7 @@ def save_page(
     if not done:
         raise ValueError(f"the image of {title} cannot be encoded as PNG")
     levels = []
-    if recording.layers:
+    if recording.choose(layers):
         last_layers(recording, layers)  # to know now if these cannot be traced
         levels = order_levels(recording.choose(layers))
     flat = [(depth, name) for depth, level in enumerate(levels) for name in level]
@@ -73,7 +73,7 @@ def save_page(
         "levels": [[flat.index((d, name)) for name in level] for d, level in enumerate(levels)],
         "layers": [
             {
-                **_layer(recording, recording.layers[name]),
+                **_layer(recording.layers[name]),
                 "next": [flat.index((depth + 1, other)) for other in levels[depth][name]],
             }
             for depth, name in flat
@@ -85,12 +85,12 @@ def save_page(
         half.write_text(TEMPLATE.read_text().replace("__DATA__", text))
 
 
-def _layer(recording: Recording, layer: Sampled) -> dict[str, Any]:
+def _layer(layer: Sampled) -> dict[str, Any]:
     return {
         "name": layer.layer,
         "out": layer.out_size,
-        "outStride": recording.stride_of(layer.out_size),
-        "mapStride": recording.stride_of(layer.map_size),
+        "outGrid": {"start": layer.out_grid.start, "step": layer.out_grid.step},
+        "mapGrid": {"start": layer.map_grid.start, "step": layer.map_grid.step},
         "kernel": layer.kernel_size,
         "stride": layer.stride,
         "padding": layer.padding,

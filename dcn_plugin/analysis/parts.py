@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,25 +34,40 @@ class Parts:
     resting: Tensor  # (R, P_h, P_w, 4), bins as they would be without offsets
     bins: Tensor  # (R, n, P_h, P_w, 4), where they are
 
-    def nearest(self, box: Tensor, image: int = 0) -> int:
-        """Returns the RoI that overlaps a box the most.
+    def overlaps(self, box: Tensor, image: int = 0) -> Tensor:
+        """Returns Tensor[R], the IoU of all RoIs with a box, -1 of those of other images.
 
         Args:
             box: Tensor[4].
             image: of the batch.
-
-        Raises:
-            ValueError: if there are no RoIs of this image.
         """
-        rows = (self.images == image).nonzero().flatten()
-        if not len(rows):
-            raise ValueError(f"{self.layer} pooled no RoIs of image {image}")
-        candidates, box = self.boxes[rows], box.to(self.boxes)
-        low, high = candidates[:, :2].maximum(box[:2]), candidates[:, 2:].minimum(box[2:])
+        box = box.to(self.boxes)
+        low, high = self.boxes[:, :2].maximum(box[:2]), self.boxes[:, 2:].minimum(box[2:])
         common = (high - low).clamp(min=0).prod(dim=1)
-        areas = (candidates[:, 2:] - candidates[:, :2]).prod(dim=1)
+        areas = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(dim=1)
         union = areas + (box[2:] - box[:2]).prod() - common
-        return int(rows[(common / union.clamp(min=1e-6)).argmax()])
+        return (common / union.clamp(min=1e-6)).where(self.images == image, -1.0)
+
+
+def nearest_roi(
+    parts: Mapping[str, Parts], box: Tensor, image: int = 0
+) -> tuple[Parts, int] | None:
+    """Returns the RoI that overlaps a box the most, of any level of a pyramid.
+
+    Args:
+        parts: of a network, as `record_parts` yields them; of equals the first.
+        box: Tensor[4], left, top, right, bottom.
+        image: of the batch.
+
+    Returns:
+        the parts it is among, and its place there; None if the image has no RoIs.
+    """
+    best, found = -1.0, None
+    for each in parts.values():
+        overlaps = each.overlaps(box, image)
+        if len(overlaps) and float(overlaps.max()) > best:
+            best, found = float(overlaps.max()), (each, int(overlaps.argmax()))
+    return found
 
 
 def deformable_pools(model: nn.Module) -> dict[str, Pool]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
@@ -114,7 +113,8 @@ def offset_field(layer: Sampled, image: int = 0) -> tuple[np.ndarray, float]:
     """
     moved = layer.offset[image].unflatten(0, (-1, *layer.kernel_size, 2)).mean(dim=0)
     length = moved.norm(dim=2)
-    longest = max(float(torch.quantile(length.flatten(), 0.99)), 1e-3)
+    rank = max(round(0.99 * length.numel()), 1)  # torch.quantile refuses maps of large images
+    longest = max(float(length.flatten().kthvalue(rank).values), 1e-3)
     tiles = colours(moved[:, :, 0].cpu().numpy(), moved[:, :, 1].cpu().numpy(), longest)
     tall, wide, height, width = tiles.shape[:4]
     scale = max(1, 60 // max(height, width))

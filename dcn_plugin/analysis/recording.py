@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from dcn_plugin.layers.offset_branch import resting_taps
 from dcn_plugin.messages import got
 
 from .flow import Flow, Layers
+from .grid import Grid, pair
 
 """
 Shape shorthand in this module:
@@ -26,14 +28,17 @@ Shape shorthand in this module:
     H', W': output size of the deformable convolution
 """
 
+logger = logging.getLogger(__name__)
+SPACING = ("kernel_size", "stride", "padding", "dilation")
 BRANCHES = ("_offset", ".offset_conv")  # what names of branches have more than their convolutions
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Where one deformable convolution sampled."""
+    """Where one deformable convolution sampled, in one of its runs."""
 
-    layer: str
+    layer: str  # the module's name, and from its second run in a pass on "#2", "#3", …
+    module: str
     offset: Tensor  # (N, 2*G*K, H', W'), (dy, dx) per tap
     mask: Tensor | None  # (N, G*K, H', W')
     map_size: tuple[int, int]  # of its input
@@ -41,7 +46,14 @@ class Sampled:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    behind: Layers = frozenset()  # the deformable layers that its input was made with
+    behind: Layers  # the deformable layers that its input was made with
+    map_grid: Grid | None  # where the cells of its input lie on the image; None: nowhere
+    out_grid: Grid | None  # and those of its output
+
+    @property
+    def on_image(self) -> bool:
+        """Returns whether its cells have places on the image: those of RoIs have none."""
+        return self.map_grid is not None and self.out_grid is not None
 
     @property
     def taps(self) -> int:
@@ -91,28 +103,8 @@ class Recording:
     image_size: tuple[int, int] = (0, 0)  # as the network saw it, with its padding
     layers: dict[str, Sampled] = field(default_factory=dict)
 
-    def stride_of(self, size: tuple[int, int]) -> int:
-        """Returns pixels of the image to a cell of a map, a power of two.
-
-        Args:
-            size: of the map, which is rounded up wherever it is halved.
-
-        Raises:
-            ValueError: if the map is not one of the image, halved some times.
-        """
-        halved, stride = self.image_size, 1
-        while halved != tuple(size) and max(halved) > 1:
-            halved = (halved[0] + 1) // 2, (halved[1] + 1) // 2
-            stride *= 2
-        if halved != tuple(size):
-            raise ValueError(
-                f"a map of {size[0]} x {size[1]} must be the image's {self.image_size[0]} x "
-                f"{self.image_size[1]} halved some times: it cannot be told where its cells lie"
-            )
-        return stride
-
     def choose(self, names: list[str] | None = None) -> list[Sampled]:
-        """Returns layers, the last first.
+        """Returns layers whose cells lie on the image, the last first.
 
         Args:
             names: of layers; None: all.
@@ -127,8 +119,14 @@ class Recording:
                     f"a layer must be one of the deformable ones that ran, {known}; "
                     f"{got(name, self.layers)}"
                 )
+            if not self.layers[name].on_image:
+                raise ValueError(
+                    f"the cells of {name} have no place on the image: it runs on RoIs, or behind "
+                    "an op that moves them; choose other layers"
+                )
         wanted = self.layers if names is None else names
-        return [found for name, found in reversed(self.layers.items()) if name in wanted]
+        found = [layer for name, layer in reversed(self.layers.items()) if name in wanted]
+        return [layer for layer in found if layer.on_image]
 
 
 def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -181,24 +179,20 @@ def record(model: nn.Module) -> Iterator[Recording]:
         model: any network with deformable convolutions.
 
     Yields:
-        a recording, which is empty until the network has run, and begins anew each time. Of a
-        layer that ran several times in a pass it has the last.
+        a recording, which is empty until the network has run, and begins anew each time.
 
     Raises:
         ValueError: if there are none.
     """
     require_deformable(model)
     recording, flow = Recording(), Flow()
-    handles = [model.register_forward_pre_hook(_begin(recording))]
+    handles = [model.register_forward_pre_hook(_begin(recording, flow))]
     for name, module in deformable_layers(model).items():
         if isinstance(module, OffsetConv2d):
             handles.append(module.register_forward_hook(_of_branch(recording, flow, name)))
         else:
             hook = _of_convolution(recording, flow, name)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            handles.append(module.register_forward_pre_hook(_image_size(recording)))
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         with flow:
             yield recording
@@ -214,8 +208,9 @@ def _takes_offsets(module: nn.Module) -> bool:
     return len(names) > 1 and names[1] == "offset"
 
 
-def _begin(recording: Recording) -> Any:
+def _begin(recording: Recording, flow: Flow) -> Any:
     def hook(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        flow.clear()
         recording.image_size = (0, 0)
         recording.layers.clear()
 
@@ -224,16 +219,23 @@ def _begin(recording: Recording) -> Any:
 
 def _of_branch(recording: Recording, flow: Flow, name: str) -> Any:
     def hook(branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> None:
-        _add(recording, flow, name, branch, inputs[0], *output)
+        found = _add(recording, flow, name, branch, inputs[0], *output)
+        flow.branches[output[0]] = found.layer
 
     return hook
 
 
 def _of_convolution(recording: Recording, flow: Flow, name: str) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    def hook(
+        module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Tensor
+    ) -> None:
         bound = inspect.signature(module.forward).bind(*inputs, **keywords).arguments
         input, offset = (bound[key] for key in list(bound)[:2])
-        _add(recording, flow, name, module, input, offset, bound.get("mask"))
+        if offset in flow.branches:  # of a branch with a name that does not tell whose it is
+            recording.layers.pop(flow.branches[offset], None)
+        found = _add(recording, flow, name, module, input, offset, bound.get("mask"))
+        # Detectron2's on a GPU call what no dispatcher sees.
+        flow.mark(output, frozenset([found.layer]) | flow.of(offset).layers, found.out_grid)
 
     return hook
 
@@ -246,27 +248,24 @@ def _add(
     input: Tensor,
     offset: Tensor,
     mask: Tensor | None,
-) -> None:
-    recording.layers.pop(name, None)  # to be last again
-    recording.layers[name] = Sampled(
+) -> Sampled:
+    flow.enter(input)
+    recording.image_size = flow.image[1:]
+    runs = 1 + sum(layer.module == name for layer in recording.layers.values())
+    spacing = [pair(getattr(module, key)) for key in SPACING]
+    map_grid = flow.of(input).grid
+    found = Sampled(
+        name if runs == 1 else f"{name}#{runs}",
         name,
         offset.detach().float(),
         None if mask is None else mask.detach().float(),
         (input.shape[-2], input.shape[-1]),
-        *(_pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding", "dilation")),
-        flow.behind(input),
+        *spacing,
+        flow.of(input).layers,
+        map_grid,
+        None if map_grid is None else map_grid.windows(*spacing),
     )
-    flow.mark(offset, frozenset([name]))  # and so all that is made with what it samples
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _image_size(recording: Recording) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs:
-            size = (inputs[0].shape[-2], inputs[0].shape[-1])
-            recording.image_size = max(recording.image_size, size, key=lambda s: s[0] * s[1])
-
-    return hook
+    recording.layers[found.layer] = found
+    # And so all that is made with what it samples.
+    flow.mark(offset, frozenset([found.layer]), found.out_grid)
+    return found

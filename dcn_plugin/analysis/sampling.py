@@ -69,7 +69,7 @@ def last_layers(recording: Recording, layers: list[str] | None = None) -> list[S
     """
     chosen = recording.choose(layers)
     if not chosen:
-        raise ValueError("no deformable layer ran: there is nothing to trace")
+        raise ValueError("no deformable layer ran on a map of the image: there is nothing to trace")
     last = [recording.layers[name] for name in order_levels(chosen)[0]]
     if len({layer.out_size for layer in last}) > 1:
         sizes = ", ".join(f"{layer.layer} {layer.out_size}" for layer in last)
@@ -97,8 +97,8 @@ def trace(
         image: of the batch.
 
     Returns:
-        points of every level, in pixels of the image as the network saw it; pixel (y, x) is the
-        middle of cell (y / stride, x / stride).
+        points of every level, in pixels of the image as the network saw it, whose middles are
+        whole numbers.
 
     Raises:
         ValueError: if there is no such cell or layer.
@@ -111,8 +111,7 @@ def trace(
             f"{width}, got {tuple(cell)}"
         )
     device = last[0].offset.device
-    start = torch.tensor([cell], dtype=torch.float32, device=device)
-    start = start * recording.stride_of(last[0].out_size)
+    start = last[0].out_grid.to_pixels(torch.tensor([cell], dtype=torch.float32, device=device))
     reached = {layer.layer: [(start, torch.ones(1, device=device))] for layer in last}
     levels, products, ends = [], [], []
     for level in order_levels(recording.choose(layers)):
@@ -120,7 +119,7 @@ def trace(
         found = []
         for name, nearest in level.items():
             points, weights = (torch.cat(parts) for parts in zip(*reached[name], strict=True))
-            found.append(_step(recording, recording.layers[name], points, weights, image))
+            found.append(_step(recording.layers[name], points, weights, image))
             for other in nearest:
                 following.setdefault(other, []).append(found[-1])
             if not nearest:
@@ -150,21 +149,20 @@ def cell_at(
     x, y = point
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(f"a point must have x below {width} and y below {height}, got {x:g},{y:g}")
-    rows, columns = (size := last_layers(recording, layers)[0].out_size)
-    stride = recording.stride_of(size)
-    return min(round(y / stride), rows - 1), min(round(x / stride), columns - 1)
+    last = last_layers(recording, layers)[0]
+    nearest = last.out_grid.to_cells(torch.tensor([y, x])).round().long()
+    row, column = nearest.clamp(min=0).minimum(torch.tensor(last.out_size) - 1).tolist()
+    return row, column
 
 
-def _step(
-    recording: Recording, layer: Sampled, points: Tensor, weights: Tensor, image: int
-) -> tuple[Tensor, Tensor]:
+def _step(layer: Sampled, points: Tensor, weights: Tensor, image: int) -> tuple[Tensor, Tensor]:
     """Follows points in pixels through one layer.
 
     Returns:
         Tensor[P, 2] in pixels and Tensor[P]: the taps of all points that lie on the layer's output.
     """
     height, width = layer.out_size
-    cells = (points / recording.stride_of(layer.out_size)).round().long()
+    cells = layer.out_grid.to_cells(points).round().long()
     on_map = (cells >= 0).all(dim=1) & (cells < cells.new_tensor([height, width])).all(dim=1)
     cells, weights = cells[on_map], weights[on_map]
     if len(cells) * layer.offset.shape[1] // 2 > MANY:
@@ -175,4 +173,4 @@ def _step(
     rows, columns = cells.unbind(dim=1)
     taps = layer.positions(image)[rows, columns]  # (P, G, K, 2)
     factors = layer.weights(image)[rows, columns] * weights[:, None, None]
-    return taps.flatten(0, 2) * recording.stride_of(layer.map_size), factors.flatten()
+    return layer.map_grid.to_pixels(taps.flatten(0, 2)), factors.flatten()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -97,7 +98,7 @@ def test_cells_on_padding_count_for_nothing() -> None:
     annotated = AnnotatedImage(inputs, torch.zeros(0, 4), (40, 100))
     with record(model) as recording:
         model(inputs)
-    kinds = kinds_of_cells(recording, recording.layers["1"], annotated, (1.0, 2.0))
+    kinds = kinds_of_cells(recording.layers["1"], annotated, (1.0, 2.0))
     assert kinds.shape == (4, 8)
     assert (kinds[:3, :7] == KINDS.index("background")).all()
     assert (kinds == -1).sum() == 32 - 21
@@ -115,3 +116,18 @@ def test_settings_that_cannot_be() -> None:
 def test_layers_of_one_tap_are_left_out() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), DeformConv2dPack(4, 4, 1), *network()[1:])
     assert list(effective_dilation(model, [image()])) == ["2"]
+
+
+def test_crowds_are_neither_objects_nor_background() -> None:
+    annotated = dataclasses.replace(
+        image((0, 0, 24, 24)), crowds=torch.tensor([[0.0, 0, 64, 64], [96, 96, 128, 128]])
+    )
+    (found,) = effective_dilation(network(), [annotated], areas=(20**2, 100**2)).values()
+    # Of 16 x 16 cells crowds have 8 x 8 and 4 x 4; an object in a crowd is one all the same.
+    assert [found[kind].filters for kind in KINDS] == [0, 9, 0, 256 - 64 - 16]
+
+
+def test_nothing_that_can_be_measured_is_said() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), DeformConv2dPack(4, 4, 1))
+    with pytest.raises(ValueError, match="no deformable layer ran that can be measured"):
+        effective_dilation(model, [image()])

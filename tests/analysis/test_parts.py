@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.analysis import Parts, record_parts
+from dcn_plugin.analysis import Parts, nearest_roi, record_parts
 from dcn_plugin.layers import DeformPSRoIPool, DeformRoIPool, RoIPool
 
 MODES = ("align", "bin", "msra")
@@ -78,10 +78,21 @@ def test_a_box_finds_its_roi() -> None:
     with record_parts(nn.Sequential(pool)) as found:
         pool(ramps().repeat(2, 1, 1, 1), boxes=boxes)
     parts = found["0"]
-    assert parts.nearest(torch.tensor([104.0, 99.0, 190.0, 210.0])) == 1
-    assert parts.nearest(torch.tensor([0.0, 0.0, 10.0, 10.0]), image=1) == 2
-    with pytest.raises(ValueError, match="0 pooled no RoIs of image 2"):
-        parts.nearest(torch.tensor([0.0, 0.0, 10.0, 10.0]), image=2)
+    near, far = torch.tensor([104.0, 99.0, 190.0, 210.0]), torch.tensor([0.0, 0.0, 10.0, 10.0])
+    assert nearest_roi(found, near) == (parts, 1)
+    assert nearest_roi(found, far, image=1) == (parts, 2)
+    assert nearest_roi(found, far, image=2) is None
+
+
+def test_a_box_finds_its_roi_on_any_level() -> None:
+    pools = nn.ModuleList([DeformRoIPool(2, 2, SCALE).double() for _ in range(3)])
+    boxes = torch.tensor([[0, 10, 10, 50, 50], [0, 100, 100, 200, 200]], dtype=torch.float64)
+    with record_parts(pools) as found:
+        for pool, level in zip(pools, (boxes[:0], boxes[:1], boxes[1:]), strict=True):
+            pool(ramps(), boxes=level)
+    assert nearest_roi(found, torch.tensor([12.0, 12, 50, 50])) == (found["1"], 0)
+    assert nearest_roi(found, torch.tensor([120.0, 100, 200, 200])) == (found["2"], 0)
+    assert nearest_roi({"0": found["0"]}, torch.tensor([12.0, 12, 50, 50])) is None
 
 
 def test_a_network_without_such_pooling_has_no_parts() -> None:

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dcn_plugin.analysis import deformable_layers, record
-from dcn_plugin.layers import DeformConv2dPack, make_deformable
+from dcn_plugin.analysis import deformable_layers, record, trace
+from dcn_plugin.layers import DeformConv2d, DeformConv2dPack, OffsetConv2d, make_deformable
 
 
 class WithTorchvisions(nn.Module):
@@ -42,7 +42,29 @@ def test_a_converted_torchvision_network_is_recorded() -> None:
         model(torch.rand(1, 3, 64, 96))
     assert list(recording.layers) == names
     assert recording.image_size == (64, 96)
-    assert {recording.stride_of(layer.map_size) for layer in recording.layers.values()} == {32}
+    grids = {layer.map_grid for layer in recording.layers.values()}
+    assert {(grid.start, grid.step) for grid in grids} == {((0, 0), (32, 32))}
+
+
+class OwnNames(nn.Module):
+    """Our convolution, with a branch whose name does not tell whose it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = DeformConv2d(3, 4, 3, padding=1)
+        self.branch = OffsetConv2d(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, *self.branch(x))
+
+
+def test_a_branch_and_its_convolution_are_one_layer() -> None:
+    model = OwnNames()
+    for _ in range(2):
+        with record(model) as recording:
+            model(torch.rand(1, 3, 8, 9))
+        assert list(recording.layers) == ["conv"]
+        assert len(trace(recording, (4, 4)).ends) == 9
 
 
 def test_detectron2s_own_blocks_and_ours_have_the_same_names() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
-from dcn_plugin.analysis import Parts, cell_at, trace
+from dcn_plugin.analysis import cell_at, nearest_roi, trace
 from dcn_plugin.analysis.page import Shown, save_page
 from dcn_plugin.analysis.pictures import Panel, offset_field, save_panels
 
@@ -77,11 +77,23 @@ def sampling_panel(seen: Seen, title: str, point: Point, layers: list[str] | Non
 
 
 def parts_of_object(seen: Seen, index: int) -> tuple[Tensor, Tensor] | None:
-    """Returns the bins of an object found, resting and moved, in pixels of the image as seen."""
+    """Returns the bins of the RoI that overlaps an object the most, in pixels of the image as seen.
+
+    This need not be the very RoI in which it was found, whose box was moved.
+
+    Args:
+        seen: by the network.
+        index: of the object.
+
+    Returns:
+        resting and moved bins.
+    """
     if not seen.parts or seen.instances is None:
         return None
-    parts: Parts = next(iter(seen.parts.values()))
-    roi = parts.nearest(seen.instances.pred_boxes.tensor[index] * seen.box_scale)
+    found = nearest_roi(seen.parts, seen.instances.pred_boxes.tensor[index] * seen.box_scale)
+    if found is None:
+        return None
+    parts, roi = found
     kind = int(seen.instances.pred_classes[index]) if parts.bins.shape[1] > 1 else 0
     return parts.resting[roi].flatten(0, 1).cpu(), parts.bins[roi, kind].flatten(0, 1).cpu()
 
@@ -103,14 +115,16 @@ def save_picture(
         layers: to follow; None: all.
     """
     first, second = [found_panel(seen, metadata)], []
-    if seen.recording.layers:
+    if seen.recording.choose(layers):
         named = [(f"from {x:g}, {y:g}", (x, y)) for x, y in points]
         for title, point in named or points_of_interest(seen, metadata):
             first.append(sampling_panel(seen, title, point, layers))
     if seen.parts and seen.instances is not None and len(seen.instances):
         kind = class_name(metadata, int(seen.instances.pred_classes[0]))
-        resting, bins = parts_of_object(seen, 0)
-        second.append(Panel(f"parts of a {kind}", seen.image, resting=resting, bins=bins))
+        if (parts := parts_of_object(seen, 0)) is not None:
+            resting, bins = parts
+            title = f"parts of the RoI next to a {kind}"
+            second.append(Panel(title, seen.image, resting=resting, bins=bins))
     for layer in seen.recording.choose(layers):
         field, longest = offset_field(layer)
         second.append(Panel(f"{layer.layer}, to {longest:.1f} cells", field))

@@ -43,10 +43,14 @@ def read_inputs(source: str, limit: int) -> Iterator[Input]:
         OSError: if there is no such file, or it cannot be read.
         ValueError: if the source is none of these.
     """
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for image in _read_any(source, limit):
-        again = taken[image.name] = taken.get(image.name, 0) + 1
-        yield image if again == 1 else Input(f"{image.name}_{again}", image.pixels)
+        name, again = image.name, 1
+        while name in taken:
+            again += 1
+            name = f"{image.name}_{again}"
+        taken.add(name)
+        yield Input(name, image.pixels)
 
 
 def _read_any(source: str, limit: int) -> Iterator[Input]:

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Where on the image the cells of a map lie, and what ops do to that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+Pair = tuple[float, float]  # of rows and of columns
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a map, which lie at equal distances."""
+
+    start: Pair = (0.0, 0.0)  # the middle of the first, in pixels of the image
+    step: Pair = (1.0, 1.0)  # from one to the next
+    axes: tuple[int, int] = (2, 3)  # of the tensor that are rows and columns
+
+    def to_pixels(self, cells: Tensor) -> Tensor:
+        """Turns Tensor[..., 2] of rows and columns into pixels of the image."""
+        return cells * cells.new_tensor(self.step) + cells.new_tensor(self.start)
+
+    def to_cells(self, pixels: Tensor) -> Tensor:
+        """Turns Tensor[..., 2] of pixels of the image into rows and columns, with fractions."""
+        return (pixels - pixels.new_tensor(self.start)) / pixels.new_tensor(self.step)
+
+    def picked(self, first: Pair, every: Pair) -> Grid:
+        """Returns the grid of cells that lie at `first`, `first + every`, … in cells of this."""
+        start = tuple(a + b * c for a, b, c in zip(self.start, self.step, first, strict=True))
+        step = tuple(a * b for a, b in zip(self.step, every, strict=True))
+        return replace(self, start=start, step=step)
+
+    def windows(self, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Grid:
+        """Returns the grid of what is made of windows of this one, each a number or a pair."""
+        reach = zip(pair(dilation), pair(kernel), pair(padding), strict=True)
+        first = tuple(apart * (taps - 1) / 2 - border for apart, taps, border in reach)
+        return self.picked(first, pair(stride))
+
+
+Given = Mapping[str, Any]  # arguments of an op by their names in its schema
+Rule = Callable[[Grid, Tensor, Given, Tensor], Grid | None]  # of a map, and what is made of it
+
+
+def pair(value: float | Sequence[float]) -> tuple[Any, Any]:
+    """Returns a pair of a number, of one in a sequence, or of two."""
+    values = (value,) if isinstance(value, int | float) else tuple(value)
+    return (values[0], values[-1])
+
+
+def _convolution(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
+    kernel = given["weight"].shape[2:]
+    spacing = [given[key] for key in ("stride", "padding", "dilation")]
+    if len(kernel) != 2:
+        return None
+    if not given["transposed"]:
+        return grid.windows(kernel, *spacing)
+    # Cell i of the input lies in the middle of what it is spread over.
+    inner = Grid().windows(kernel, *spacing)
+    first = tuple(-start / step for start, step in zip(inner.start, inner.step, strict=True))
+    return grid.picked(first, tuple(1 / step for step in inner.step))
+
+
+def _pooling(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+    kernel = given["kernel_size"]
+    stride = given["stride"] or kernel
+    return grid.windows(kernel, stride, given["padding"], given.get("dilation", 1))
+
+
+def _resized(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+    sizes = [(x.shape[axis], out.shape[axis]) for axis in grid.axes]
+    if given.get("align_corners"):
+        every = tuple((before - 1) / max(after - 1, 1) for before, after in sizes)
+        return grid.picked((0, 0), every)
+    every = tuple(before / after for before, after in sizes)
+    return grid.picked(tuple((ratio - 1) / 2 for ratio in every), every)
+
+
+def _padded(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+    before = [*(given.get("pad") or given["padding"])[::2]]  # of the last axis first
+    missing = [0] * (x.dim() - len(before))
+    borders = [*missing, *reversed(before)]
+    return grid.picked(tuple(-borders[axis] for axis in grid.axes), (1, 1))
+
+
+def _sliced(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+    axis = given["dim"] % x.dim()
+    start, _, every = slice(given["start"], given["end"], given["step"]).indices(x.shape[axis])
+    return grid.picked(
+        tuple(start if axis == own else 0 for own in grid.axes),
+        tuple(every if axis == own else 1 for own in grid.axes),
+    )
+
+
+def _permuted(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+    dims = [dim % x.dim() for dim in given["dims"]]
+    return replace(grid, axes=tuple(dims.index(axis) for axis in grid.axes))
+
+
+def _lost(grid: Grid, x: Tensor, given: Given, out: Tensor) -> None:
+    return None
+
+
+RULES: dict[str, Rule] = {
+    "aten::convolution": _convolution,
+    **dict.fromkeys(("aten::max_pool2d_with_indices", "aten::avg_pool2d"), _pooling),
+    **dict.fromkeys(("aten::_adaptive_avg_pool2d", "aten::adaptive_max_pool2d"), _resized),
+    **dict.fromkeys(
+        ("aten::upsample_nearest2d", "aten::_upsample_nearest_exact2d"),
+        _resized,
+    ),
+    **dict.fromkeys(("aten::upsample_bilinear2d", "aten::upsample_bicubic2d"), _resized),
+    **dict.fromkeys(
+        ("aten::constant_pad_nd", "aten::reflection_pad2d", "aten::replication_pad2d"), _padded
+    ),
+    "aten::slice": _sliced,
+    "aten::permute": _permuted,
+    # These can keep the size, not the place. All that make RoIs of a map do so in this way.
+    **dict.fromkeys(("aten::flip", "aten::roll", "aten::grid_sampler_2d"), _lost),
+    **dict.fromkeys((f"torchvision::{op}" for op in ("roi_align", "roi_pool")), _lost),
+    **dict.fromkeys((f"torchvision::{op}" for op in ("ps_roi_align", "ps_roi_pool")), _lost),
+    "dcn_plugin::deform_roi_pool": _lost,
+}
+
+
+def carried_on(grid: Grid, x: Tensor, out: Tensor) -> Grid | None:
+    """Returns the grid of what an op without a rule made: the same, if the sizes are the same."""
+    axes = {*grid.axes, 0}
+    same = out.dim() == x.dim() and all(out.shape[axis] == x.shape[axis] for axis in axes)
+    return grid if same else None
