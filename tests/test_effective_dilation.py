@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ pytest.importorskip("detectron2", reason="the networks are Detectron2's")
 
 import effective_dilation
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from dcn_plugin.engine import read_config
@@ -49,6 +51,27 @@ def test_before_training_it_is_the_dilation(weights: str, capsys) -> None:
         assert len(cells) == 4 and set(cells) <= {"2.00 ± 0.00", "none"}
     counts = [int(cell) for cell in lines[-1].strip("|").split("|")[1:]]
     assert sum(counts) == 8 * 4 * 4 and counts[3] > 0  # eight images of 4 x 4 cells
+
+
+def test_own_data_are_measured_without_their_crowds(weights: str, tmp_path, capsys) -> None:
+    DatasetCatalog.get("shapes_tiny_test")  # draws it
+    metadata = MetadataCatalog.get("shapes_tiny_test")
+    content = json.loads(Path(metadata.json_file).read_text())
+    for item in content["annotations"]:
+        item["iscrowd"] = 1
+    whole = [0, 0, 64, 64]  # all of the first image is an object
+    content["annotations"].append(
+        {**content["annotations"][0], "id": 10**6, "bbox": whole, "iscrowd": 0}
+    )
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    words = ["--config-file", CONFIG, "--weights", weights, "--areas", "30", "45"]
+    data = ["--test-data", str(tmp_path / "own.json"), metadata.image_root]
+    effective_dilation.main([*words, *data])
+    found = capsys.readouterr().out.splitlines()[-1].strip("|").split("|")[1:]
+    counts = [int(cell) for cell in found]
+    boxes = [item["bbox"] for item in content["annotations"][:-1] if item["image_id"] != 1]
+    assert counts[:2] == [0, 0] and counts[2] == 16
+    assert boxes and 0 < counts[3] < 7 * 16  # crowds are not background
 
 
 @pytest.mark.parametrize(

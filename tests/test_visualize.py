@@ -18,7 +18,9 @@ import torch
 pytest.importorskip("detectron2", reason="the networks are Detectron2's")
 
 import visualize
+from viewer.inputs import read_inputs
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from dcn_plugin.engine import read_config
@@ -131,7 +133,8 @@ def test_networks_of_other_shapes_are_shown(kind: str, image: Path, tmp_path: Pa
 
 def test_points_and_layers_can_be_chosen(weights, image: Path, tmp_path: Path, capsys) -> None:
     name = "ca_rpn_slim_dconv3"
-    words = ["--points", "3,4", "120.5,80", "--layers", "backbone.res5.1.conv2", "--format", "png"]
+    layers = "backbone.res5.1.conv2, backbone.res5.0.conv2"
+    words = ["--points", "3,4", "120.5,80", "--layers", layers, "--format", "png"]
     run(name, weights[name], "--input", image, "--output", tmp_path / "looks", *words)
     assert [path.name for path in (tmp_path / "looks").iterdir()] == ["picture.png"]
     assert "what was seen in 1 images" in capsys.readouterr().out
@@ -179,6 +182,7 @@ def test_folders_videos_and_data_sets_are_read(weights, image: Path, tmp_path: P
         ),
         (["--limit", "0"], r"--limit must be at least 1, got 0"),
         (["--weights", "none.pth"], r"--weights must be a file, or an address, got 'none.pth'"),
+        (["--weights", "{tmp}/broken.jpg"], r"broken.jpg must be a checkpoint, \w+: [^\n]+$"),
         (
             ["--config-file", config("ca_rpn_slim_plain")],
             r"has neither deformable convolutions nor",
@@ -199,6 +203,26 @@ def test_what_is_wrong_is_one_line(
     with pytest.raises(SystemExit, match=f"visualize: .*{message}"):
         run(name, weights[name], *given, *words)
     assert not output.exists()
+
+
+def test_no_image_takes_the_name_of_another(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a_2.jpg", "a_2.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    names = [image.name for image in read_inputs(str(tmp_path), 9)]
+    assert len(set(names)) == 4 and names[0] == "a"
+
+
+def test_classes_of_own_data_have_names(weights, tmp_path: Path) -> None:
+    DatasetCatalog.get("shapes_tiny_test")  # draws it
+    metadata = MetadataCatalog.get("shapes_tiny_test")
+    words = ["--test-data", metadata.json_file, metadata.image_root, "--input", "own_test"]
+    output = tmp_path / "looks"
+    name = "ca_rpn_slim_dconv3"
+    given = ["--limit", "1", "--output", output, "--format", "html", "--score", "0.0"]
+    run(name, weights[name], *words, *given, "DATASETS.TEST", "('nowhere',)")
+    (page,) = output.iterdir()
+    labels = set(re.findall(r'"label": "(.*?) \d+ %"', page.read_text()))
+    assert labels and labels <= set(metadata.thing_classes)
 
 
 def test_points_are_two_numbers(image: Path, tmp_path: Path, capsys) -> None:

@@ -8,7 +8,8 @@
 
 Filters are told apart by what they are centred on: small, medium and large objects, whose areas are
 split at the squares of --areas in pixels of the image as the network sees it, and the background.
-Keys of the config can be set at the end of the line.
+Data of your own in COCO's format are named as for train_net.py, by --test-data and two paths in the
+place of --dataset. Keys of the config can be set at the end of the line.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from detectron2.config import CfgNode
@@ -26,7 +29,7 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation
 from dcn_plugin.analysis.dilation import AREAS, KINDS
-from dcn_plugin.data import check_datasets
+from dcn_plugin.data import add_own_data, check_datasets
 from dcn_plugin.engine import load_network
 from dcn_plugin.engine.settings import read_trained_config
 
@@ -41,7 +44,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config-file", required=True, help="of the network")
     add("--weights", required=True, help="of the network")
-    add("--dataset", required=True, help="a name in Detectron2's catalogue, with boxes")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--dataset", help="a name in Detectron2's catalogue, with boxes")
+    add_own_data(data, "test")
     add(
         "--areas",
         type=float,
@@ -60,7 +65,8 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     if args.limit < 0:
         raise ValueError(f"--limit must be 0 or more, got {args.limit}")
     cfg = read_trained_config(args)
-    cfg.DATASETS.TEST = (args.dataset,)
+    if args.dataset:
+        cfg.DATASETS.TEST = (args.dataset,)
     check_datasets(cfg, training=False)
     return cfg
 
@@ -75,13 +81,25 @@ def annotated_images(cfg: CfgNode, limit: int) -> Iterator[AnnotatedImage]:
     )
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     if not any(record.get("annotations") for record in records):
-        raise ValueError(f"--dataset must have boxes, {cfg.DATASETS.TEST[0]} has none")
+        raise ValueError(f"the data set must have boxes, {cfg.DATASETS.TEST[0]} has none")
     for record in tqdm(records[: limit or None], "looking", unit="image"):
         mapped = with_boxes(record)
         inputs = {key: mapped[key] for key in ("image", "height", "width")}
         size = tuple(mapped["image"].shape[1:])
-        boxes = mapped["instances"].gt_boxes.tensor if "instances" in mapped else NO_BOXES
-        yield AnnotatedImage([inputs], boxes, size)
+        yield AnnotatedImage([inputs], boxes_of(mapped), size, crowds_of(record, with_boxes))
+
+
+def boxes_of(mapped: dict[str, Any]) -> Tensor:
+    """Returns Tensor[M, 4], the objects of an image as the mapper gives it."""
+    return mapped["instances"].gt_boxes.tensor if "instances" in mapped else NO_BOXES
+
+
+def crowds_of(record: dict[str, Any], mapper: DatasetMapper) -> Tensor:
+    """Returns Tensor[C, 4], the crowds of an image, which the mapper leaves out."""
+    crowds = [
+        {**each, "iscrowd": 0} for each in record.get("annotations", ()) if each.get("iscrowd")
+    ]
+    return boxes_of(mapper({**record, "annotations": crowds})) if crowds else NO_BOXES
 
 
 def table(found: dict[str, dict[str, Dilation]]) -> str:

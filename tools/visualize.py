@@ -10,8 +10,9 @@
 
 Of every image OUTPUT gets a picture, <name>.png: what was found, where points sample through all
 deformable layers, the parts of the surest object, the fields of offsets; and a page, <name>.html,
-on which one clicks a point or an object. Pages are whole in themselves. Keys of the config can be
-set at the end of the line.
+on which one clicks a point or an object. Pages are whole in themselves. --test-data tells the
+classes of a network that learnt data of your own; --input own_test are its images. Keys of the
+config can be set at the end of the line.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
+from dcn_plugin.data import add_own_data
 from dcn_plugin.engine.settings import read_trained_config
 
 
@@ -51,11 +53,19 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--weights", required=True, help="of the network")
     add("--input", required=True, help="an image, a folder, a video, or the name of a data set")
     add("--output", type=Path, required=True, help="folder")
-    add("--points", type=point, nargs="+", default=[], metavar="x,y", help="pixels of the image")
+    add(
+        "--points",
+        type=point,
+        nargs="+",
+        default=[],
+        metavar="x,y",
+        help="pixels of the image; the last of them before another option",
+    )
     add("--layers", metavar="NAME,NAME", help="deformable layers to follow; default: all")
     add("--score", type=float, default=0.5, help="of detections that are shown, at least")
     add("--limit", type=int, default=20, help="images of a folder, video or data set")
     add("--format", choices=("png", "html", "both"), default="both", help="what to write")
+    add_own_data(parser, "test")
     add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
     return parser.parse_args(words)
 
@@ -78,10 +88,12 @@ def show(args: argparse.Namespace, cfg: CfgNode, viewer: Viewer, image: Input) -
             )
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
     seen = viewer.look(image.pixels)
-    layers = args.layers.split(",") if args.layers else None
+    layers = [name.strip() for name in args.layers.split(",")] if args.layers else None
     seen.recording.choose(layers)  # to know if there are no such layers
-    if args.points and not seen.recording.layers:
-        raise ValueError("--points need deformable convolutions, this network has none")
+    if args.points and not seen.recording.choose():
+        raise ValueError(
+            "--points need deformable convolutions on maps of the image, this network has none"
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     if args.format != "html":
         path = args.output / f"{image.name}.png"

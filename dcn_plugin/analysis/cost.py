@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,7 +16,6 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
 INTERPOLATION = 4  # products of a bilinear sample: one for each pixel around it
 ADAPTIVE = 2  # samples of a bin along an axis where their number follows the size of the RoI
-DEFORM_CONV, ROI_POOL = "dcn_plugin::deform_conv2d", "dcn_plugin::deform_roi_pool"
 
 # Elementwise or without arithmetic. Norms, which fvcore counts, are among them: some networks have
 # them folded into their convolutions.
@@ -52,10 +52,10 @@ def count_cost(model: nn.Module, inputs: Any) -> Cost:
     flops = FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False)
     flops.uncalled_modules_warnings(False).tracer_warnings("none")
     flops.set_op_handle(**dict.fromkeys(FREE))
-    flops.set_op_handle(DEFORM_CONV, deform_conv_flops, ROI_POOL, roi_pool_flops)
+    flops.set_op_handle(**HANDLES)
     activations = ActivationCountAnalysis(model, inputs).unsupported_ops_warnings(False)
     activations.uncalled_modules_warnings(False).tracer_warnings("none")
-    activations.set_op_handle(DEFORM_CONV, outputs_of, ROI_POOL, outputs_of)
+    activations.set_op_handle(**dict.fromkeys(HANDLES, outputs_of))
     return Cost(
         sum(parameter.numel() for parameter in model.parameters()),
         flops.total(),
@@ -65,27 +65,29 @@ def count_cost(model: nn.Module, inputs: Any) -> Cost:
     )
 
 
-def deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> int:
+def deform_conv_flops(inputs: list[Any], outputs: list[Any], weight_at: int) -> int:
     """Counts a deformable convolution: its products, and a bilinear sample of each tap.
 
     Args:
-        inputs: of the traced op: input, offset, weight, ...
+        inputs: of the traced op, of which the first is a map.
         outputs: of it.
+        weight_at: which of the inputs is the weight.
     """
-    channels, weight, output = shape(inputs[0])[1], shape(inputs[2]), shape(outputs[0])
+    channels, weight, output = shape(inputs[0])[1], shape(inputs[weight_at]), shape(outputs[0])
     cells, taps = prod((output[0], *output[2:])), prod(weight[2:])
     return prod(output) * prod(weight[1:]) + cells * taps * channels * INTERPOLATION
 
 
-def roi_pool_flops(inputs: list[Any], outputs: list[Any]) -> int:
+def roi_pool_flops(inputs: list[Any], outputs: list[Any], ratio_at: int) -> int:
     """Counts a RoI pooling: the bilinear samples of each bin.
 
     Args:
-        inputs: of the traced op, of which the eighth is sampling_ratio.
+        inputs: of the traced op.
         outputs: of it.
+        ratio_at: which of the inputs is the number of samples along an axis, adaptive below 1.
     """
-    samples = (inputs[7].toIValue() or ADAPTIVE) ** 2
-    return prod(shape(outputs[0])) * samples * INTERPOLATION
+    ratio = inputs[ratio_at].toIValue()
+    return prod(shape(outputs[0])) * (ratio if ratio > 0 else ADAPTIVE) ** 2 * INTERPOLATION
 
 
 def outputs_of(inputs: list[Any], outputs: list[Any]) -> int:
@@ -96,3 +98,14 @@ def outputs_of(inputs: list[Any], outputs: list[Any]) -> int:
 def shape(value: Any) -> list[int]:
     """Returns the shape of a traced tensor."""
     return value.type().sizes()
+
+
+HANDLES = {
+    "dcn_plugin::deform_conv2d": partial(deform_conv_flops, weight_at=2),
+    "torchvision::deform_conv2d": partial(deform_conv_flops, weight_at=1),
+    # Detectron2's, as the tracer names its functions.
+    "prim::PythonOp._DeformConv": partial(deform_conv_flops, weight_at=2),
+    "prim::PythonOp._ModulatedDeformConv": partial(deform_conv_flops, weight_at=3),
+    "dcn_plugin::deform_roi_pool": partial(roi_pool_flops, ratio_at=7),
+    "torchvision::roi_align": partial(roi_pool_flops, ratio_at=5),
+}

@@ -5,7 +5,7 @@
 from .batches import TrainingBatches, share_of_batch
 from .check import ROOT, check_datasets
 from .loader import TrainLoader, build_train_loader
-from .own import use_own_data
+from .own import add_own_data, use_own_data
 from .seeds import image_seed
 from .shapes import register_shapes
 from .voc import register_voc
@@ -13,6 +13,7 @@ from .voc import register_voc
 __all__ = [
     "TrainLoader",
     "TrainingBatches",
+    "add_own_data",
     "build_train_loader",
     "check_datasets",
     "image_seed",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,21 @@ KEYS = {
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
+
+
+def add_own_data(parser: argparse.ArgumentParser, part: str) -> None:
+    """Adds the option for data of one's own.
+
+    Args:
+        parser: of the command line.
+        part: train or test.
+    """
+    parser.add_argument(
+        f"--{part}-data",
+        nargs=2,
+        metavar=("JSON", "IMAGES"),
+        help=f"your own data to {part}: annotations in COCO's format, and a folder of images",
+    )
 
 
 def use_own_data(

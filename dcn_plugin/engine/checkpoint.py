@@ -44,8 +44,9 @@ class Checkpointer(DetectionCheckpointer):
         try:
             return super()._load_file(filename)
         except Exception as error:  # half a file leads an unpickler to anything
+            first_sentence = re.split(r"\.\s|\n", str(error), maxsplit=1)[0]  # without advice
             raise ValueError(
-                f"{filename} must be a checkpoint, {type(error).__name__}: {error}"
+                f"{filename} must be a checkpoint, {type(error).__name__}: {first_sentence}"
             ) from error
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 pytest.importorskip("fvcore", reason="its counters count")
 
-from dcn_plugin.analysis.cost import count_cost
+from dcn_plugin.analysis.cost import HANDLES, count_cost
 from dcn_plugin.layers import DeformConv2dPack, DeformRoIPool, make_deformable
 
 
@@ -61,3 +64,45 @@ def test_three_layers_cost_a_tenth_of_a_network() -> None:
     cells = 2 * 2
     more = 3 * cells * (18 * 512 * 9 + 9 * 512 * 4)
     assert deformable.flops - plain.flops == more
+
+
+class Given(nn.Module):
+    """A deformable convolution that is told offsets by a plain one, and a mask if it takes one."""
+
+    def __init__(self, conv: nn.Module, modulated: bool) -> None:
+        super().__init__()
+        self.offset = nn.Conv2d(4, 18, 3, padding=1)
+        self.mask = nn.Conv2d(4, 9, 3, padding=1) if modulated else None
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.offset(x), *([self.mask(x).sigmoid()] if self.mask else []))
+
+
+@pytest.mark.parametrize("make", ["torchvision", "torchvision, modulated", "detectron2"])
+def test_the_layers_of_others_cost_as_ours(make: str) -> None:
+    modulated = make.endswith("modulated")
+    if make == "detectron2":
+        layers = pytest.importorskip("detectron2.layers", reason="one of them is Detectron2's")
+        conv = layers.DeformConv(4, 6, 3, padding=1)
+    else:
+        conv = torchvision.ops.DeformConv2d(4, 6, 3, padding=1)
+    image = torch.rand(1, 4, 8, 8)
+    found = count_cost(Given(conv, modulated), image)
+    ours = count_cost(DeformConv2dPack(4, 6, 3, padding=1, modulated=modulated), image)
+    assert found.flops == ours.flops and found.activations == ours.activations
+    assert not found.not_counted
+
+
+def test_detectron2s_modulated_convolution_has_its_weight_after_the_mask() -> None:
+    conv = pytest.importorskip("detectron2.layers.deform_conv", reason="it is Detectron2's")
+    arguments = list(inspect.signature(conv._ModulatedDeformConv.forward).parameters)[1:]
+    count = HANDLES["prim::PythonOp._ModulatedDeformConv"]
+    assert arguments[count.keywords["weight_at"]] == "weight"  # it runs on GPUs only
+
+
+def test_roi_align_costs_its_samples() -> None:
+    align = torchvision.ops.RoIAlign(2, 1.0, 3)
+    cost = count_cost(align, (torch.rand(1, 4, 8, 8), torch.tensor([[0.0, 0, 0, 8, 8]])))
+    assert cost.flops == 4 * 2 * 2 * 9 * 4 and cost.activations == 16
+    assert not cost.not_counted
