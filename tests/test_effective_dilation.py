@@ -18,6 +18,7 @@ import effective_dilation
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
+from dcn_plugin.analysis.following import OFFSETS
 from dcn_plugin.engine import read_config
 
 pytestmark = pytest.mark.usefixtures("shapes_root")
@@ -51,6 +52,15 @@ def test_before_training_it_is_the_dilation(weights: str, capsys) -> None:
         assert len(cells) == 4 and set(cells) <= {"2.00 ± 0.00", "none"}
     counts = [int(cell) for cell in lines[-1].strip("|").split("|")[1:]]
     assert sum(counts) == 8 * 4 * 4 and counts[3] > 0  # eight images of 4 x 4 cells
+
+
+def test_an_untrained_network_follows_nothing(weights: str, capsys) -> None:
+    effective_dilation.main(command(weights, "--areas", "30", "45", "--follow"))
+    rows = capsys.readouterr().out.splitlines()[-7:]
+    cells = {row.split(" | ")[0].strip("| "): row.strip("|").split("|")[1:] for row in rows}
+    assert [*cells] == ["offsets", "---|---|---|---", *OFFSETS, "points at random", "objects"]
+    assert cells[OFFSETS[0]] == cells[OFFSETS[1]] == cells[OFFSETS[2]]
+    assert sum(int(cell) for cell in cells["objects"]) > 8
 
 
 def test_own_data_are_measured_without_their_crowds(weights: str, tmp_path, capsys) -> None:

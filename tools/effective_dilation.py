@@ -8,6 +8,8 @@
 
 Filters are told apart by what they are centred on: small, medium and large objects, whose areas are
 split at the squares of --areas in pixels of the image as the network sees it, and the background.
+With --follow there is a second table: how many of the points that cells in the middle of objects
+sample through all layers lie on the object.
 Data of your own in COCO's format are named as for train_net.py, by --test-data and two paths in the
 place of --dataset. Keys of the config can be set at the end of the line.
 """
@@ -27,8 +29,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.utils.logger import setup_logger
 
-from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation
+from dcn_plugin.analysis import (
+    AnnotatedImage,
+    Dilation,
+    Share,
+    effective_dilation,
+    share_on_objects,
+)
 from dcn_plugin.analysis.dilation import AREAS, KINDS
+from dcn_plugin.analysis.following import OFFSETS
 from dcn_plugin.data import add_own_data, check_datasets
 from dcn_plugin.engine import load_network
 from dcn_plugin.engine.settings import read_trained_config
@@ -55,6 +64,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         default=[area**0.5 for area in AREAS],
         help="sides of squares; default: the paper's 96 and 224",
     )
+    add("--follow", action="store_true", help="measure how many points lie on the object, too")
     add("--limit", type=int, default=0, help="images to look at; 0: all")
     add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
     return parser.parse_args(words)
@@ -112,6 +122,18 @@ def table(found: dict[str, dict[str, Dilation]]) -> str:
     return "\n".join([*lines, f"| filters of the first | {' | '.join(counts)} |"])
 
 
+def table_of_shares(shares: dict[str, Share]) -> str:
+    """Returns a row for each kind of offsets, in Markdown: per cents of points on the object."""
+    lines = [f"| offsets | {' | '.join(shares)} |", "|---" * (1 + len(shares)) + "|"]
+    rows = {name: [share.by_offsets[name] for share in shares.values()] for name in OFFSETS}
+    rows["points at random"] = [share.of_image for share in shares.values()]
+    for name, values in rows.items():
+        lines.append(f"| {name} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")
+    return "\n".join(
+        [*lines, f"| objects | {' | '.join(str(s.objects) for s in shares.values())} |"]
+    )
+
+
 def main(words: list[str] | None = None) -> None:
     """Prints the table."""
     args = parse_arguments(words)
@@ -121,9 +143,13 @@ def main(words: list[str] | None = None) -> None:
         model = load_network(cfg)
         areas = [side**2 for side in args.areas]
         found = effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)
+        images = annotated_images(cfg, args.limit) if args.follow else ()
+        shares = share_on_objects(model, images, areas=areas)
     except (OSError, ValueError) as error:
         sys.exit(f"effective_dilation: {error}")
     print(table(found))
+    if args.follow:
+        print(f"\n{table_of_shares(shares)}")
 
 
 if __name__ == "__main__":

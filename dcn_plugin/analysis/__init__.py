@@ -3,6 +3,7 @@
 """What deformable networks learnt: where they sample, and how far."""
 
 from .dilation import AnnotatedImage, Dilation, effective_dilation
+from .following import Share, share_on_objects
 from .parts import Parts, deformable_pools, nearest_roi, record_parts
 from .recording import Recording, Sampled, deformable_layers, record
 from .sampling import Trace, cell_at, trace
@@ -13,6 +14,7 @@ __all__ = [
     "Parts",
     "Recording",
     "Sampled",
+    "Share",
     "Trace",
     "cell_at",
     "deformable_layers",
@@ -21,5 +23,6 @@ __all__ = [
     "nearest_roi",
     "record",
     "record_parts",
+    "share_on_objects",
     "trace",
 ]

@@ -63,8 +63,7 @@ def effective_dilation(
         ValueError: if the network has no deformable convolutions that can be measured, areas do not
             ascend, or a batch has more images.
     """
-    if len(areas) != 2 or not 0 < areas[0] < areas[1]:
-        raise ValueError(f"areas must be two ascending numbers above 0, got {tuple(areas)}")
+    check_areas(areas)
     require_deformable(model)
     sums: dict[str, Tensor] = {}
     left_out: set[str] = set()
@@ -85,6 +84,24 @@ def effective_dilation(
     if not sums:
         raise ValueError("no deformable layer ran that can be measured")
     return {name: _dilations(found) for name, found in sums.items()}
+
+
+def check_areas(areas: Sequence[float]) -> None:
+    """Checks what tells small, medium and large objects apart.
+
+    Args:
+        areas: of boxes in pixels.
+
+    Raises:
+        ValueError: if they do not ascend.
+    """
+    if len(areas) != 2 or not 0 < areas[0] < areas[1]:
+        raise ValueError(f"areas must be two ascending numbers above 0, got {tuple(areas)}")
+
+
+def kind_of_area(area: float, areas: Sequence[float]) -> int:
+    """Returns the place in KINDS of an object of an area."""
+    return int(area >= areas[0]) + int(area >= areas[1])
 
 
 def dilation_of_filters(layer: Sampled, image: int = 0) -> Tensor:
@@ -128,7 +145,7 @@ def kinds_of_cells(layer: Sampled, image: AnnotatedImage, areas: Sequence[float]
     for box in () if image.crowds is None else image.crowds.to(device):
         kinds[_inside(ys, xs, box)] = -1
     for box, area in sorted(zip(boxes, sizes, strict=True), key=lambda pair: -float(pair[1])):
-        kinds[_inside(ys, xs, box)] = int(area >= areas[0]) + int(area >= areas[1])
+        kinds[_inside(ys, xs, box)] = kind_of_area(float(area), areas)
     kinds[ys >= image.size[0]] = -1
     kinds[:, xs >= image.size[1]] = -1
     return kinds
