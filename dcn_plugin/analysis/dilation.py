@@ -26,9 +26,7 @@ class AnnotatedImage:
     inputs: Any  # the network is called with them: a batch of this one image
     boxes: Tensor  # (M, 4), left, top, right, bottom, in pixels of the image as the network sees it
     size: tuple[int, int]  # height and width of it, without padding
-    crowds: Tensor | None = (
-        None  # (C, 4), likewise: regions that are neither objects nor background
-    )
+    crowds: Tensor | None = None  # (C, 4), likewise: neither objects nor background
 
 
 @dataclass(frozen=True)

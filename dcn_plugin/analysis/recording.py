@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ Shape shorthand in this module:
     H', W': output size of the deformable convolution
 """
 
-logger = logging.getLogger(__name__)
 SPACING = ("kernel_size", "stride", "padding", "dilation")
 BRANCHES = ("_offset", ".offset_conv")  # what names of branches have more than their convolutions
 
