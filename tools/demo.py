@@ -161,7 +161,8 @@ def suggest(args: argparse.Namespace, dataset: str, deformable: bool) -> None:
     if deformable:
         print("  # pages on which you click to see where it looks")
         files = ["--weights", str(args.output / WEIGHTS), "--output", f"{args.output}_looks"]
-        words = ["--config-file", args.config_file, "--input", dataset, *files, *args.opts]
+        config = os.path.relpath(args.config_file)
+        words = ["--config-file", config, "--input", dataset, *files, *args.opts]
         print_command("visualize.py", *words)
 
 
