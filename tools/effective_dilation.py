@@ -65,6 +65,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="sides of squares; default: the paper's 96 and 224",
     )
     add("--follow", action="store_true", help="measure how many points lie on the object, too")
+    add("--layers", metavar="NAME,NAME", help="to follow; default: all")
     add("--limit", type=int, default=0, help="images to look at; 0: all")
     add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
     return parser.parse_args(words)
@@ -142,14 +143,14 @@ def main(words: list[str] | None = None) -> None:
         cfg = read_settings(args)
         model = load_network(cfg)
         areas = [side**2 for side in args.areas]
-        found = effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)
-        images = annotated_images(cfg, args.limit) if args.follow else ()
-        shares = share_on_objects(model, images, areas=areas)
+        print(table(effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)))
+        if args.follow:
+            layers = [name.strip() for name in args.layers.split(",")] if args.layers else None
+            images = annotated_images(cfg, args.limit)
+            shares = share_on_objects(model, images, areas=areas, layers=layers)
+            print(f"\n{table_of_shares(shares)}")
     except (OSError, ValueError) as error:
         sys.exit(f"effective_dilation: {error}")
-    print(table(found))
-    if args.follow:
-        print(f"\n{table_of_shares(shares)}")
 
 
 if __name__ == "__main__":

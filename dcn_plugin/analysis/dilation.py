@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recording import Sampled, record, require_deformable
+from .recording import Recording, Sampled, record, require_deformable
 
 logger = logging.getLogger(__name__)
 AREAS = (96**2, 224**2)  # where the paper splits small, medium and large objects
@@ -55,7 +55,7 @@ def effective_dilation(
     Returns:
         by layer, in the order in which they run, and by kind: small, medium, large, background. Of
         a layer that runs several times in a pass all its runs count; layers whose cells have no
-        place on the image, since they run on RoIs, are left out with a warning.
+        place on the image that is known, such as on RoIs, are left out with a warning.
 
     Raises:
         ValueError: if the network has no deformable convolutions that can be measured, areas do not
@@ -66,8 +66,7 @@ def effective_dilation(
     sums: dict[str, Tensor] = {}
     left_out: set[str] = set()
     for image in images:
-        with record(model) as recording, torch.no_grad():
-            model(image.inputs)
+        recording = run_once(model, image)
         for layer in recording.layers.values():
             if not _can_be_measured(layer):
                 left_out.add(layer.module)
@@ -76,12 +75,33 @@ def effective_dilation(
             sums[layer.module] = sums.get(layer.module, 0) + found
     if left_out:
         logger.warning(
-            "left out, since their cells have no place on the image or they have one tap alone: %s",
+            "left out, since they have one tap, or it is not known where their cells lie: %s",
             ", ".join(sorted(left_out)),
         )
     if not sums:
         raise ValueError("no deformable layer ran that can be measured")
     return {name: _dilations(found) for name, found in sums.items()}
+
+
+def run_once(model: nn.Module, image: AnnotatedImage) -> Recording:
+    """Runs a network on an image.
+
+    Args:
+        model: any network with deformable convolutions.
+        image: to run it on.
+
+    Returns:
+        the recording.
+
+    Raises:
+        ValueError: if it is more than one image.
+    """
+    with record(model) as recording, torch.no_grad():
+        model(image.inputs)
+    for layer in recording.layers.values():
+        if layer.on_image and len(layer.offset) != 1:
+            raise ValueError(f"inputs must be a batch of one image, got one of {len(layer.offset)}")
+    return recording
 
 
 def check_areas(areas: Sequence[float]) -> None:
@@ -160,8 +180,6 @@ def _inside(ys: Tensor, xs: Tensor, box: Tensor) -> Tensor:
 
 def _sums_of(layer: Sampled, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:
     """Returns Tensor[3, kinds]: count, sum and sum of squares."""
-    if len(layer.offset) != 1:
-        raise ValueError(f"inputs must be a batch of one image, got one of {len(layer.offset)}")
     kinds = kinds_of_cells(layer, image, areas).flatten().cpu()
     values = dilation_of_filters(layer).flatten().double().cpu()
     kept = kinds >= 0

@@ -41,7 +41,7 @@ class Flow(TorchDispatchMode):
         """Forgets all, before another pass."""
         self.trails = WeakTensorKeyDictionary()
         self.branches = WeakTensorKeyDictionary()  # offsets that were recorded, and of which layer
-        self.image: tuple[int, ...] | None = None  # its shape: what the first convolution is given
+        self.image_size: tuple[int, int] | None = None
 
     def __torch_dispatch__(
         self,
@@ -66,20 +66,24 @@ class Flow(TorchDispatchMode):
             layers = frozenset().union(*(self.trails[tensor].layers for tensor in known))
             for made in tree_leaves(out):
                 if isinstance(made, Tensor):
-                    self.mark(made, layers, self._grid(func, args, kwargs, known, made))
+                    grid = self._grid(func, args, kwargs, known, made)
+                    self.mark(made, layers, grid)
+                    if func._schema.is_mutable and made._base is not None:  # what it is a view of
+                        whole = None if grid is None else carried_on(grid, made, made._base)
+                        self.mark(made._base, layers, whole)
         return out
 
     def enter(self, tensor: Tensor) -> None:
-        """Notes what a convolution is given: if it is made of nothing known, it is the image.
+        """Notes what a network or convolution is given: the first that is a map is the image.
 
         Args:
-            tensor: its input.
+            tensor: its input; later ones that are made of nothing known have no place on the image.
         """
         if tensor in self.trails or tensor.dim() != 4:
             return
-        own = (tensor.shape[0], *tensor.shape[2:])
-        self.image = self.image or own
-        self.mark(tensor, frozenset(), Grid() if own == self.image else None)
+        first = self.image_size is None
+        self.image_size = self.image_size or (tensor.shape[2], tensor.shape[3])
+        self.mark(tensor, frozenset(), Grid() if first else None)
 
     def of(self, value: Any) -> Trail:
         """Returns what is known of a tensor: nothing of what is none."""

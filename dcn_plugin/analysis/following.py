@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .dilation import AREAS, KINDS, AnnotatedImage, check_areas, kind_of_area
-from .recording import Recording, record
+from .dilation import AREAS, KINDS, AnnotatedImage, check_areas, kind_of_area, run_once
+from .recording import Recording
 from .sampling import cell_at, trace
 
 OBJECTS = KINDS[:3]
@@ -38,8 +38,9 @@ def share_on_objects(
     """Measures how many of the points that a cell samples lie on the object it is in the middle of.
 
     They are counted with the offsets that were predicted, and for comparison with what the network
-    would sample if each cell of the image had the mean of its offsets, and with none: what is more
-    than that mean pattern's is particular to the cell.
+    would sample if each cell of the image had the mean of its offsets and of its modulation, and
+    with neither: what is more than that mean pattern's is particular to the cell. Points weigh what
+    modulation gives them; those off the image lie on no object.
 
     Args:
         model: any network with deformable convolutions; it is run as it is, so call eval() before.
@@ -57,8 +58,7 @@ def share_on_objects(
     check_areas(areas)
     shares: dict[str, list[list[float]]] = {kind: [] for kind in OBJECTS}
     for image in images:
-        with record(model) as recording, torch.no_grad():
-            model(image.inputs)
+        recording = run_once(model, image)
         told = [recording, *(same_everywhere(recording, factor) for factor in (1, 0))]
         whole = image.size[0] * image.size[1]
         for box in image.boxes:
@@ -73,16 +73,16 @@ def same_everywhere(recording: Recording, factor: float) -> Recording:
 
     Args:
         recording: of a forward pass.
-        factor: by which that mean is multiplied.
+        factor: by which that mean is multiplied; with 0 there is no modulation either.
     """
-    means = {
-        name: layer.offset.mean(dim=(2, 3), keepdim=True) * factor
-        for name, layer in recording.layers.items()
-    }
-    layers = {
-        name: dataclasses.replace(layer, offset=means[name].expand_as(layer.offset))
-        for name, layer in recording.layers.items()
-    }
+    layers = {}
+    for name, layer in recording.layers.items():
+        offset = layer.offset.mean(dim=(2, 3), keepdim=True) * factor
+        mask = None
+        if layer.mask is not None and factor:
+            mask = layer.mask.mean(dim=(2, 3), keepdim=True).expand_as(layer.mask)
+        told = offset.expand_as(layer.offset)
+        layers[name] = dataclasses.replace(layer, offset=told, mask=mask)
     return Recording(recording.image_size, layers)
 
 
@@ -96,7 +96,8 @@ def _share(
     found = trace(recording, cell_at(recording, middle, layers), layers=layers)
     rows, columns = found.ends.unbind(dim=1)
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return float(found.end_weights[inside].sum() / found.end_weights.sum())
+    total = float(found.end_weights.sum())  # 0 if all taps of a layer lie off its map
+    return float(found.end_weights[inside].sum()) / total if total else 0.0
 
 
 def _mean(rows: list[list[float]]) -> Share:

@@ -6,11 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Pair = tuple[float, float]  # of rows and of columns
+
+
+AXES = (2, 3)  # of a map that are rows and columns
 
 
 @dataclass(frozen=True)
@@ -19,14 +25,16 @@ class Grid:
 
     start: Pair = (0.0, 0.0)  # the middle of the first, in pixels of the image
     step: Pair = (1.0, 1.0)  # from one to the next
-    axes: tuple[int, int] = (2, 3)  # of the tensor that are rows and columns
+    axes: tuple[int, int] = AXES  # of the tensor that are rows and columns
 
     def to_pixels(self, cells: Tensor) -> Tensor:
         """Turns Tensor[..., 2] of rows and columns into pixels of the image."""
+        cells = cells.to(torch.get_default_dtype()) if not cells.is_floating_point() else cells
         return cells * cells.new_tensor(self.step) + cells.new_tensor(self.start)
 
     def to_cells(self, pixels: Tensor) -> Tensor:
         """Turns Tensor[..., 2] of pixels of the image into rows and columns, with fractions."""
+        pixels = pixels.to(torch.get_default_dtype()) if not pixels.is_floating_point() else pixels
         return (pixels - pixels.new_tensor(self.start)) / pixels.new_tensor(self.step)
 
     def picked(self, first: Pair, every: Pair) -> Grid:
@@ -55,7 +63,7 @@ def pair(value: float | Sequence[float]) -> tuple[Any, Any]:
 def _convolution(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
     kernel = given["weight"].shape[2:]
     spacing = [given[key] for key in ("stride", "padding", "dilation")]
-    if len(kernel) != 2:
+    if len(kernel) != 2 or grid.axes != AXES:
         return None
     if not given["transposed"]:
         return grid.windows(kernel, *spacing)
@@ -65,13 +73,17 @@ def _convolution(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | Non
     return grid.picked(first, tuple(1 / step for step in inner.step))
 
 
-def _pooling(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+def _pooling(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
+    if grid.axes != AXES:
+        return None
     kernel = given["kernel_size"]
     stride = given["stride"] or kernel
     return grid.windows(kernel, stride, given["padding"], given.get("dilation", 1))
 
 
-def _resized(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+def _resized(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
+    if grid.axes != AXES:
+        return None
     sizes = [(x.shape[axis], out.shape[axis]) for axis in grid.axes]
     if given.get("align_corners"):
         every = tuple((before - 1) / max(after - 1, 1) for before, after in sizes)
@@ -101,6 +113,32 @@ def _permuted(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
     return replace(grid, axes=tuple(dims.index(axis) for axis in grid.axes))
 
 
+def _transposed(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid:
+    dims = list(range(x.dim()))
+    one, other = given["dim0"] % x.dim(), given["dim1"] % x.dim()
+    dims[one], dims[other] = other, one
+    return _permuted(grid, x, {"dims": dims}, out)
+
+
+def _viewed(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
+    """Finds axes in another shape: those of the same size, behind as many numbers."""
+    before = [prod(x.shape[:axis]) for axis in grid.axes]
+    lengths = [1, *accumulate(out.shape, lambda one, other: one * other)]
+    places = [(size, lengths[axis]) for axis, size in enumerate(out.shape)]
+    found = []
+    for axis, ahead in zip(grid.axes, before, strict=True):
+        wanted = (x.shape[axis], ahead)
+        free = [place for place, has in enumerate(places) if has == wanted and place not in found]
+        if not free:
+            return None
+        found.append(free[0])
+    return replace(grid, axes=tuple(found))
+
+
+def _split(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
+    return None if given["dim"] % x.dim() in grid.axes else grid
+
+
 def _lost(grid: Grid, x: Tensor, given: Given, out: Tensor) -> None:
     return None
 
@@ -119,8 +157,16 @@ RULES: dict[str, Rule] = {
     ),
     "aten::slice": _sliced,
     "aten::permute": _permuted,
-    # These can keep the size, not the place. All that make RoIs of a map do so in this way.
-    **dict.fromkeys(("aten::flip", "aten::roll", "aten::grid_sampler_2d"), _lost),
+    "aten::transpose": _transposed,
+    **dict.fromkeys(("aten::view", "aten::_unsafe_view"), _viewed),
+    **dict.fromkeys(("aten::split", "aten::split_with_sizes"), _split),
+    # These can keep the size, not the place, as ops that make RoIs of a map do.
+    **dict.fromkeys(("aten::flip", "aten::roll", "aten::sort", "aten::gather"), _lost),
+    **dict.fromkeys(("aten::index", "aten::_unsafe_index", "aten::index_select"), _lost),
+    **dict.fromkeys(("aten::grid_sampler_2d", "aten::cudnn_grid_sampler"), _lost),
+    # And these have nothing of the map but its size.
+    **dict.fromkeys((f"aten::new_{what}" for what in ("empty", "zeros", "ones", "full")), _lost),
+    **dict.fromkeys((f"aten::{what}_like" for what in ("empty", "zeros", "ones", "full")), _lost),
     **dict.fromkeys((f"torchvision::{op}" for op in ("roi_align", "roi_pool")), _lost),
     **dict.fromkeys((f"torchvision::{op}" for op in ("ps_roi_align", "ps_roi_pool")), _lost),
     "dcn_plugin::deform_roi_pool": _lost,

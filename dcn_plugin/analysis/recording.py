@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from dcn_plugin.layers.offset_branch import resting_taps
 from dcn_plugin.messages import got
 
 from .flow import Flow, Layers
-from .grid import Grid, pair
+from .grid import AXES, Grid, pair
 
 """
 Shape shorthand in this module:
@@ -119,11 +120,18 @@ class Recording:
                 )
             if not self.layers[name].on_image:
                 raise ValueError(
-                    f"the cells of {name} have no place on the image: it runs on RoIs, or behind "
-                    "an op that moves them; choose other layers"
+                    f"where the cells of {name} lie on the image is not known: it runs on RoIs, or "
+                    "behind an op that may move them; choose other layers"
                 )
         wanted = self.layers if names is None else names
         found = [layer for name, layer in reversed(self.layers.items()) if name in wanted]
+        unknown = [layer.layer for layer in found if not layer.on_image]
+        if unknown:
+            warnings.warn(
+                f"left out, since it is not known where on the image their cells lie: "
+                f"{', '.join(unknown)}",
+                stacklevel=2,
+            )
         return [layer for layer in found if layer.on_image]
 
 
@@ -177,14 +185,15 @@ def record(model: nn.Module) -> Iterator[Recording]:
         model: any network with deformable convolutions.
 
     Yields:
-        a recording, which is empty until the network has run, and begins anew each time.
+        a recording, which is empty until the network has run, and begins anew each time that it is
+        called, not a part of it.
 
     Raises:
         ValueError: if there are none.
     """
     require_deformable(model)
     recording, flow = Recording(), Flow()
-    handles = [model.register_forward_pre_hook(_begin(recording, flow))]
+    handles = [model.register_forward_pre_hook(_begin(recording, flow), with_kwargs=True)]
     for name, module in deformable_layers(model).items():
         if isinstance(module, OffsetConv2d):
             handles.append(module.register_forward_hook(_of_branch(recording, flow, name)))
@@ -207,10 +216,13 @@ def _takes_offsets(module: nn.Module) -> bool:
 
 
 def _begin(recording: Recording, flow: Flow) -> Any:
-    def hook(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def hook(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         flow.clear()
         recording.image_size = (0, 0)
         recording.layers.clear()
+        given = [value for value in (*inputs, *keywords.values()) if isinstance(value, Tensor)]
+        if given:  # else it is what the first convolution gets
+            flow.enter(given[0])
 
     return hook
 
@@ -248,10 +260,12 @@ def _add(
     mask: Tensor | None,
 ) -> Sampled:
     flow.enter(input)
-    recording.image_size = flow.image[1:]
+    recording.image_size = flow.image_size
     runs = 1 + sum(layer.module == name for layer in recording.layers.values())
     spacing = [pair(getattr(module, key)) for key in SPACING]
     map_grid = flow.of(input).grid
+    if map_grid is not None and map_grid.axes != AXES:
+        map_grid = None
     found = Sampled(
         name if runs == 1 else f"{name}#{runs}",
         name,

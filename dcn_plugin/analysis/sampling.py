@@ -148,9 +148,12 @@ def cell_at(
     height, width = recording.image_size
     x, y = point
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"a point must have x below {width} and y below {height}, got {x:g},{y:g}")
+        raise ValueError(
+            f"a point must have x from 0 to below {width} and y from 0 to below {height}, "
+            f"got {x:g},{y:g}"
+        )
     last = last_layers(recording, layers)[0]
-    nearest = last.out_grid.to_cells(torch.tensor([y, x])).round().long()
+    nearest = last.out_grid.to_cells(torch.tensor([y, x], dtype=torch.float32)).round().long()
     row, column = nearest.clamp(min=0).minimum(torch.tensor(last.out_size) - 1).tolist()
     return row, column
 

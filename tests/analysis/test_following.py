@@ -65,6 +65,23 @@ def test_points_weigh_what_modulation_says() -> None:
     assert found["small"].by_offsets[PREDICTED] == pytest.approx(1)
 
 
+def test_without_offsets_there_is_no_modulation_either() -> None:
+    pack = DeformConv2dPack(4, 4, 3, padding=2, dilation=2, modulated=True)
+    nn.init.normal_(pack.offset_conv.weight[18:], std=3.0)  # of the mask
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, STRIDE, 1), pack)
+    found = share_on_objects(model, [image((20, 60, 28, 68))], areas=(20**2, 100**2))["small"]
+    assert found.by_offsets[NONE] == pytest.approx(1 / 9)
+    assert found.by_offsets[PREDICTED] != pytest.approx(1 / 9, abs=1e-3)
+
+
+def test_a_cell_whose_taps_all_lie_off_the_map_sees_no_object() -> None:
+    layers = [DeformConv2dPack(4, 4, 3, padding=1) for _ in range(2)]
+    nn.init.constant_(layers[1].offset_conv.bias, 99.0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, STRIDE, 1), *layers)
+    found = share_on_objects(model, [image((20, 60, 28, 68))], areas=(20**2, 100**2))["small"]
+    assert found.by_offsets[PREDICTED] == 0 and found.by_offsets[NONE] > 0
+
+
 def test_an_object_cut_off_by_the_border_is_looked_at_from_within() -> None:
     found = share_on_objects(Pulled(), [image((120, 120, 136, 140))], areas=(20**2, 100**2))
     assert found["small"].objects == 1

@@ -141,7 +141,7 @@ def test_layers_with_no_place_on_the_image_are_left_out(flipped: bool, caplog) -
     assert not recording.layers["head"].on_image
     assert [layer.layer for layer in recording.choose()] == ["shared"]
     assert len(trace(recording, (2, 3)).levels) == 1
-    with pytest.raises(ValueError, match="the cells of head have no place on the image"):
+    with pytest.raises(ValueError, match="where the cells of head lie on the image is not known"):
         trace(recording, (2, 3), layers=["head"])
     annotated = AnnotatedImage(image, torch.zeros(0, 4), (64, 64))
     assert list(effective_dilation(model, [annotated])) == ["shared"]

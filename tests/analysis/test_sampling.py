@@ -209,7 +209,9 @@ def test_points_of_coarse_maps_are_in_pixels() -> None:
 def test_cells_and_points_that_are_not_there() -> None:
     recording = recorded(three_layers(), 16, 32)
     assert cell_at(recording, (31.9, 15.9)) == (15, 31)
-    with pytest.raises(ValueError, match=r"x below 32 and y below 16, got 32,3"):
+    with pytest.raises(
+        ValueError, match=r"x from 0 to below 32 and y from 0 to below 16, got 32,3"
+    ):
         cell_at(recording, (32, 3))
     with pytest.raises(ValueError, match=r"row below 16 and a column below 32, got \(16, 0\)"):
         trace(recording, (16, 0))
