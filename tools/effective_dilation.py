@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from viewer.options import add_layers
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
@@ -65,7 +66,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="sides of squares; default: the paper's 96 and 224",
     )
     add("--follow", action="store_true", help="measure how many points lie on the object, too")
-    add("--layers", metavar="NAME,NAME", help="to follow; default: all")
+    add_layers(parser)
     add("--limit", type=int, default=0, help="images to look at; 0: all")
     add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
     return parser.parse_args(words)
@@ -145,9 +146,8 @@ def main(words: list[str] | None = None) -> None:
         areas = [side**2 for side in args.areas]
         print(table(effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)))
         if args.follow:
-            layers = [name.strip() for name in args.layers.split(",")] if args.layers else None
             images = annotated_images(cfg, args.limit)
-            shares = share_on_objects(model, images, areas=areas, layers=layers)
+            shares = share_on_objects(model, images, areas=areas, layers=args.layers)
             print(f"\n{table_of_shares(shares)}")
     except (OSError, ValueError) as error:
         sys.exit(f"effective_dilation: {error}")

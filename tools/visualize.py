@@ -25,6 +25,7 @@ from tqdm import tqdm
 from viewer.drawing import save_interactive, save_picture
 from viewer.inputs import Input, read_inputs
 from viewer.network import Viewer
+from viewer.options import add_layers
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -61,7 +62,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         metavar="x,y",
         help="pixels of the image; the last of them before another option",
     )
-    add("--layers", metavar="NAME,NAME", help="deformable layers to follow; default: all")
+    add_layers(parser)
     add("--score", type=float, default=0.5, help="of detections that are shown, at least")
     add("--limit", type=int, default=20, help="images of a folder, video or data set")
     add("--format", choices=("png", "html", "both"), default="both", help="what to write")
@@ -88,8 +89,7 @@ def show(args: argparse.Namespace, cfg: CfgNode, viewer: Viewer, image: Input) -
             )
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
     seen = viewer.look(image.pixels)
-    layers = [name.strip() for name in args.layers.split(",")] if args.layers else None
-    seen.recording.choose(layers)  # to know if there are no such layers
+    seen.recording.choose(args.layers)  # to know if there are no such layers
     if args.points and not seen.recording.choose():
         raise ValueError(
             "--points need deformable convolutions on maps of the image, this network has none"
@@ -97,10 +97,10 @@ def show(args: argparse.Namespace, cfg: CfgNode, viewer: Viewer, image: Input) -
     args.output.mkdir(parents=True, exist_ok=True)
     if args.format != "html":
         path = args.output / f"{image.name}.png"
-        save_picture(path, seen, metadata, args.points, layers)
+        save_picture(path, seen, metadata, args.points, args.layers)
     if args.format != "png":
         path = args.output / f"{image.name}.html"
-        save_interactive(path, image.name, seen, metadata, layers)
+        save_interactive(path, image.name, seen, metadata, args.layers)
 
 
 def main(words: list[str] | None = None) -> None:

@@ -29,13 +29,13 @@ class Grid:
 
     def to_pixels(self, cells: Tensor) -> Tensor:
         """Turns Tensor[..., 2] of rows and columns into pixels of the image."""
-        cells = cells.to(torch.get_default_dtype()) if not cells.is_floating_point() else cells
-        return cells * cells.new_tensor(self.step) + cells.new_tensor(self.start)
+        start, step = (torch.tensor(each, device=cells.device) for each in (self.start, self.step))
+        return cells * step + start
 
     def to_cells(self, pixels: Tensor) -> Tensor:
         """Turns Tensor[..., 2] of pixels of the image into rows and columns, with fractions."""
-        pixels = pixels.to(torch.get_default_dtype()) if not pixels.is_floating_point() else pixels
-        return (pixels - pixels.new_tensor(self.start)) / pixels.new_tensor(self.step)
+        start, step = (torch.tensor(each, device=pixels.device) for each in (self.start, self.step))
+        return (pixels - start) / step
 
     def picked(self, first: Pair, every: Pair) -> Grid:
         """Returns the grid of cells that lie at `first`, `first + every`, … in cells of this."""
@@ -43,8 +43,13 @@ class Grid:
         step = tuple(a * b for a, b in zip(self.step, every, strict=True))
         return replace(self, start=start, step=step)
 
-    def windows(self, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Grid:
-        """Returns the grid of what is made of windows of this one, each a number or a pair."""
+    def windows(self, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Grid | None:
+        """Returns the grid of what is made of windows of this one, each a number or a pair.
+
+        Windows lie on AXES: of a tensor with rows and columns elsewhere nothing is known.
+        """
+        if self.axes != AXES:
+            return None
         reach = zip(pair(dilation), pair(kernel), pair(padding), strict=True)
         first = tuple(apart * (taps - 1) / 2 - border for apart, taps, border in reach)
         return self.picked(first, pair(stride))
@@ -63,10 +68,11 @@ def pair(value: float | Sequence[float]) -> tuple[Any, Any]:
 def _convolution(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
     kernel = given["weight"].shape[2:]
     spacing = [given[key] for key in ("stride", "padding", "dilation")]
-    if len(kernel) != 2 or grid.axes != AXES:
+    if len(kernel) != 2:
         return None
-    if not given["transposed"]:
-        return grid.windows(kernel, *spacing)
+    made = grid.windows(kernel, *spacing)
+    if made is None or not given["transposed"]:
+        return made
     # Cell i of the input lies in the middle of what it is spread over.
     inner = Grid().windows(kernel, *spacing)
     first = tuple(-start / step for start, step in zip(inner.start, inner.step, strict=True))
@@ -74,8 +80,6 @@ def _convolution(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | Non
 
 
 def _pooling(grid: Grid, x: Tensor, given: Given, out: Tensor) -> Grid | None:
-    if grid.axes != AXES:
-        return None
     kernel = given["kernel_size"]
     stride = given["stride"] or kernel
     return grid.windows(kernel, stride, given["padding"], given.get("dilation", 1))
@@ -143,34 +147,35 @@ def _lost(grid: Grid, x: Tensor, given: Given, out: Tensor) -> None:
     return None
 
 
-RULES: dict[str, Rule] = {
-    "aten::convolution": _convolution,
-    **dict.fromkeys(("aten::max_pool2d_with_indices", "aten::avg_pool2d"), _pooling),
-    **dict.fromkeys(("aten::_adaptive_avg_pool2d", "aten::adaptive_max_pool2d"), _resized),
-    **dict.fromkeys(
-        ("aten::upsample_nearest2d", "aten::_upsample_nearest_exact2d"),
-        _resized,
+OPS: dict[Rule, tuple[str, ...]] = {
+    _convolution: ("aten::convolution",),
+    _pooling: ("aten::max_pool2d_with_indices", "aten::avg_pool2d"),
+    _resized: (
+        *("aten::_adaptive_avg_pool2d", "aten::adaptive_max_pool2d"),
+        *("aten::upsample_nearest2d", "aten::_upsample_nearest_exact2d"),
+        *("aten::upsample_bilinear2d", "aten::upsample_bicubic2d"),
     ),
-    **dict.fromkeys(("aten::upsample_bilinear2d", "aten::upsample_bicubic2d"), _resized),
-    **dict.fromkeys(
-        ("aten::constant_pad_nd", "aten::reflection_pad2d", "aten::replication_pad2d"), _padded
+    _padded: ("aten::constant_pad_nd", "aten::reflection_pad2d", "aten::replication_pad2d"),
+    _sliced: ("aten::slice",),
+    _permuted: ("aten::permute",),
+    _transposed: ("aten::transpose",),
+    _viewed: ("aten::view", "aten::_unsafe_view"),
+    _split: ("aten::split", "aten::split_with_sizes"),
+    _lost: (
+        # What keeps the size, and can move cells.
+        *("aten::flip", "aten::roll", "aten::sort", "aten::gather"),
+        *("aten::index", "aten::_unsafe_index", "aten::index_select"),
+        *("aten::grid_sampler_2d", "aten::cudnn_grid_sampler"),
+        # What has nothing of the map but its size.
+        *(f"aten::new_{what}" for what in ("empty", "zeros", "ones", "full")),
+        *(f"aten::{what}_like" for what in ("empty", "zeros", "ones", "full")),
+        # What makes RoIs of a map.
+        *("torchvision::roi_align", "torchvision::roi_pool"),
+        *("torchvision::ps_roi_align", "torchvision::ps_roi_pool"),
+        "dcn_plugin::deform_roi_pool",
     ),
-    "aten::slice": _sliced,
-    "aten::permute": _permuted,
-    "aten::transpose": _transposed,
-    **dict.fromkeys(("aten::view", "aten::_unsafe_view"), _viewed),
-    **dict.fromkeys(("aten::split", "aten::split_with_sizes"), _split),
-    # These can keep the size, not the place, as ops that make RoIs of a map do.
-    **dict.fromkeys(("aten::flip", "aten::roll", "aten::sort", "aten::gather"), _lost),
-    **dict.fromkeys(("aten::index", "aten::_unsafe_index", "aten::index_select"), _lost),
-    **dict.fromkeys(("aten::grid_sampler_2d", "aten::cudnn_grid_sampler"), _lost),
-    # And these have nothing of the map but its size.
-    **dict.fromkeys((f"aten::new_{what}" for what in ("empty", "zeros", "ones", "full")), _lost),
-    **dict.fromkeys((f"aten::{what}_like" for what in ("empty", "zeros", "ones", "full")), _lost),
-    **dict.fromkeys((f"torchvision::{op}" for op in ("roi_align", "roi_pool")), _lost),
-    **dict.fromkeys((f"torchvision::{op}" for op in ("ps_roi_align", "ps_roi_pool")), _lost),
-    "dcn_plugin::deform_roi_pool": _lost,
 }
+RULES = {op: rule for rule, ops in OPS.items() for op in ops}
 
 
 def carried_on(grid: Grid, x: Tensor, out: Tensor) -> Grid | None:

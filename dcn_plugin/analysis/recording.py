@@ -19,7 +19,7 @@ from dcn_plugin.layers.offset_branch import resting_taps
 from dcn_plugin.messages import got
 
 from .flow import Flow, Layers
-from .grid import AXES, Grid, pair
+from .grid import Grid, pair
 
 """
 Shape shorthand in this module:
@@ -264,8 +264,6 @@ def _add(
     runs = 1 + sum(layer.module == name for layer in recording.layers.values())
     spacing = [pair(getattr(module, key)) for key in SPACING]
     map_grid = flow.of(input).grid
-    if map_grid is not None and map_grid.axes != AXES:
-        map_grid = None
     found = Sampled(
         name if runs == 1 else f"{name}#{runs}",
         name,

@@ -153,7 +153,7 @@ def cell_at(
             f"got {x:g},{y:g}"
         )
     last = last_layers(recording, layers)[0]
-    nearest = last.out_grid.to_cells(torch.tensor([y, x], dtype=torch.float32)).round().long()
+    nearest = last.out_grid.to_cells(torch.tensor([y, x])).round().long()
     row, column = nearest.clamp(min=0).minimum(torch.tensor(last.out_size) - 1).tolist()
     return row, column
 

@@ -86,10 +86,8 @@ def parts_of_object(seen: Seen, index: int) -> tuple[Tensor, Tensor] | None:
         index: of the object.
 
     Returns:
-        resting and moved bins.
+        resting and moved bins; None if nothing was pooled with offsets.
     """
-    if not seen.parts or seen.instances is None:
-        return None
     found = nearest_roi(seen.parts, seen.instances.pred_boxes.tensor[index] * seen.box_scale)
     if found is None:
         return None
@@ -119,12 +117,11 @@ def save_picture(
         named = [(f"from {x:g}, {y:g}", (x, y)) for x, y in points]
         for title, point in named or points_of_interest(seen, metadata):
             first.append(sampling_panel(seen, title, point, layers))
-    if seen.parts and seen.instances is not None and len(seen.instances):
+    found_any = seen.instances is not None and len(seen.instances)
+    if found_any and (parts := parts_of_object(seen, 0)) is not None:
         kind = class_name(metadata, int(seen.instances.pred_classes[0]))
-        if (parts := parts_of_object(seen, 0)) is not None:
-            resting, bins = parts
-            title = f"parts of the RoI next to a {kind}"
-            second.append(Panel(title, seen.image, resting=resting, bins=bins))
+        title = f"parts of the RoI next to a {kind}"
+        second.append(Panel(title, seen.image, resting=parts[0], bins=parts[1]))
     for layer in seen.recording.choose(layers):
         field, longest = offset_field(layer)
         second.append(Panel(f"{layer.layer}, to {longest:.1f} cells", field))
