@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What networks cost, in a table."""
+"""The table of parameters, FLOPs and run times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def command(*names: str, words: tuple[str, ...] = ()) -> list[str]:
 
 
 @pytest.mark.parametrize("network", ["ca_rpn", "deeplab", "faster_rcnn", "rfcn"])
-def test_plain_and_deformable_stand_side_by_side(network: str, capsys) -> None:
+def test_a_deformable_model_costs_more_than_the_plain_one(network: str, capsys) -> None:
     last = f"{network}_slim_dconv3" + ("_droi" if "fcn" in network or "rcnn" in network else "")
     complexity.main(command(f"{network}_slim_plain", last))
     lines = capsys.readouterr().out.splitlines()
@@ -31,15 +31,14 @@ def test_plain_and_deformable_stand_side_by_side(network: str, capsys) -> None:
     assert plain[0] == f"Shapes/{network}_slim_plain" and plain[-1] == "1.00"
     assert float(deformable[1]) > float(plain[1])
     assert float(deformable[2]) > float(plain[2])
-    # A scripted function of Detectron2's or torchvision's, which fvcore cannot look into.
-    counted = ("FLOPs of all products", "FLOPs without prim::CallFunction")
+    # CallFunction is a scripted function, whose operators fvcore does not see.
+    counted = ("all operators counted", "FLOPs do not include prim::CallFunction")
     assert lines[-1].endswith(counted) and "64 x 96 pixels" in lines[-1]
 
 
 def test_weights_are_loaded_for_each(tmp_path: Path, capsys) -> None:
     torch.save({"model": {}}, tmp_path / "model.pth")
     path = str(tmp_path / "model.pth")
-    # The same network twice, as with two files of weights.
     name = "ca_rpn_slim_plain"
     complexity.main(command(name, name, words=("--weights", path, "--weights", path)))
     rows = capsys.readouterr().out.splitlines()[2:4]
@@ -50,7 +49,7 @@ def test_weights_are_loaded_for_each(tmp_path: Path, capsys) -> None:
     ("words", "message"),
     [
         (("--size", "8", "64"), r"--size must be at least 32 32, got 8 64"),
-        (("--weights", "a", "--weights", "b"), r"--weights must be given for each of the 1 netw"),
+        (("--weights", "a", "--weights", "b"), r"--weights must be given for each of the 1 models"),
         (("--weights", "none.pth"), r"none.pth"),
         (("--config-file", "nothing.yaml"), r"--config-file must be a file, got 'nothing.yaml'"),
     ],

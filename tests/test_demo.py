@@ -36,31 +36,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-def test_trains_tests_and_draws(folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(demo, "SURE", 0.0)  # nothing is sure after two iterations
+def test_the_demo_trains_evaluates_and_draws(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(demo, "MIN_SCORE", 0.0)  # scores are low after two iterations
     demo.main(["--output", str(folder), *WORDS])
-    said = capsys.readouterr().out
-    assert "| AP | AP50 | AP70 | AP75 | data, s |" in said
-    assert "ca_rpn_slim_plain_demo.yaml --output output/" in said
-    (line,) = [line for line in said.splitlines() if "tools/visualize.py" in line]
+    printed = capsys.readouterr().out
+    assert "| AP | AP50 | AP70 | AP75 | data, s |" in printed
+    assert "ca_rpn_slim_plain_demo.yaml --output output/" in printed
+    (line,) = [line for line in printed.splitlines() if "tools/visualize.py" in line]
     assert "--input shapes_tiny_test" in line and line.endswith(shlex.join(WORDS))
     for name in ("detections.png", "sampling.png", "results.json"):
-        assert str(folder / name) in said and (folder / name).is_file()
+        assert str(folder / name) in printed and (folder / name).is_file()
     for name in ("detections.png", "sampling.png"):
         picture = matplotlib.image.imread(folder / name)
         assert picture.shape[1] > 2 * picture.shape[0] and picture.std() > 0.05
 
 
-def test_again_begins_anew_and_says_where_nothing_was_found(folder: Path, capsys) -> None:
+def test_a_second_run_starts_anew_and_may_have_no_detections(folder: Path, capsys) -> None:
     (folder / "metrics.json").write_text('{"iteration": 900}\n')
     plain = "configs/Shapes/ca_rpn_slim_plain_demo.yaml"
     demo.main(["--config-file", plain, "--output", str(folder), *WORDS])
-    said = capsys.readouterr().out
-    assert "no pictures: nothing was found with a score above 0.5" in said
-    assert "ca_rpn_slim_dconv3_demo.yaml --output" in said and "visualize.py" not in said
+    printed = capsys.readouterr().out
+    assert "no pictures: there were no detections with a score above 0.5" in printed
+    assert "ca_rpn_slim_dconv3_demo.yaml --output" in printed and "visualize.py" not in printed
     lines = (folder / "metrics.json").read_text().splitlines()
     assert lines and all(json.loads(line)["iteration"] <= 2 for line in lines)
-    assert not list(folder.glob("*.png"))  # of the network before
+    assert not list(folder.glob("*.png"))  # of the model before
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_again_begins_anew_and_says_where_nothing_was_found(folder: Path, capsys
         (["SOLVER.MAX_ITTER", "3"], r"demo: a key .*'SOLVER.MAX_ITTER'; the nearest: SOLVER.MAX_I"),
         (
             ["--config-file", "configs/Shapes/deeplab_slim_plain.yaml"],
-            r"demo: .* a detector, got Deep",
+            r"demo: .* of a detector, got Deep",
         ),
-        (["DATASETS.TEST", "()"], r"demo: DATASETS.TEST must be one data set here, got \(\)"),
+        (["DATASETS.TEST", "()"], r"demo: DATASETS.TEST must be one data set, got \(\)"),
         (["MODEL.LOAD_PROPOSALS", "True"], r"demo: .*PROPOSAL"),
     ],
 )
@@ -82,13 +82,13 @@ def test_a_wrong_command_line_is_one_line(words: list[str], message: str, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
-def test_a_failed_training_says_where_to_look(tmp_path: Path) -> None:
+def test_a_failed_training_run_names_its_log(tmp_path: Path) -> None:
     words = [*WORDS, "SOLVER.BASE_LR", "1e30"]
-    with pytest.raises(SystemExit, match=r"demo: the training failed, .*stdout.txt has all of it"):
+    with pytest.raises(SystemExit, match=r"demo: training failed, .*; see .*stdout.txt"):
         demo.main(["--output", str(tmp_path), *words])
 
 
-def test_ended_it_ends_its_training(tmp_path: Path) -> None:
+def test_termination_ends_the_training_process(tmp_path: Path) -> None:
     words = [*WORDS, "SOLVER.MAX_ITER", "100000"]
     program = Path(demo.__file__)
     with subprocess.Popen(
@@ -98,16 +98,16 @@ def test_ended_it_ends_its_training(tmp_path: Path) -> None:
         while process.poll() is None and not metrics.is_file():
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 1 and b"demo: ended" in process.stderr.read()
+        assert process.wait(60) == 1 and b"demo: terminated" in process.stderr.read()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             assert str(tmp_path) not in path.read_text(errors="replace")
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_its_figures(tmp_path: Path) -> None:
+def test_the_demo_reaches_its_metrics(tmp_path: Path) -> None:
     demo.main(["--output", str(tmp_path / "demo")])
-    figures = json.loads((tmp_path / "demo/results.json").read_text())["bbox"]
-    assert figures["AP50"] >= 75 and figures["AP70"] >= 60
+    metrics = json.loads((tmp_path / "demo/results.json").read_text())["bbox"]
+    assert metrics["AP50"] >= 75 and metrics["AP70"] >= 60
     assert (tmp_path / "demo/detections.png").is_file()
     assert (tmp_path / "demo/sampling.png").is_file()

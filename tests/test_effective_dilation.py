@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Table 2 of a network whose answer is known."""
+"""The tables of effective dilation and on-object shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the networks are Detectron2's")
+pytest.importorskip("detectron2", reason="the models are Detectron2's")
 
 import effective_dilation
 
@@ -28,7 +28,7 @@ CONFIG = str(Path(__file__).resolve().parent.parent / "configs/Shapes/ca_rpn_sli
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of a network that has not learnt: its offsets are zero."""
+    """A checkpoint of an untrained model, whose offsets are zero."""
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     model = build_model(read_config(Namespace(config_file=CONFIG, opts=[])))
     torch.save({"model": model.state_dict()}, path)
@@ -40,7 +40,7 @@ def command(weights: str, *words: str) -> list[str]:
     return [*given, *words]
 
 
-def test_before_training_it_is_the_dilation(weights: str, capsys) -> None:
+def test_before_training_the_effective_dilation_is_the_dilation(weights: str, capsys) -> None:
     effective_dilation.main(command(weights, "--areas", "30", "45"))
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("| backbone.res5")]
@@ -51,20 +51,20 @@ def test_before_training_it_is_the_dilation(weights: str, capsys) -> None:
         cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
         assert len(cells) == 4 and set(cells) <= {"2.00 ± 0.00", "none"}
     counts = [int(cell) for cell in lines[-1].strip("|").split("|")[1:]]
-    assert sum(counts) == 8 * 4 * 4 and counts[3] > 0  # eight images of 4 x 4 cells
+    assert sum(counts) == 8 * 4 * 4 and counts[3] > 0  # eight images of 4 x 4
 
 
-def test_an_untrained_network_follows_nothing(weights: str, capsys) -> None:
-    effective_dilation.main(command(weights, "--areas", "30", "45", "--follow"))
+def test_without_training_all_kinds_of_offsets_have_one_share(weights: str, capsys) -> None:
+    effective_dilation.main(command(weights, "--areas", "30", "45", "--on-object"))
     rows = capsys.readouterr().out.splitlines()[-7:]
     cells = {row.split(" | ")[0].strip("| "): row.strip("|").split("|")[1:] for row in rows}
-    assert [*cells] == ["offsets", "---|---|---|---", *OFFSETS, "points at random", "objects"]
+    assert [*cells] == ["offsets", "---", *OFFSETS, "random locations", "objects"]
     assert cells[OFFSETS[0]] == cells[OFFSETS[1]] == cells[OFFSETS[2]]
     assert sum(int(cell) for cell in cells["objects"]) > 8
 
 
-def test_own_data_are_measured_without_their_crowds(weights: str, tmp_path, capsys) -> None:
-    DatasetCatalog.get("shapes_tiny_test")  # draws it
+def test_custom_data_are_measured_without_crowds(weights: str, tmp_path, capsys) -> None:
+    DatasetCatalog.get("shapes_tiny_test")  # generates it
     metadata = MetadataCatalog.get("shapes_tiny_test")
     content = json.loads(Path(metadata.json_file).read_text())
     for item in content["annotations"]:
@@ -94,7 +94,7 @@ def test_own_data_are_measured_without_their_crowds(weights: str, tmp_path, caps
         (["--weights", "none.pth"], r"--weights must be a file"),
         (
             ["MODEL.RESNETS.DEFORM_LAST", "[0,0,0,0]"],
-            r"without deformable convolutions has nothing",
+            r"has no deformable convolutions",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Pictures and pages of every network, of every kind of input, and one line for what is wrong."""
+"""Pictures and pages of all architectures and kinds of input, and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the networks are Detectron2's")
+pytest.importorskip("detectron2", reason="the models are Detectron2's")
 
 import visualize
 from viewer.inputs import read_inputs
@@ -28,7 +28,8 @@ from dcn_plugin.engine import read_config
 pytestmark = pytest.mark.usefixtures("shapes_root")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/Shapes"
-NETWORKS = {
+FEW = ("TEST.DETECTIONS_PER_IMAGE", "4")
+CONFIG_NAMES = {
     "ca_rpn_slim_dconv3": 2,  # rows of the picture
     "deeplab_slim_dconv3": 2,
     "faster_rcnn_slim_dconv3_droi": 2,
@@ -39,10 +40,10 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Files of weights that were not trained; offsets are not zero."""
+    """Checkpoints of untrained models with random offsets."""
     folder = tmp_path_factory.mktemp("weights")
     paths = {}
-    for name in NETWORKS:
+    for name in CONFIG_NAMES:
         torch.manual_seed(1)
         model = build_model(read_config(Namespace(config_file=config(name), opts=[])))
         for key, parameter in model.named_parameters():
@@ -55,7 +56,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A file with an image that is wider than high."""
+    """An image file, wider than high."""
     path = tmp_path / "picture.png"
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8))
     return path
@@ -70,22 +71,20 @@ def run(name: str, weights: str, *words: object) -> None:
     visualize.main([str(word) for word in command])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_is_shown(name: str, weights, image: Path, tmp_path: Path) -> None:
-    output = tmp_path / "looks"
-    score = ["--score", "0.0"] if "deeplab" not in name else []
-    run(
-        name, weights[name], "--input", image, "--output", output, *score, "INPUT.MIN_SIZE_TEST", 48
-    )
+@pytest.mark.parametrize("name", CONFIG_NAMES)
+def test_all_architectures_are_visualized(name: str, weights, image: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    few = [] if "deeplab" in name else ["--score", "0.0", *FEW]
+    run(name, weights[name], "--input", image, "--output", output, *few, "INPUT.MIN_SIZE_TEST", 48)
     picture = matplotlib.image.imread(output / "picture.png")
     assert picture.std() > 0.1
     page = (output / "picture.html").read_text()
-    assert ('"parts": {' in page) == ("droi" in name)
-    assert ('"layers": []' in page) == ("dconv3" not in name)
+    assert ('"bins": [[' in page) == ("droi" in name)
+    assert ('"levels": []' in page) == ("dconv3" not in name)
 
 
 OTHERS = {
-    "a pyramid": {
+    "FPN": {
         "MODEL.BACKBONE.NAME": "build_deform_resnet_fpn_backbone",
         "MODEL.RESNETS.RES5_DILATION": 1,
         "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
@@ -98,11 +97,11 @@ OTHERS = {
         "MODEL.ROI_BOX_HEAD.DEFORM": True,
         "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [96]],
     },
-    "branches in its blocks": {
+    "Aligned-Inception-ResNet": {
         "MODEL.BACKBONE.NAME": "build_aligned_inception_resnet_backbone",
         "MODEL.RESNETS.DEFORM_LAST": [0, 0, 0, 3],
     },
-    "Detectron2's own deformable blocks": {
+    "Detectron2's DeformBottleneckBlock": {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
         "MODEL.RESNETS.OUT_FEATURES": ["res4", "res5"],
         "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True],
@@ -112,7 +111,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_networks_of_other_shapes_are_shown(kind: str, image: Path, tmp_path: Path) -> None:
+def test_other_backbones_are_visualized(kind: str, image: Path, tmp_path: Path) -> None:
     words = [str(word) for pair in OTHERS[kind].items() for word in pair]
     path = config("faster_rcnn_slim_plain")
     torch.manual_seed(1)
@@ -122,31 +121,30 @@ def test_networks_of_other_shapes_are_shown(kind: str, image: Path, tmp_path: Pa
             torch.nn.init.normal_(parameter, std=0.05)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     name, weights = "faster_rcnn_slim_plain", str(tmp_path / "model.pth")
-    given = ["--input", image, "--output", tmp_path / "looks", "--score", "0.0", *words]
-    run(name, weights, *given, "INPUT.MIN_SIZE_TEST", 75)  # maps whose sides are rounded up
-    assert (tmp_path / "looks/picture.png").is_file()
-    page = (tmp_path / "looks/picture.html").read_text()
+    given = ["--input", image, "--output", tmp_path / "output", "--score", "0.0", *words, *FEW]
+    run(name, weights, *given, "INPUT.MIN_SIZE_TEST", 75)  # maps with sizes rounded up
+    assert (tmp_path / "output/picture.png").is_file()
+    page = (tmp_path / "output/picture.html").read_text()
     levels = json.loads(re.search(r'"levels": (\[\[.*?\]\]), ', page)[1])
-    sizes = {"a pyramid": [1] * 5, "branches in its blocks": [2] * 3}
-    assert [len(level) for level in levels] == sizes.get(kind, [1] * 9)
+    assert [len(level) for level in levels] == [2 if "Inception" in kind else 1] * 3
 
 
 def test_points_and_layers_can_be_chosen(weights, image: Path, tmp_path: Path, capsys) -> None:
     name = "ca_rpn_slim_dconv3"
     layers = "backbone.res5.1.conv2, backbone.res5.0.conv2"
     words = ["--points", "3,4", "120.5,80", "--layers", layers, "--format", "png"]
-    run(name, weights[name], "--input", image, "--output", tmp_path / "looks", *words)
-    assert [path.name for path in (tmp_path / "looks").iterdir()] == ["picture.png"]
-    assert "what was seen in 1 images" in capsys.readouterr().out
+    run(name, weights[name], "--input", image, "--output", tmp_path / "output", *words)
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["picture.png"]
+    assert "wrote the visualizations of 1 image to" in capsys.readouterr().out
 
 
-def test_folders_videos_and_data_sets_are_read(weights, image: Path, tmp_path: Path) -> None:
+def test_folders_videos_and_data_sets(weights, image: Path, tmp_path: Path) -> None:
     name = "ca_rpn_slim_dconv3"
     pixels = cv2.imread(str(image))
     (tmp_path / "folder").mkdir()
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"folder/{number}.jpg"), pixels)
-    (tmp_path / "folder/notes.txt").write_text("no image")
+    (tmp_path / "folder/notes.txt").write_text("not an image")
     video = cv2.VideoWriter(
         str(tmp_path / "video.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (160, 96)
     )
@@ -158,7 +156,7 @@ def test_folders_videos_and_data_sets_are_read(weights, image: Path, tmp_path: P
         (tmp_path / "video.avi", ["video_000000.html", "video_000006.html"]),
         ("shapes_tiny_test", ["000000.html", "000001.html"]),
     ):
-        output = tmp_path / f"looks_{names[0]}"
+        output = tmp_path / f"output_{names[0]}"
         words = ["--limit", "2", "--format", "html"]
         run(name, weights[name], "--input", source, "--output", output, *words)
         assert sorted(path.name for path in output.iterdir()) == names
@@ -190,13 +188,13 @@ def test_folders_videos_and_data_sets_are_read(weights, image: Path, tmp_path: P
         (["MODEL.DEVICE", "gpu"], r"MODEL.DEVICE must be cpu"),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_errors_are_one_line(
     words: list[str], message: str, weights, image: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "broken.jpg").write_text("no image")
-    (tmp_path / "broken.mp4").write_text("no video")
-    output = tmp_path / "looks"
+    (tmp_path / "broken.jpg").write_text("not an image")
+    (tmp_path / "broken.mp4").write_text("not a video")
+    output = tmp_path / "output"
     name = "ca_rpn_slim_dconv3"
     words = [word.replace("{tmp}", str(tmp_path)) for word in words]
     given = ["--input", image, "--output", output]
@@ -205,21 +203,21 @@ def test_what_is_wrong_is_one_line(
     assert not output.exists()
 
 
-def test_no_image_takes_the_name_of_another(tmp_path: Path) -> None:
+def test_images_have_different_names(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a_2.jpg", "a_2.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
     names = [image.name for image in read_inputs(str(tmp_path), 9)]
     assert len(set(names)) == 4 and names[0] == "a"
 
 
-def test_classes_of_own_data_have_names(weights, tmp_path: Path) -> None:
-    DatasetCatalog.get("shapes_tiny_test")  # draws it
+def test_custom_data_have_class_names(weights, tmp_path: Path) -> None:
+    DatasetCatalog.get("shapes_tiny_test")  # generates it
     metadata = MetadataCatalog.get("shapes_tiny_test")
     words = ["--test-data", metadata.json_file, metadata.image_root, "--input", "own_test"]
-    output = tmp_path / "looks"
+    output = tmp_path / "output"
     name = "ca_rpn_slim_dconv3"
     given = ["--limit", "1", "--output", output, "--format", "html", "--score", "0.0"]
-    run(name, weights[name], *words, *given, "DATASETS.TEST", "('nowhere',)")
+    run(name, weights[name], *words, *given, *FEW, "DATASETS.TEST", "('nowhere',)")
     (page,) = output.iterdir()
     labels = set(re.findall(r'"label": "(.*?) \d+ %"', page.read_text()))
     assert labels and labels <= set(metadata.thing_classes)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Compares what networks cost: parameters, FLOPs, activations, times (Table 4).
+"""Compares parameters, FLOPs, activations and run time of models (Table 4).
 
     python tools/complexity.py --config-file configs/Shapes/rfcn_slim_plain.yaml \
         --config-file configs/Shapes/rfcn_slim_dconv3_droi.yaml --size 128 128
 
-The first network is what the others are compared with. `forward` is the network with its
-post-processing on an image that is ready, `total` from the file of the image on. Networks without
-weights have random ones. Keys of the config, for all of them, can be set at the end of the line.
+Relative times are to the first model. `forward` is the model with its post-processing on an image
+in memory; `total` includes reading the image file. Without --weights the weights are random. Config
+keys, of all models, can be overridden at the end of the command line.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +37,12 @@ from dcn_plugin.compat import ignore_known_warnings
 from dcn_plugin.engine import lay_out, load_network, read_config
 from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
 
-HEAD = "| network | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
+HEAD = "| model | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network."""
+    """Cost and run times of one model."""
 
     name: str
     cost: Cost
@@ -53,26 +51,32 @@ class Row:
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", dest="configs", action="append", required=True, help="of a network")
-    add("--weights", action="append", default=[], help="of each network, in the same order")
+    add(
+        "--config-file",
+        dest="configs",
+        action="append",
+        required=True,
+        help="of a model",
+    )
+    add("--weights", action="append", default=[], help="of each model, in the same order")
     add("--size", type=int, nargs=2, default=(600, 1000), metavar=("HEIGHT", "WIDTH"))
-    add("--seconds", type=float, default=10.0, help="to time a network for, about")
-    add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
+    add("--seconds", type=float, default=10.0, help="to time a model for, about")
+    add("opts", nargs=argparse.REMAINDER, help="config keys and values")
     return parser.parse_args(words)
 
 
 def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
-    """Reads and checks the configs; returns them by their folders and files."""
+    """Reads and checks the configs; returns them by folder and file name."""
     if min(args.size) < 32:
         raise ValueError(f"--size must be at least 32 32, got {args.size[0]} {args.size[1]}")
     if args.weights and len(args.weights) != len(args.configs):
         raise ValueError(
-            f"--weights must be given for each of the {len(args.configs)} networks, or for none, "
+            f"--weights must be given for each of the {len(args.configs)} models, or for none, "
             f"got {len(args.weights)}"
         )
     found = {}
@@ -82,7 +86,6 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
         check_weights("--weights", cfg.MODEL.WEIGHTS)
         refuse_proposals(cfg)
         check_device(cfg.MODEL.DEVICE)
-        # As it is, without another resizing.
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = min(args.size), max(args.size)
         name = f"{Path(path).parent.name}/{Path(path).stem}"
         again = sum(known.partition(" (")[0] == name for known in found)
@@ -90,60 +93,36 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
     return found
 
 
-def network(cfg: CfgNode) -> nn.Module:
-    """Builds a network, with weights if there are some."""
-    if cfg.MODEL.WEIGHTS:
-        return load_network(cfg)
-    return lay_out(cfg, build(cfg)).eval()
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Builds a model, with its weights if it has some."""
+    return load_network(cfg) if cfg.MODEL.WEIGHTS else lay_out(cfg, build(cfg)).eval()
 
 
-def write_image(folder: Path, size: tuple[int, int]) -> Path:
-    """Writes an image with nothing in it."""
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    path = folder / "image.jpg"
-    Image.fromarray(pixels).save(path, quality=90)
-    return path
-
-
-def steps_of(
-    model: nn.Module, read: Callable[[], dict[str, Any]]
-) -> dict[str, Callable[[], object]]:
-    """Returns what is timed: the network alone, and with the reading of the image."""
-    ready = [read()]
-
-    @torch.no_grad()
-    def forward() -> object:
-        return model(ready)
-
-    @torch.no_grad()
-    def total() -> object:
-        return model([read()])
-
-    return {"forward": forward, "total": total}
-
-
-def measure_networks(args: argparse.Namespace, cfgs: dict[str, CfgNode]) -> list[Row]:
-    """Counts and times all networks, these in turns."""
+@torch.no_grad()
+def measure_models(args: argparse.Namespace, cfgs: dict[str, CfgNode]) -> list[Row]:
+    """Counts and times all models, in turns."""
     costs, functions = {}, {}
-    device = ""
+    pixels = np.random.default_rng(0).integers(0, 256, (*args.size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_image(Path(folder), tuple(args.size))
+        path = f"{folder}/image.jpg"
+        Image.fromarray(pixels).save(path, quality=90)
         for name, cfg in cfgs.items():
-            model = network(cfg)
-            device = torch.device(cfg.MODEL.DEVICE).type
-            read = partial(DatasetMapper(cfg, is_train=False), {"file_name": str(path)})
-            image = [{"image": read()["image"]}]
-            with torch.no_grad():
-                adapter = TracingAdapter(model, image, allow_non_tensor=True)
-                costs[name] = count_cost(adapter, adapter.flattened_inputs)
-            for kind, step in steps_of(model, read).items():
-                functions[name, kind] = step
+            model = build_model(cfg)
+            mapper = DatasetMapper(cfg, is_train=False)
+            image = mapper({"file_name": path})
+            adapter = TracingAdapter(model, [{"image": image["image"]}], allow_non_tensor=True)
+            costs[name] = count_cost(adapter, adapter.flattened_inputs)
+            functions[name, "forward"] = partial(model, [image])
+            functions[name, "total"] = lambda model=model, mapper=mapper: model(
+                [mapper({"file_name": path})]
+            )
+        device = torch.device(cfg.MODEL.DEVICE).type
         times = measure(functions, device, args.seconds / 2, graphs=False)
     return [Row(name, costs[name], times[name, "forward"], times[name, "total"]) for name in cfgs]
 
 
 def table(rows: list[Row]) -> str:
-    """Returns the rows in Markdown; times are medians, and relative ones those of `forward`."""
+    """Returns the rows in Markdown; times are medians, relative times those of `forward`."""
     lines = [HEAD, "|---|---|---|---|---|---|---|"]
     for row in rows:
         cells = [
@@ -160,19 +139,19 @@ def table(rows: list[Row]) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Prints the table, and what was not counted."""
+    """Prints the table, and the operators that were not counted."""
     args = parse_arguments(words)
     ignore_known_warnings()
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     try:
         cfgs = configs_of(args)
-        rows = measure_networks(args, cfgs)
+        rows = measure_models(args, cfgs)
     except (OSError, ValueError) as error:
         sys.exit(f"complexity: {error}")
     print(table(rows))
     missed = sorted(set().union(*(row.cost.not_counted for row in rows)))
     print(f"\n{args.size[0]} x {args.size[1]} pixels, {torch.get_num_threads()} threads;", end=" ")
-    print(f"FLOPs without {', '.join(missed)}" if missed else "FLOPs of all products")
+    print(f"FLOPs do not include {', '.join(missed)}" if missed else "all operators counted")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Measures how far apart the filters of a trained network sample (Table 2).
+"""Measures the effective dilation of a trained model's deformable layers (Table 2).
 
     python tools/effective_dilation.py --config-file configs/Shapes/ca_rpn_slim_dconv3_demo.yaml \
         --weights output/demo/model_final.pth --dataset shapes_demo_test --areas 48 80
 
-Filters are told apart by what they are centred on: small, medium and large objects, whose areas are
-split at the squares of --areas in pixels of the image as the network sees it, and the background.
-With --follow there is a second table: how many of the points that cells in the middle of objects
-sample through all layers lie on the object.
-Data of your own in COCO's format are named as for train_net.py, by --test-data and two paths in the
-place of --dataset. Keys of the config can be set at the end of the line.
+Filters are grouped by what they are centred on: background, or a small, medium or large object; the
+areas of objects are split at the squares of --areas, in pixels of the model's input. With
+--on-object a second table has the share of sampling locations, traced from the centre of each
+object through all layers, that lie on the object. Custom data in COCO format are given as for
+train_net.py, by --test-data and two paths instead of --dataset. Config keys can be overridden at
+the end of the command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from viewer.options import add_layers
+from viewer.inputs import comma_separated
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
@@ -33,11 +33,11 @@ from detectron2.utils.logger import setup_logger
 from dcn_plugin.analysis import (
     AnnotatedImage,
     Dilation,
-    Share,
+    OnObjectShare,
     effective_dilation,
-    share_on_objects,
+    on_object_share,
 )
-from dcn_plugin.analysis.dilation import AREAS, KINDS
+from dcn_plugin.analysis.dilation import AREAS, CATEGORIES
 from dcn_plugin.analysis.following import OFFSETS
 from dcn_plugin.data import add_own_data, check_datasets
 from dcn_plugin.engine import load_network
@@ -47,28 +47,24 @@ NO_BOXES = torch.zeros(0, 4)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", required=True, help="of the network")
-    add("--weights", required=True, help="of the network")
+    add("--config-file", required=True, help="config of the model")
+    add("--weights", required=True, help="checkpoint of the model")
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--dataset", help="a name in Detectron2's catalogue, with boxes")
+    data.add_argument("--dataset", help="name of a registered data set with boxes")
     add_own_data(data, "test")
-    add(
-        "--areas",
-        type=float,
-        nargs=2,
-        metavar=("MEDIUM", "LARGE"),
-        default=[area**0.5 for area in AREAS],
-        help="sides of squares; default: the paper's 96 and 224",
-    )
-    add("--follow", action="store_true", help="measure how many points lie on the object, too")
-    add_layers(parser)
-    add("--limit", type=int, default=0, help="images to look at; 0: all")
-    add("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
+    areas, metavar = [area**0.5 for area in AREAS], ("MEDIUM", "LARGE")
+    areas_help = "sides of squares; default: the paper's 96 and 224"
+    add("--areas", type=float, nargs=2, metavar=metavar, default=areas, help=areas_help)
+    add("--on-object", action="store_true", help="measure on-object shares too")
+    layers_help = "deformable layers to trace through; default: all"
+    add("--layers", type=comma_separated, metavar="NAME,NAME", help=layers_help)
+    add("--limit", type=int, default=0, help="maximum number of images; 0: all")
+    add("opts", nargs=argparse.REMAINDER, help="config keys and values")
     return parser.parse_args(words)
 
 
@@ -84,71 +80,73 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
 
 
 def annotated_images(cfg: CfgNode, limit: int) -> Iterator[AnnotatedImage]:
-    """Yields the images of the data set as the network sees them in tests, with their boxes."""
-    mapper = DatasetMapper(cfg, is_train=False)
-    with_boxes = DatasetMapper(
-        is_train=True,
-        augmentations=mapper.augmentations.augs,
-        image_format=cfg.INPUT.FORMAT,
-    )
+    """Yields the images of the data set, transformed as for testing, with their boxes."""
+    test_augmentations = DatasetMapper(cfg, is_train=False).augmentations.augs
+    format_ = cfg.INPUT.FORMAT
+    # A mapper for testing drops the annotations.
+    mapper = DatasetMapper(is_train=True, augmentations=test_augmentations, image_format=format_)
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     if not any(record.get("annotations") for record in records):
         raise ValueError(f"the data set must have boxes, {cfg.DATASETS.TEST[0]} has none")
-    for record in tqdm(records[: limit or None], "looking", unit="image"):
-        mapped = with_boxes(record)
+    for record in tqdm(records[: limit or None], unit="image"):
+        mapped = mapper(record)
         inputs = {key: mapped[key] for key in ("image", "height", "width")}
         size = tuple(mapped["image"].shape[1:])
-        yield AnnotatedImage([inputs], boxes_of(mapped), size, crowds_of(record, with_boxes))
+        yield AnnotatedImage([inputs], boxes_of(mapped), size, crowds_of(record, mapper))
 
 
 def boxes_of(mapped: dict[str, Any]) -> Tensor:
-    """Returns Tensor[M, 4], the objects of an image as the mapper gives it."""
+    """Returns Tensor[M, 4], the boxes of a mapped image."""
     return mapped["instances"].gt_boxes.tensor if "instances" in mapped else NO_BOXES
 
 
 def crowds_of(record: dict[str, Any], mapper: DatasetMapper) -> Tensor:
-    """Returns Tensor[C, 4], the crowds of an image, which the mapper leaves out."""
-    crowds = [
-        {**each, "iscrowd": 0} for each in record.get("annotations", ()) if each.get("iscrowd")
-    ]
+    """Returns Tensor[C, 4], the boxes of crowds, which the mapper drops."""
+    crowds = [{**x, "iscrowd": 0} for x in record.get("annotations", ()) if x.get("iscrowd")]
     return boxes_of(mapper({**record, "annotations": crowds})) if crowds else NO_BOXES
 
 
-def table(found: dict[str, dict[str, Dilation]]) -> str:
-    """Returns a row for each layer, in Markdown."""
-    lines = [f"| layer | {' | '.join(KINDS)} |", "|---" * (1 + len(KINDS)) + "|"]
-    for name, kinds in found.items():
-        cells = [f"{d.mean:.2f} ± {d.std:.2f}" if d.filters else "none" for d in kinds.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    counts = [f"{d.filters}" for d in next(iter(found.values())).values()]
-    return "\n".join([*lines, f"| filters of the first | {' | '.join(counts)} |"])
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def table_of_shares(shares: dict[str, Share]) -> str:
-    """Returns a row for each kind of offsets, in Markdown: per cents of points on the object."""
-    lines = [f"| offsets | {' | '.join(shares)} |", "|---" * (1 + len(shares)) + "|"]
-    rows = {name: [share.by_offsets[name] for share in shares.values()] for name in OFFSETS}
-    rows["points at random"] = [share.of_image for share in shares.values()]
-    for name, values in rows.items():
-        lines.append(f"| {name} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")
-    return "\n".join(
-        [*lines, f"| objects | {' | '.join(str(s.objects) for s in shares.values())} |"]
-    )
+def dilation_table(found: dict[str, dict[str, Dilation]]) -> str:
+    """Returns mean and standard deviation by layer and category."""
+    rows = [
+        [name, *(f"{d.mean:.2f} ± {d.std:.2f}" if d.filters else "none" for d in row.values())]
+        for name, row in found.items()
+    ]
+    first = next(iter(found.values())).values()
+    counts = ["filters of the first", *(str(d.filters) for d in first)]
+    return markdown(["layer", *CATEGORIES], [*rows, counts])
+
+
+def share_table(shares: dict[str, OnObjectShare]) -> str:
+    """Returns on-object shares in percent by kind of offsets and size of objects."""
+    values = {name: [share.by_offsets[name] for share in shares.values()] for name in OFFSETS}
+    values["random locations"] = [share.of_image for share in shares.values()]
+    rows = [[name, *(f"{100 * value:.1f}" for value in row)] for name, row in values.items()]
+    counts = ["objects", *(str(share.objects) for share in shares.values())]
+    return markdown(["offsets", *shares], [*rows, counts])
 
 
 def main(words: list[str] | None = None) -> None:
-    """Prints the table."""
+    """Prints the tables."""
     args = parse_arguments(words)
     setup_logger()
     try:
         cfg = read_settings(args)
         model = load_network(cfg)
         areas = [side**2 for side in args.areas]
-        print(table(effective_dilation(model, annotated_images(cfg, args.limit), areas=areas)))
-        if args.follow:
+        images = annotated_images(cfg, args.limit)
+        print(dilation_table(effective_dilation(model, images, areas=areas)))
+        if args.on_object:
             images = annotated_images(cfg, args.limit)
-            shares = share_on_objects(model, images, areas=areas, layers=args.layers)
-            print(f"\n{table_of_shares(shares)}")
+            print(
+                f"\n{share_table(on_object_share(model, images, areas=areas, layers=args.layers))}"
+            )
     except (OSError, ValueError) as error:
         sys.exit(f"effective_dilation: {error}")
 

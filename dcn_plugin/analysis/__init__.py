@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What deformable networks learnt: where they sample, and how far."""
+"""Sampling locations, effective dilation, RoI bins and cost of deformable models."""
 
 from .dilation import AnnotatedImage, Dilation, effective_dilation
-from .following import Share, share_on_objects
-from .parts import Parts, deformable_pools, nearest_roi, record_parts
-from .recording import Recording, Sampled, deformable_layers, record
-from .sampling import Trace, cell_at, trace
+from .following import OnObjectShare, on_object_share
+from .parts import RoIBins, deformable_pools, nearest_roi, record_roi_bins
+from .recording import RecordedLayer, Recording, deformable_layers, record
+from .sampling import Trace, position_at, trace
 
 __all__ = [
     "AnnotatedImage",
     "Dilation",
-    "Parts",
+    "OnObjectShare",
+    "RecordedLayer",
     "Recording",
-    "Sampled",
-    "Share",
+    "RoIBins",
     "Trace",
-    "cell_at",
     "deformable_layers",
     "deformable_pools",
     "effective_dilation",
     "nearest_roi",
+    "on_object_share",
+    "position_at",
     "record",
-    "record_parts",
-    "share_on_objects",
+    "record_roi_bins",
     "trace",
 ]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""How far apart deformable filters sample, by what they are centred on (Table 2)."""
+"""Effective dilation of deformable filters, by the size of the object under them (Table 2)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recording import Recording, Sampled, record, require_deformable
+from .recording import RecordedLayer, Recording, record, require_deformable
 
 logger = logging.getLogger(__name__)
-AREAS = (96**2, 224**2)  # where the paper splits small, medium and large objects
-KINDS = ("small", "medium", "large", "background")
+AREAS = (96**2, 224**2)  # the paper's limits between small, medium and large objects
+CATEGORIES = ("small", "medium", "large", "background")
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """What a network is run on, and what is in it."""
+    """An image and its ground truth boxes, in pixels of the model's input."""
 
-    inputs: Any  # the network is called with them: a batch of this one image
-    boxes: Tensor  # (M, 4), left, top, right, bottom, in pixels of the image as the network sees it
-    size: tuple[int, int]  # height and width of it, without padding
-    crowds: Tensor | None = None  # (C, 4), likewise: neither objects nor background
+    inputs: Any  # the model is called with them: a batch of this one image
+    boxes: Tensor  # (M, 4), x1, y1, x2, y2
+    size: tuple[int, int]  # height and width without padding
+    crowds: Tensor | None = None  # (C, 4), boxes that count neither as objects nor as background
 
 
 @dataclass(frozen=True)
 class Dilation:
-    """Of the filters of a layer that are centred on one kind of thing."""
+    """Effective dilation of a layer's filters on one category."""
 
-    mean: float  # cells of the layer's input; not a number where there were no filters
+    mean: float  # in positions of the layer's input; NaN without filters
     std: float
     filters: int
 
@@ -43,59 +43,43 @@ def effective_dilation(
 ) -> dict[str, dict[str, Dilation]]:
     """Measures the effective dilation of every deformable layer.
 
-    That of a filter is the mean of the distances between all pairs of taps that are neighbours in
-    its grid; a plain convolution's is its dilation. A filter is centred on the smallest box around
-    the middle of its cell, or on the background where there is none.
+    That of a filter is the mean distance between all pairs of taps that are neighbours in its
+    kernel; for a plain convolution it is the dilation. A filter counts for the smallest box that
+    contains the centre of its output position, or for the background.
 
     Args:
-        model: any network with deformable convolutions; it is run as it is, so call eval() before.
-        images: what to run it on.
-        areas: of boxes in pixels; from the first on an object is medium, from the second on large.
+        model: any model with deformable convolutions, in eval mode.
+        images: to run it on.
+        areas: box areas in pixels, from which on objects are medium and large.
 
     Returns:
-        by layer, in the order in which they run, and by kind: small, medium, large, background. Of
-        a layer that runs several times in a pass all its runs count; layers whose cells have no
-        place on the image that is known, such as on RoIs, are left out with a warning.
+        by layer, in the order in which they run, and by category. All runs of a layer in a pass
+        count. Layers with one tap, or whose positions on the image are not known, are skipped with
+        a warning.
 
     Raises:
-        ValueError: if the network has no deformable convolutions that can be measured, areas do not
-            ascend, or a batch has more images.
+        ValueError: if no deformable convolution can be measured, areas do not ascend, or a batch
+            has more than one image.
     """
     check_areas(areas)
     require_deformable(model)
     sums: dict[str, Tensor] = {}
-    left_out: set[str] = set()
+    skipped: dict[str, str] = {}
     for image in images:
-        recording = run_once(model, image)
-        for layer in recording.layers.values():
-            if not _can_be_measured(layer):
-                left_out.add(layer.module)
+        for layer in run_once(model, image).layers.values():
+            if layer.taps == 1 or not layer.on_image:
+                skipped[layer.module] = layer.unknown if layer.taps > 1 else "has one tap"
                 continue
-            found = _sums_of(layer, image, areas)
-            sums[layer.module] = sums.get(layer.module, 0) + found
-    if left_out:
-        logger.warning(
-            "left out, since they have one tap, or it is not known where their cells lie: %s",
-            ", ".join(sorted(left_out)),
-        )
+            sums[layer.module] = sums.get(layer.module, 0) + _sums_of(layer, image, areas)
+    for name, reason in skipped.items():
+        logger.warning("effective dilation: skipped %s, which %s", name, reason)
     if not sums:
-        raise ValueError("no deformable layer ran that can be measured")
+        raise ValueError("no deformable layer ran whose effective dilation can be measured")
     return {name: _dilations(found) for name, found in sums.items()}
 
 
 def run_once(model: nn.Module, image: AnnotatedImage) -> Recording:
-    """Runs a network on an image.
-
-    Args:
-        model: any network with deformable convolutions.
-        image: to run it on.
-
-    Returns:
-        the recording.
-
-    Raises:
-        ValueError: if it is more than one image.
-    """
+    """Records a forward pass on a batch of one image; raises ValueError if it has more."""
     with record(model) as recording, torch.no_grad():
         model(image.inputs)
     for layer in recording.layers.values():
@@ -105,72 +89,59 @@ def run_once(model: nn.Module, image: AnnotatedImage) -> Recording:
 
 
 def check_areas(areas: Sequence[float]) -> None:
-    """Checks what tells small, medium and large objects apart.
-
-    Args:
-        areas: of boxes in pixels.
-
-    Raises:
-        ValueError: if they do not ascend.
-    """
+    """Raises ValueError unless areas are two ascending positive numbers."""
     if len(areas) != 2 or not 0 < areas[0] < areas[1]:
         raise ValueError(f"areas must be two ascending numbers above 0, got {tuple(areas)}")
 
 
-def kind_of_area(area: float, areas: Sequence[float]) -> int:
-    """Returns the place in KINDS of an object of an area."""
+def category_of_area(area: float, areas: Sequence[float]) -> int:
+    """Returns the index in CATEGORIES of an object of an area."""
     return int(area >= areas[0]) + int(area >= areas[1])
 
 
-def dilation_of_filters(layer: Sampled, image: int = 0) -> Tensor:
-    """Measures each filter of a layer, which has more than one tap.
+def dilation_map(layer: RecordedLayer, image: int = 0) -> Tensor:
+    """Returns the effective dilation of each filter of a layer with more than one tap.
 
     Args:
-        layer: what it sampled.
-        image: of the batch.
+        layer: of a recording.
+        image: index in the batch.
 
     Returns:
-        Tensor[H', W'] of effective dilations, means over the offset groups.
+        Tensor[H', W'], means over the offset groups.
     """
-    grid = layer.positions(image).unflatten(3, layer.kernel_size)  # H', W', G, kh, kw, 2
+    grid = layer.locations(image).unflatten(3, layer.kernel_size)  # H', W', G, kh, kw, 2
     across = (grid[..., :, 1:, :] - grid[..., :, :-1, :]).norm(dim=-1).flatten(3)
     down = (grid[..., 1:, :, :] - grid[..., :-1, :, :]).norm(dim=-1).flatten(3)
     return torch.cat([across, down], dim=3).mean(dim=(2, 3))
 
 
-def kinds_of_cells(layer: Sampled, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:
-    """Says what each output cell of a layer is centred on.
+def category_map(layer: RecordedLayer, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:
+    """Returns what each output position of a layer is centred on.
 
     Args:
-        layer: of the forward pass.
-        image: with boxes.
+        layer: of a recording.
+        image: that was recorded.
         areas: as in `effective_dilation`.
 
     Returns:
-        Tensor[H', W'] of places in KINDS, -1 for cells in crowds alone, and for those beyond the
-        image, on its padding.
+        Tensor[H', W'] of indices in CATEGORIES; -1 in crowds, unless an object is there too, and
+        on the padding of the image.
     """
     device = layer.offset.device
     ys, xs = (
-        start + torch.arange(count, device=device) * step
-        for count, start, step in zip(
-            layer.out_size, layer.out_grid.start, layer.out_grid.step, strict=True
-        )
+        torch.arange(size, device=device) * stride
+        for size, stride in zip(layer.output_size, layer.output_stride, strict=True)
     )
     boxes = image.boxes.to(device)
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kinds = torch.full(layer.out_size, KINDS.index("background"), device=device)
+    found = torch.full(layer.output_size, CATEGORIES.index("background"), device=device)
     for box in () if image.crowds is None else image.crowds.to(device):
-        kinds[_inside(ys, xs, box)] = -1
+        found[_inside(ys, xs, box)] = -1
     for box, area in sorted(zip(boxes, sizes, strict=True), key=lambda pair: -float(pair[1])):
-        kinds[_inside(ys, xs, box)] = kind_of_area(float(area), areas)
-    kinds[ys >= image.size[0]] = -1
-    kinds[:, xs >= image.size[1]] = -1
-    return kinds
-
-
-def _can_be_measured(layer: Sampled) -> bool:
-    return layer.taps > 1 and layer.on_image  # one tap has no neighbours
+        found[_inside(ys, xs, box)] = category_of_area(float(area), areas)
+    found[ys >= image.size[0]] = -1
+    found[:, xs >= image.size[1]] = -1
+    return found
 
 
 def _inside(ys: Tensor, xs: Tensor, box: Tensor) -> Tensor:
@@ -178,20 +149,19 @@ def _inside(ys: Tensor, xs: Tensor, box: Tensor) -> Tensor:
     return rows[:, None] & columns
 
 
-def _sums_of(layer: Sampled, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:
-    """Returns Tensor[3, kinds]: count, sum and sum of squares."""
-    kinds = kinds_of_cells(layer, image, areas).flatten().cpu()
-    values = dilation_of_filters(layer).flatten().double().cpu()
-    kept = kinds >= 0
+def _sums_of(layer: RecordedLayer, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:
+    """Returns Tensor[3, categories]: count, sum and sum of squares."""
+    categories = category_map(layer, image, areas).flatten().cpu()
+    values = dilation_map(layer).flatten().double().cpu()
+    kept = categories >= 0
     rows = torch.stack([torch.ones_like(values), values, values**2])[:, kept]
-    sums = torch.zeros(3, len(KINDS), dtype=torch.float64)
-    return sums.index_add_(1, kinds[kept], rows)
+    sums = torch.zeros(3, len(CATEGORIES), dtype=torch.float64)
+    return sums.index_add_(1, categories[kept], rows)
 
 
 def _dilations(sums: Tensor) -> dict[str, Dilation]:
-    found = {}
-    for kind, (count, total, squares) in zip(KINDS, sums.T.tolist(), strict=True):
-        mean = total / count if count else float("nan")
-        spread = max(squares / count - mean**2, 0.0) ** 0.5 if count else float("nan")
-        found[kind] = Dilation(mean, spread, int(count))
-    return found
+    count, total, squares = sums
+    mean = total / count  # NaN where there are no filters
+    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    columns = zip(CATEGORIES, mean.tolist(), std.tolist(), count.tolist(), strict=True)
+    return {name: Dilation(mean, std, int(count)) for name, mean, std, count in columns}

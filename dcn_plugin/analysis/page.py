@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""A page of HTML on which one clicks to see where a network looks: one file, no server."""
+"""An HTML page that shows the sampling locations of the output position that one clicks on.
+
+The traces of all positions are computed here and embedded; the script of the page only draws them.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 from dataclasses import dataclass
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +20,25 @@ from torch import Tensor
 
 from dcn_plugin.files import whole_file
 
-from .recording import Recording, Sampled
-from .sampling import MANY, last_layers, order_levels
+from .dilation import dilation_map
+from .recording import Recording
+from .sampling import last_layers, order_levels, trace
 
 TEMPLATE = Path(__file__).with_name("page.html")
+LEVELS = 3  # last levels of deformable layers that are traced through
+MAX_BYTES = 5_000_000  # of a page
+MAX_POSITIONS = 2500  # to click on; a trace takes about a millisecond
+MAX_SIDE = 1600  # pixels of the embedded image
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An object on the page."""
+class PageObject:
+    """An object to choose on the page; boxes in pixels of the model's input."""
 
     label: str
-    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
-    resting: Tensor | None = None  # (bins, 4), likewise: parts without offsets
-    bins: Tensor | None = None  # (bins, 4), and with them
+    box: tuple[float, ...]  # x1, y1, x2, y2
+    undeformed: Tensor | None = None  # (bins, 4), RoI bins without offsets
+    bins: Tensor | None = None  # (bins, 4), moved by the offsets
 
 
 def save_page(
@@ -37,80 +46,98 @@ def save_page(
     title: str,
     image: np.ndarray,
     recording: Recording,
-    seen: tuple[int, int],
-    objects: list[Shown],
+    size: tuple[int, int],
+    objects: list[PageObject],
     *,
     layers: list[str] | None = None,
 ) -> None:
-    """Saves a page.
+    """Saves a page of at most MAX_BYTES.
 
     Args:
-        path: of the HTML.
-        title: on top of the page.
-        image: (height, width, 3) bytes, red, green, blue.
-        recording: of the network's pass over it.
-        seen: height and width of the image as the network saw it, without padding.
-        objects: that can be chosen; the first is at first.
-        layers: to follow, as in `trace`.
+        path: of the HTML file.
+        title: heading of the page.
+        image: (H, W, 3) uint8 RGB, which is stretched to the size of the model's input.
+        recording: of the forward pass on it.
+        size: height and width of the model's input, without padding.
+        objects: to choose from; the first is chosen at the start.
+        layers: to trace through, as in `trace`, of which the last three levels are shown.
     """
-    height, width = image.shape[:2]
-    done, encoded = cv2.imencode(".png", image[..., ::-1])
-    if not done:
-        raise ValueError(f"the image of {title} cannot be encoded as PNG")
-    levels = []
+    content: dict[str, Any] = {"title": title, "image": _data_url(image), "size": size}
+    content["objects"] = [_object(each) for each in objects]
+    content["levels"] = []
+    html = TEMPLATE.read_text()
     if recording.choose(layers):
-        last_layers(recording, layers)  # to know now if these cannot be traced
-        levels = order_levels(recording.choose(layers))
-    flat = [(depth, name) for depth, level in enumerate(levels) for name in level]
-    content = {
-        "title": title,
-        "image": f"data:image/png;base64,{base64.b64encode(encoded).decode()}",
-        "width": width,
-        "height": height,
-        "size": list(seen),
-        "scale": [seen[0] / height, seen[1] / width],
-        "many": MANY,
-        "levels": [[flat.index((d, name)) for name in level] for d, level in enumerate(levels)],
-        "layers": [
-            {
-                **_layer(recording.layers[name]),
-                "next": [flat.index((depth + 1, other)) for other in levels[depth][name]],
-            }
-            for depth, name in flat
-        ],
-        "objects": [_object(shown) for shown in objects],
-    }
-    text = json.dumps(content).replace("<", "\\u003c")  # no text can end the script around it
+        last_layers(recording, layers)  # raises if they cannot be traced
+        budget = MAX_BYTES - len(html) - len(_script_json(content))
+        content |= _traces(recording, layers, size, budget)
     with whole_file(path) as half:
-        half.write_text(TEMPLATE.read_text().replace("__DATA__", text))
+        half.write_text(html.replace("__DATA__", _script_json(content)))
 
 
-def _layer(layer: Sampled) -> dict[str, Any]:
-    return {
-        "name": layer.layer,
-        "out": layer.out_size,
-        "outGrid": {"start": layer.out_grid.start, "step": layer.out_grid.step},
-        "mapGrid": {"start": layer.map_grid.start, "step": layer.map_grid.step},
-        "kernel": layer.kernel_size,
-        "stride": layer.stride,
-        "padding": layer.padding,
-        "dilation": layer.dilation,
-        "offset": _numbers(layer.offset[0]),
-        "mask": None if layer.mask is None else _numbers(layer.mask[0]),
-    }
+def _traces(
+    recording: Recording, layers: list[str] | None, size: tuple[int, int], budget: int
+) -> dict[str, Any]:
+    """Returns the traces of as many evenly spaced output positions as fit into a budget."""
+    levels = order_levels(recording.choose(layers))[:LEVELS]
+    layers = list({name: None for level in levels for name in level})
+    last = last_layers(recording, layers)[0]
+    dilation = dilation_map(last)
+    unit = max(size) / 2**14  # pixels; int16 reaches to twice the image
+    # Positions whose centres lie on the image, not on its padding.
+    inside = [
+        ceil(pixels / stride) for pixels, stride in zip(size, last.output_stride, strict=True)
+    ]
+    step = ceil(sqrt(inside[0] * inside[1] / MAX_POSITIONS))
+    while True:
+        axes = [range(min(step // 2, (n - 1) // 2), n, step) for n in inside]
+        positions = [(row, column) for row in axes[0] for column in axes[1]]
+        # Merging locations changes no picture, and keeps offset groups from filling the page.
+        traces = [trace(recording, at, layers=layers, merge_above=0) for at in positions]
+        pairs = [pair for each in traces for pair in zip(each.levels, each.weights, strict=True)]
+        points = [(locations.cpu().numpy() / unit).round() for locations, _ in pairs]
+        alphas = [_opacity(weights.cpu().numpy()) for _, weights in pairs]
+        content = {
+            "levels": [list(level) for level in levels],
+            "rows": [(row, row * last.output_stride[0]) for row in axes[0]],
+            "columns": [(column, column * last.output_stride[1]) for column in axes[1]],
+            "dilation": [round(float(dilation[at]), 2) for at in positions],
+            "unit": unit,
+            # By position and level: how many locations; (y, x) in units; weights as opacities.
+            "counts": _base64(np.array([len(each) for each in points]), "<u4"),
+            "points": _base64(np.concatenate(points).clip(-(2**15), 2**15 - 1), "<i2"),
+            "alphas": _base64(np.concatenate(alphas), "u1"),
+        }
+        if len(_script_json(content)) <= budget or len(positions) == 1:
+            return content
+        step += 1
 
 
-def _object(shown: Shown) -> dict[str, Any]:
-    parts = None
-    if shown.bins is not None and shown.resting is not None:
-        parts = {"bins": _rounded(shown.bins), "resting": _rounded(shown.resting)}
-    return {"label": shown.label, "box": [round(v, 2) for v in shown.box], "parts": parts}
+def _object(shown: PageObject) -> dict[str, Any]:
+    bins = None
+    if shown.bins is not None and shown.undeformed is not None:
+        bins = [_rounded(shown.undeformed), _rounded(shown.bins)]
+    return {"label": shown.label, "box": [round(v, 2) for v in shown.box], "bins": bins}
+
+
+def _opacity(weights: np.ndarray) -> np.ndarray:
+    return (255 * weights / weights.max(initial=1e-6)).round()
 
 
 def _rounded(boxes: Tensor) -> list[list[float]]:
     return [[round(value, 2) for value in box] for box in boxes.tolist()]
 
 
-def _numbers(tensor: Tensor) -> str:
-    little = tensor.detach().cpu().contiguous().numpy().astype("<f4")
-    return base64.b64encode(little.tobytes()).decode()
+def _data_url(image: np.ndarray) -> str:
+    shrink = MAX_SIDE / max(image.shape[:2])
+    if shrink < 1:
+        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return f"data:image/jpeg;base64,{_base64(encoded, 'u1')}"
+
+
+def _base64(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _script_json(content: dict[str, Any]) -> str:
+    return json.dumps(content).replace("<", "\\u003c")  # no text can end the script around it

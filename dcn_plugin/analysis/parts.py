@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Where the bins of deformable RoI pooling move (Figure 7)."""
+"""Bins of deformable RoI pooling, with and without their offsets (Figure 7)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from dcn_plugin.layers import DeformPSRoIPool, DeformRoIPool
 from dcn_plugin.ops.roi_pool import join_boxes
@@ -25,70 +26,56 @@ Pool = DeformRoIPool | DeformPSRoIPool
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The bins of RoIs, in pixels of the image as the network saw it."""
+class RoIBins:
+    """The bins of one pooling layer's RoIs: boxes x1, y1, x2, y2 in pixels of the model's input."""
 
     layer: str
-    images: Tensor  # (R,), which image of the batch a RoI is of
-    boxes: Tensor  # (R, 4), left, top, right, bottom
-    resting: Tensor  # (R, P_h, P_w, 4), bins as they would be without offsets
-    bins: Tensor  # (R, n, P_h, P_w, 4), where they are
-
-    def overlaps(self, box: Tensor, image: int = 0) -> Tensor:
-        """Returns Tensor[R], the IoU of all RoIs with a box, -1 of those of other images.
-
-        Args:
-            box: Tensor[4].
-            image: of the batch.
-        """
-        box = box.to(self.boxes)
-        low, high = self.boxes[:, :2].maximum(box[:2]), self.boxes[:, 2:].minimum(box[2:])
-        common = (high - low).clamp(min=0).prod(dim=1)
-        areas = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(dim=1)
-        union = areas + (box[2:] - box[:2]).prod() - common
-        return (common / union.clamp(min=1e-6)).where(self.images == image, -1.0)
+    images: Tensor  # (R,), index in the batch
+    boxes: Tensor  # (R, 4)
+    undeformed: Tensor  # (R, P_h, P_w, 4)
+    bins: Tensor  # (R, n, P_h, P_w, 4), moved by the offsets
 
 
 def nearest_roi(
-    parts: Mapping[str, Parts], box: Tensor, image: int = 0
-) -> tuple[Parts, int] | None:
-    """Returns the RoI that overlaps a box the most, of any level of a pyramid.
+    found: Mapping[str, RoIBins], box: Tensor, image: int = 0
+) -> tuple[RoIBins, int] | None:
+    """Returns the RoI with the highest IoU with a box, of any pooling layer.
 
     Args:
-        parts: of a network, as `record_parts` yields them; of equals the first.
-        box: Tensor[4], left, top, right, bottom.
-        image: of the batch.
+        found: as `record_roi_bins` yields it.
+        box: Tensor[4], x1, y1, x2, y2.
+        image: index in the batch.
 
     Returns:
-        the parts it is among, and its place there; None if the image has no RoIs.
+        the layer's bins and the index of the RoI among them; None if the image has no RoIs.
     """
-    best, found = -1.0, None
-    for each in parts.values():
-        overlaps = each.overlaps(box, image)
+    best, nearest = -1.0, None
+    for each in found.values():
+        overlaps = box_iou(each.boxes, box[None].to(each.boxes))[:, 0]
+        overlaps = overlaps.nan_to_num().where(each.images == image, -1.0)
         if len(overlaps) and float(overlaps.max()) > best:
-            best, found = float(overlaps.max()), (each, int(overlaps.argmax()))
-    return found
+            best, nearest = float(overlaps.max()), (each, int(overlaps.argmax()))
+    return nearest
 
 
 def deformable_pools(model: nn.Module) -> dict[str, Pool]:
-    """Returns the deformable RoI poolings of a network by name; there may be none."""
-    found = model.named_modules()
-    return {name: module for name, module in found if isinstance(module, Pool)}
+    """Returns the deformable RoI pooling layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Pool)}
 
 
 @contextmanager
-def record_parts(model: nn.Module) -> Iterator[dict[str, Parts]]:
-    """Records where the bins of deformable RoI pooling move while a network runs.
+def record_roi_bins(model: nn.Module) -> Iterator[dict[str, RoIBins]]:
+    """Records the bins of deformable RoI pooling while a model runs.
 
     Args:
-        model: any network.
+        model: any model.
 
     Yields:
-        parts by layer, in the order in which they ran; of one that ran several times the last.
+        bins by layer, in the order in which they ran; of the last run where there are several.
     """
-    found: dict[str, Parts] = {}
+    found: dict[str, RoIBins] = {}
     handles = [
-        pool.register_forward_hook(_of_pool(found, name), with_kwargs=True)
+        pool.register_forward_hook(_hook(found, name), with_kwargs=True)
         for name, pool in deformable_pools(model).items()
     ]
     try:
@@ -98,38 +85,30 @@ def record_parts(model: nn.Module) -> Iterator[dict[str, Parts]]:
             handle.remove()
 
 
-def parts_of(pool: Pool, name: str, boxes: Tensor, offset: Tensor) -> Parts:
+def roi_bins(pool: Pool, name: str, boxes: Tensor, offset: Tensor) -> RoIBins:
     """Computes the bins of RoIs.
 
     Args:
-        pool: which has their mode, number and gamma.
+        pool: the pooling layer.
         name: of the layer.
         boxes: Tensor[R, 5] (image, x1, y1, x2, y2).
         offset: Tensor[R, 2*n, P_h, P_w], x and y of each class.
     """
-    tall, wide = pool.output_size
-    left, width = _axis(pool, boxes[:, 1], boxes[:, 3])
-    top, height = _axis(pool, boxes[:, 2], boxes[:, 4])
-    xs = left[:, None] + width[:, None] * torch.arange(wide + 1, device=boxes.device) / wide
-    ys = top[:, None] + height[:, None] * torch.arange(tall + 1, device=boxes.device) / tall
-    size = (len(boxes), tall, wide)
-    resting = torch.stack(
-        [
-            xs[:, None, :-1].expand(size),
-            ys[:, :-1, None].expand(size),
-            xs[:, None, 1:].expand(size),
-            ys[:, 1:, None].expand(size),
-        ],
-        dim=-1,
-    )
+    height, width = pool.output_size
+    left, roi_width = _extent(pool, boxes[:, 1], boxes[:, 3])
+    top, roi_height = _extent(pool, boxes[:, 2], boxes[:, 4])
+    xs = left[:, None] + roi_width[:, None] * torch.arange(width + 1, device=boxes.device) / width
+    ys = top[:, None] + roi_height[:, None] * torch.arange(height + 1, device=boxes.device) / height
+    edges = xs[:, None, :-1], ys[:, :-1, None], xs[:, None, 1:], ys[:, 1:, None]
+    undeformed = torch.stack([edge.expand(-1, height, width) for edge in edges], dim=-1)
     moved = offset.unflatten(1, (-1, 2)).movedim(2, -1) * pool.gamma  # R, n, P_h, P_w, 2
-    sizes = torch.stack([width, height], dim=-1)[:, None, None, None]
-    bins = resting[:, None] + (moved * sizes).repeat(1, 1, 1, 1, 2)
-    return Parts(name, boxes[:, 0].long(), boxes[:, 1:], resting, bins)
+    sizes = torch.stack([roi_width, roi_height], dim=-1)[:, None, None, None]
+    bins = undeformed[:, None] + (moved * sizes).repeat(1, 1, 1, 1, 2)
+    return RoIBins(name, boxes[:, 0].long(), boxes[:, 1:], undeformed, bins)
 
 
-def _axis(pool: Pool, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns where RoIs start along an axis and how long they are, by the mode of the pooling."""
+def _extent(pool: Pool, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns start and length of RoIs along an axis, in the sampling mode of the pooling."""
     if pool.mode == "align":
         return low, high - low
     if pool.mode == "msra":
@@ -144,13 +123,13 @@ def _rounded(value: Tensor) -> Tensor:
     return (value + 0.5).floor()
 
 
-def _of_pool(found: dict[str, Parts], name: str) -> Any:
-    def hook(pool: Pool, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+def _hook(found: dict[str, RoIBins], name: str) -> Any:
+    def hook(pool: Pool, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         with torch.no_grad():
-            given = dict(zip(("features", "boxes"), inputs, strict=False)) | keywords
+            given = dict(zip(("features", "boxes"), inputs, strict=False)) | kwargs
             features, boxes = given["features"].detach(), join_boxes(given["boxes"]).detach()
             offset = pool.offsets(features, boxes).float()
-            found.pop(name, None)  # to be last again
-            found[name] = parts_of(pool, name, boxes.float(), offset)
+            found.pop(name, None)  # so that this run is the last in order
+            found[name] = roi_bins(pool, name, boxes.float(), offset)
 
     return hook

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Pictures of what a network samples."""
+"""Matplotlib figures of sampling locations, RoI bins and offsets."""
 
 from __future__ import annotations
 
@@ -17,62 +17,49 @@ from torch import Tensor
 
 from dcn_plugin.files import whole_file
 
-from .recording import Sampled
+from .recording import RecordedLayer
 from .sampling import Trace
 
-POINTS, CENTRE, RESTING = "#ff2222", "#22ff44", "#ffd700"  # as in the paper
-COLUMN = 3.0  # inches
-WHEEL = 0.3  # of a field's height, in its corner
+LOCATIONS, CENTRE, UNDEFORMED = "#ff2222", "#22ff44", "#ffd700"  # as in the paper
+PANEL_WIDTH = 3.0  # inches
 
 
 @dataclass(frozen=True)
 class Panel:
-    """An image of a picture, and what is drawn on it."""
+    """An image of a figure, and what is drawn on it, in its pixels."""
 
     title: str
-    image: np.ndarray  # (height, width, 3) bytes, red, green, blue
-    trace: Trace | None = None  # in pixels of this image, like the next
-    resting: Tensor | None = None  # (bins, 4), parts without offsets
-    bins: Tensor | None = None  # (bins, 4), and with them
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    trace: Trace | None = None
+    undeformed: Tensor | None = None  # (bins, 4), RoI bins without offsets
+    bins: Tensor | None = None  # (bins, 4), moved by the offsets
 
 
 def save_panels(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
-    """Saves rows of panels.
-
-    Args:
-        path: of the PNG.
-        panels: row by row.
-    """
+    """Saves rows of panels as a PNG file."""
     rows, columns = len(panels), max(len(row) for row in panels)
-    first = panels[0][0].image.shape
-    height = COLUMN * min(max(first[0] / first[1], 0.4), 2.0) + 0.3
-    size = (COLUMN * columns, height * rows)
+    height, width = panels[0][0].image.shape[:2]
+    size = PANEL_WIDTH * columns, (PANEL_WIDTH * np.clip(height / width, 0.4, 2) + 0.3) * rows
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for of_row, row in zip(axes, panels, strict=True):
-        for axis in of_row:
-            axis.set_axis_off()
-        for axis, panel in zip(of_row, row, strict=False):
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row_axes, row in zip(axes, panels, strict=True):
+        for axis, panel in zip(row_axes, row, strict=False):
             draw_panel(axis, panel)
     with whole_file(path) as half:
         figure.savefig(half, dpi=110, format="png")
 
 
 def draw_panel(axis: Axes, panel: Panel) -> None:
-    """Draws a panel.
-
-    Args:
-        axis: of matplotlib.
-        panel: to draw.
-    """
-    axis.imshow(panel.image)  # the middles of pixels lie at whole numbers
+    """Draws a panel into axes of Matplotlib."""
+    axis.imshow(panel.image)  # pixel centres are integers
     axis.set_title(panel.title, fontsize=9)
-    for boxes, colour in ((panel.resting, RESTING), (panel.bins, POINTS)):
+    for boxes, color in ((panel.undeformed, UNDEFORMED), (panel.bins, LOCATIONS)):
         for left, top, right, bottom in () if boxes is None else boxes.tolist():
-            corner = left - 0.5, top - 0.5  # of pixels, whose edges boxes are in
-            axis.add_patch(
-                Rectangle(corner, right - left, bottom - top, fill=False, color=colour, lw=0.8)
-            )
+            corner = left - 0.5, top - 0.5  # boxes are in edges of pixels
+            size = right - left, bottom - top
+            axis.add_patch(Rectangle(corner, *size, fill=False, color=color, lw=0.8))
     if panel.trace is not None:
         draw_trace(axis, panel.trace)
     height, width = panel.image.shape[:2]
@@ -82,65 +69,54 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
 
 
 def draw_trace(axis: Axes, trace: Trace) -> None:
-    """Draws the points of the image that a cell samples, and the cell.
-
-    Args:
-        axis: of matplotlib.
-        trace: in pixels.
-    """
-    points, weights = trace.ends.cpu().numpy(), trace.end_weights.cpu().numpy()
-    size = 5 if len(points) > 100 else 20
-    # Points may share a place: those that weigh more, and those below others, show through.
+    """Draws the sampling locations on the image of an output position, and its centre."""
+    locations, weights = trace.ends.cpu().numpy(), trace.end_weights.cpu().numpy()
+    size = 5 if len(locations) > 100 else 20
+    # Locations overlap: opacity shows weights, and those below others.
     alpha = np.clip(0.75 * weights / max(weights.max(initial=0), 1e-6), 0, 1)
-    if len(points):  # else all taps lie off the map
-        axis.scatter(points[:, 1], points[:, 0], s=size, c=POINTS, alpha=alpha, linewidths=0)
+    if len(locations):  # there are none if all taps of a later layer lie off its map
+        axis.scatter(*locations.T[::-1], s=size, c=LOCATIONS, alpha=alpha, linewidths=0)
     row, column = trace.centre
     axis.plot(column, row, "o", color=CENTRE, markersize=6, markeredgecolor="black")
 
 
-def offset_field(layer: Sampled, image: int = 0) -> tuple[np.ndarray, float]:
-    """Paints the offsets of a layer: of each tap a map, laid out as the taps are.
+def offset_image(layer: RecordedLayer, image: int = 0) -> tuple[np.ndarray, float]:
+    """Draws the offsets of a layer as a map per tap, arranged like the kernel.
 
-    Colour is direction, as on the wheel in the corner; saturation is length.
+    Hue is the direction, as on the color wheel in the corner; saturation is the length.
 
     Args:
-        layer: what it sampled.
-        image: of the batch.
+        layer: of a recording.
+        image: index in the batch.
 
     Returns:
-        (height, width, 3) bytes, red, green, blue, and the length at full saturation in cells of
-        the layer's input: 99 of 100 offsets are shorter.
+        (H, W, 3) uint8 RGB, and the length at full saturation, in positions of the layer's input:
+        the 99th percentile.
     """
     moved = layer.offset[image].unflatten(0, (-1, *layer.kernel_size, 2)).mean(dim=0)
-    length = moved.norm(dim=2)
-    rank = max(round(0.99 * length.numel()), 1)  # torch.quantile refuses maps of large images
-    longest = max(float(length.flatten().kthvalue(rank).values), 1e-3)
-    tiles = colours(moved[:, :, 0].cpu().numpy(), moved[:, :, 1].cpu().numpy(), longest)
-    tall, wide, height, width = tiles.shape[:4]
-    scale = max(1, 60 // max(height, width))
-    tiles = tiles.repeat(scale, axis=2).repeat(scale, axis=3)
-    framed = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-    whole = framed.transpose(0, 2, 1, 3, 4).reshape(
-        tall * (height * scale + 2), wide * (width * scale + 2), 3
-    )
-    return with_wheel(whole), longest
+    length = moved.norm(dim=2).flatten()
+    rank = max(round(0.99 * length.numel()), 1)  # torch.quantile rejects maps of large images
+    longest = max(float(length.kthvalue(rank).values), 1e-3)
+    maps = flow_colors(*moved.movedim(2, 0).cpu().numpy(), longest)  # (kh, kw, H', W', 3)
+    zoom = max(1, 60 // max(maps.shape[2:4]))
+    maps = np.pad(maps.repeat(zoom, 2).repeat(zoom, 3), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    return with_wheel(np.concatenate(np.concatenate(maps, axis=1), axis=1)), longest
 
 
-def colours(dy: np.ndarray, dx: np.ndarray, longest: float) -> np.ndarray:
-    """Returns (..., 3) bytes: hue for the direction, saturation for the length."""
+def flow_colors(dy: np.ndarray, dx: np.ndarray, longest: float) -> np.ndarray:
+    """Returns (..., 3) uint8 RGB: hue for the direction, saturation for the length."""
     hue = (np.arctan2(dy, dx) / (2 * np.pi)) % 1
     saturation = np.clip(np.hypot(dy, dx) / longest, 0, 1)
     return (hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1)) * 255).astype(np.uint8)
 
 
-def with_wheel(field: np.ndarray) -> np.ndarray:
-    """Returns a field with the wheel of colours to its right."""
-    side = max(int(field.shape[0] * WHEEL), 24)
-    missing = max(side - field.shape[0], 0)
-    field = np.pad(field, ((0, missing), (0, 0), (0, 0)), constant_values=255)
+def with_wheel(image: np.ndarray) -> np.ndarray:
+    """Adds a color wheel to the right of an image."""
+    height = len(image)
+    side = max(int(0.3 * height), 24)
     ys, xs = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    wheel = colours(ys, xs, 1.0)
+    wheel = flow_colors(ys, xs, 1.0)
     wheel[np.hypot(ys, xs) > 1] = 255
-    strip = np.full((field.shape[0], side + 8, 3), 255, np.uint8)
-    strip[:side, 8:] = wheel
-    return np.concatenate([field, strip], axis=1)
+    below = ((0, max(height - side, 0)), (8, 0), (0, 0))
+    image = np.pad(image, ((0, max(side - height, 0)), (0, 0), (0, 0)), constant_values=255)
+    return np.concatenate([image, np.pad(wheel, below, constant_values=255)], axis=1)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What the deformable convolutions of a network sampled in a forward pass."""
+"""Records the offsets and masks of deformable convolutions during a forward pass."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.layers import OffsetConv2d
-from dcn_plugin.layers.offset_branch import resting_taps
 from dcn_plugin.messages import got
 
-from .flow import Flow, Layers
-from .grid import Grid, pair
+from .dataflow import Dataflow, Source, Stride, pair, strided
 
 """
 Shape shorthand in this module:
 
-    N: images, G: offset groups, K: taps
+    N: images, G: offset groups, K: taps, P: positions of the output
     H', W': output size of the deformable convolution
 """
 
-SPACING = ("kernel_size", "stride", "padding", "dilation")
-BRANCHES = ("_offset", ".offset_conv")  # what names of branches have more than their convolutions
+BRANCHES = ("_offset", ".offset_conv")  # suffixes of the names of offset branches
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Where one deformable convolution sampled, in one of its runs."""
+class RecordedLayer:
+    """Offsets and mask of one deformable convolution in one of its runs."""
 
-    layer: str  # the module's name, and from its second run in a pass on "#2", "#3", …
+    layer: str  # the module's name; "name#2", "name#3", … from its second run in a pass on
     module: str
     offset: Tensor  # (N, 2*G*K, H', W'), (dy, dx) per tap
     mask: Tensor | None  # (N, G*K, H', W')
-    map_size: tuple[int, int]  # of its input
+    input_size: tuple[int, int]
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    behind: Layers  # the deformable layers that its input was made with
-    map_grid: Grid | None  # where the cells of its input lie on the image; None: nowhere
-    out_grid: Grid | None  # and those of its output
+    depends_on: frozenset[str]  # the deformable layers that its input was computed with
+    # Strides of its input and output relative to the image: position (i, j) of the map is centred
+    # on pixel (i * stride[0], j * stride[1]). None where that is unknown.
+    input_stride: Stride | None
+    output_stride: Stride | None
+    unknown: str  # why a stride is None
 
     @property
     def on_image(self) -> bool:
-        """Returns whether its cells have places on the image: those of RoIs have none."""
-        return self.map_grid is not None and self.out_grid is not None
+        """Returns whether its positions are known on the image: those on RoIs are not."""
+        return self.output_stride is not None
 
     @property
     def taps(self) -> int:
@@ -60,93 +60,91 @@ class Sampled:
         return self.kernel_size[0] * self.kernel_size[1]
 
     @property
-    def out_size(self) -> tuple[int, int]:
+    def output_size(self) -> tuple[int, int]:
         """Returns H' and W'."""
         return self.offset.shape[-2], self.offset.shape[-1]
 
-    def positions(self, image: int = 0) -> Tensor:
-        """Returns where the taps of every output cell lie.
+    def locations_at(self, rows: Tensor, columns: Tensor, image: int = 0) -> Tensor:
+        """Returns the sampling locations of some output positions.
 
         Args:
-            image: of the batch.
+            rows: Tensor[P] of integers.
+            columns: likewise.
+            image: index in the batch.
 
         Returns:
-            Tensor[H', W', G, K, 2], rows and columns in cells of the input.
+            Tensor[P, G, K, 2], rows and columns of the input map.
         """
-        moved = self.offset[image].unflatten(0, (-1, self.taps, 2)).permute(3, 4, 0, 1, 2)
-        rows, columns = (  # (H', kh), (W', kw)
-            resting_taps(self, axis, self.out_size[axis], self.offset) for axis in (0, 1)
-        )
-        (height, tall), (width, wide) = rows.shape, columns.shape
-        grid = torch.stack(
-            [
-                rows[:, None, :, None].expand(height, width, tall, wide),
-                columns[None, :, None, :].expand(height, width, tall, wide),
-            ],
-            dim=-1,
-        )
-        return grid.reshape(height, width, 1, self.taps, 2) + moved
+        moved = self.offset[image][:, rows, columns].T.unflatten(1, (-1, self.taps, 2))
+        grid = (torch.arange(k, device=rows.device) for k in self.kernel_size)
+        taps = torch.stack(torch.meshgrid(*grid, indexing="ij"), dim=-1).flatten(0, 1)
+        stride, padding, dilation = map(taps.new_tensor, (self.stride, self.padding, self.dilation))
+        start = torch.stack([rows, columns], dim=-1) * stride - padding
+        return start[:, None, None] + taps * dilation + moved
+
+    def locations(self, image: int = 0) -> Tensor:
+        """Returns Tensor[H', W', G, K, 2], the sampling locations of all output positions."""
+        axes = (torch.arange(size, device=self.offset.device) for size in self.output_size)
+        rows, columns = torch.meshgrid(*axes, indexing="ij")
+        found = self.locations_at(rows.flatten(), columns.flatten(), image)
+        return found.unflatten(0, self.output_size)
 
     def weights(self, image: int = 0) -> Tensor:
-        """Returns Tensor[H', W', G, K], what modulation weighs each tap with: 1 without."""
+        """Returns Tensor[H', W', G, K], the modulation of each tap; 1 without a mask."""
         if self.mask is None:
-            channels = self.offset.shape[1] // 2
-            return self.offset.new_ones(*self.out_size, channels // self.taps, self.taps)
+            groups = self.offset.shape[1] // (2 * self.taps)
+            return self.offset.new_ones(*self.output_size, groups, self.taps)
         return self.mask[image].unflatten(0, (-1, self.taps)).permute(2, 3, 0, 1)
 
 
 @dataclass
 class Recording:
-    """The deformable convolutions of a network, in the order in which they ran."""
+    """The deformable convolutions of a model in the order in which they ran."""
 
-    image_size: tuple[int, int] = (0, 0)  # as the network saw it, with its padding
-    layers: dict[str, Sampled] = field(default_factory=dict)
+    image_size: tuple[int, int] = (0, 0)  # of the model's input, with its padding
+    layers: dict[str, RecordedLayer] = field(default_factory=dict)
 
-    def choose(self, names: list[str] | None = None) -> list[Sampled]:
-        """Returns layers whose cells lie on the image, the last first.
+    def choose(self, names: list[str] | None = None) -> list[RecordedLayer]:
+        """Returns layers whose positions are known on the image, the last first.
+
+        The others are skipped with a warning that says why.
 
         Args:
-            names: of layers; None: all.
+            names: layers to return; None: all.
 
         Raises:
-            ValueError: if there is no such layer.
+            ValueError: if there is no such layer, or one named is not known on the image.
         """
         for name in names or ():
             if name not in self.layers:
-                known = ", ".join(self.layers)
                 raise ValueError(
-                    f"a layer must be one of the deformable ones that ran, {known}; "
-                    f"{got(name, self.layers)}"
+                    "a layer must be one of the deformable layers that ran, "
+                    f"{', '.join(self.layers)}; {got(name, self.layers)}"
                 )
             if not self.layers[name].on_image:
                 raise ValueError(
-                    f"where the cells of {name} lie on the image is not known: it runs on RoIs, or "
-                    "behind an op that may move them; choose other layers"
+                    f"{_why_skipped(self.layers[name])}, so its positions on the image are not "
+                    "known; choose other layers"
                 )
         wanted = self.layers if names is None else names
         found = [layer for name, layer in reversed(self.layers.items()) if name in wanted]
-        unknown = [layer.layer for layer in found if not layer.on_image]
-        if unknown:
+        skipped = [_why_skipped(layer) for layer in found if not layer.on_image]
+        if skipped:
             warnings.warn(
-                f"left out, since it is not known where on the image their cells lie: "
-                f"{', '.join(unknown)}",
+                "skipped layers whose positions on the image are not known: " + "; ".join(skipped),
                 stacklevel=2,
             )
         return [layer for layer in found if layer.on_image]
 
 
 def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Finds the deformable convolutions of a network.
+    """Finds the deformable convolutions of a model.
 
-    These are what this package makes, and any module with a kernel that is called with an input
-    and offsets, as torchvision's and Detectron2's are.
-
-    Args:
-        model: any network.
+    These are this package's, and any module with a kernel that is called with an input and offsets,
+    such as torchvision's and Detectron2's.
 
     Returns:
-        what to look at for each: the branch that predicts the offsets, or the convolution. There
-        may be none.
+        by name the module to hook: the branch that predicts the offsets, or the convolution.
     """
     found = {}
     for name, module in model.named_modules():
@@ -162,50 +160,43 @@ def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def require_deformable(model: nn.Module) -> None:
-    """Checks that a network has deformable convolutions.
-
-    Args:
-        model: any network.
-
-    Raises:
-        ValueError: if it has none.
-    """
+    """Raises ValueError if a model has no deformable convolutions."""
     if not deformable_layers(model):
         raise ValueError(
-            f"a {type(model).__name__} without deformable convolutions has nothing to show: "
-            "make_deformable, or MODEL.RESNETS.DEFORM_LAST of a config, makes some"
+            f"{type(model).__name__} has no deformable convolutions; add some with "
+            "make_deformable() or MODEL.RESNETS.DEFORM_LAST"
         )
 
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Records what the deformable convolutions of a network sample while it runs.
+    """Records the deformable convolutions of a model while it runs.
 
     Args:
-        model: any network with deformable convolutions.
+        model: any model with deformable convolutions.
 
     Yields:
-        a recording, which is empty until the network has run, and begins anew each time that it is
-        called, not a part of it.
+        the recording, empty until the model has run. Every call of the model starts it anew.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are no deformable convolutions.
     """
     require_deformable(model)
-    recording, flow = Recording(), Flow()
-    handles = [model.register_forward_pre_hook(_begin(recording, flow), with_kwargs=True)]
+    recorder = _Recorder()
+    handles = [model.register_forward_pre_hook(recorder.start, with_kwargs=True)]
     for name, module in deformable_layers(model).items():
-        if isinstance(module, OffsetConv2d):
-            handles.append(module.register_forward_hook(_of_branch(recording, flow, name)))
-        else:
-            hook = _of_convolution(recording, flow, name)
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        hook = recorder.of_branch if isinstance(module, OffsetConv2d) else recorder.of_convolution
+        handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
     try:
-        with flow:
-            yield recording
+        with recorder.flow:
+            yield recorder.recording
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _why_skipped(layer: RecordedLayer) -> str:
+    return f"{layer.layer} {layer.unknown}"
 
 
 def _takes_offsets(module: nn.Module) -> bool:
@@ -215,67 +206,67 @@ def _takes_offsets(module: nn.Module) -> bool:
     return len(names) > 1 and names[1] == "offset"
 
 
-def _begin(recording: Recording, flow: Flow) -> Any:
-    def hook(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        flow.clear()
-        recording.image_size = (0, 0)
-        recording.layers.clear()
-        given = [value for value in (*inputs, *keywords.values()) if isinstance(value, Tensor)]
-        if given:  # else it is what the first convolution gets
-            flow.enter(given[0])
+class _Recorder:
+    """The hooks of `record`."""
 
-    return hook
+    def __init__(self) -> None:
+        self.recording, self.flow = Recording(), Dataflow()
+        self.branches: dict[int, tuple[Tensor, str]] = {}  # recorded offsets by id, and their layer
 
+    def start(self, model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.flow.clear()
+        self.branches.clear()
+        self.recording.image_size = (0, 0)
+        self.recording.layers.clear()
+        given = [value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor)]
+        if given:  # else the input of the first convolution is the image
+            self.flow.enter(given[0])
 
-def _of_branch(recording: Recording, flow: Flow, name: str) -> Any:
-    def hook(branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> None:
-        found = _add(recording, flow, name, branch, inputs[0], *output)
-        flow.branches[output[0]] = found.layer
+    def of_branch(self, name: str) -> Any:
+        def hook(branch: Any, inputs: tuple[Tensor], _: Any, output: tuple[Tensor, Any]) -> None:
+            found = self.add(name, branch, inputs[0], *output)
+            self.branches[id(output[0])] = output[0], found.layer
 
-    return hook
+        return hook
 
+    def of_convolution(self, name: str) -> Any:
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+        ) -> None:
+            bound = inspect.signature(module.forward).bind(*inputs, **kwargs).arguments
+            input, offset = (bound[key] for key in list(bound)[:2])
+            if id(offset) in self.branches:  # of a branch whose name does not tell its convolution
+                self.recording.layers.pop(self.branches[id(offset)][1], None)
+            found = self.add(name, module, input, offset, bound.get("mask"))
+            # Detectron2's own op does not go through the dispatcher.
+            made = Source(frozenset([found.layer]), found.output_stride, found.unknown)
+            self.flow.mark(output, [input, offset], made)
 
-def _of_convolution(recording: Recording, flow: Flow, name: str) -> Any:
-    def hook(
-        module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Tensor
-    ) -> None:
-        bound = inspect.signature(module.forward).bind(*inputs, **keywords).arguments
-        input, offset = (bound[key] for key in list(bound)[:2])
-        if offset in flow.branches:  # of a branch with a name that does not tell whose it is
-            recording.layers.pop(flow.branches[offset], None)
-        found = _add(recording, flow, name, module, input, offset, bound.get("mask"))
-        # Detectron2's on a GPU call what no dispatcher sees.
-        flow.mark(output, frozenset([found.layer]) | flow.of(offset).layers, found.out_grid)
+        return hook
 
-    return hook
-
-
-def _add(
-    recording: Recording,
-    flow: Flow,
-    name: str,
-    module: Any,
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-) -> Sampled:
-    flow.enter(input)
-    recording.image_size = flow.image_size
-    runs = 1 + sum(layer.module == name for layer in recording.layers.values())
-    spacing = [pair(getattr(module, key)) for key in SPACING]
-    map_grid = flow.of(input).grid
-    found = Sampled(
-        name if runs == 1 else f"{name}#{runs}",
-        name,
-        offset.detach().float(),
-        None if mask is None else mask.detach().float(),
-        (input.shape[-2], input.shape[-1]),
-        *spacing,
-        flow.of(input).layers,
-        map_grid,
-        None if map_grid is None else map_grid.windows(*spacing),
-    )
-    recording.layers[found.layer] = found
-    # And so all that is made with what it samples.
-    flow.mark(offset, frozenset([found.layer]), found.out_grid)
-    return found
+    def add(
+        self, name: str, module: Any, input: Tensor, offset: Tensor, mask: Tensor | None
+    ) -> RecordedLayer:
+        self.flow.enter(input)
+        self.recording.image_size = self.flow.image_size
+        runs = 1 + sum(layer.module == name for layer in self.recording.layers.values())
+        spacing = [
+            pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding", "dilation")
+        ]
+        source = self.flow.of(input)
+        made = strided(source, *spacing)
+        found = RecordedLayer(
+            name if runs == 1 else f"{name}#{runs}",
+            name,
+            offset.detach().float(),
+            None if mask is None else mask.detach().float(),
+            (input.shape[-2], input.shape[-1]),
+            *spacing,
+            source.layers,
+            source.stride,
+            made.stride,
+            made.unknown,
+        )
+        self.recording.layers[found.layer] = found
+        self.flow.mark(offset, [], Source(frozenset([found.layer]), made.stride, made.unknown))
+        return found

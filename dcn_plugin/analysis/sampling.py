@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Where an output cell samples, back through any number of deformable layers (Figures 5 and 6)."""
+"""Traces an output position back to its sampling locations on the image (Figures 5 and 6)."""
 
 from __future__ import annotations
 
@@ -10,46 +10,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .recording import Recording, Sampled
+from .recording import RecordedLayer, Recording
 
-# From here on points that share a cell are followed once, with their weights added: nine taps in
-# seven layers would make five million.
-MANY = 50_000
+# From this many sampling locations in a level on, those that round to the same position are merged
+# and their weights added: nine taps in seven layers would make five million.
+MERGE_ABOVE = 50_000
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Where a cell samples."""
+    """Sampling locations of one output position."""
 
-    centre: tuple[float, float]  # of the cell, row and column in pixels of the image
-    levels: list[Tensor]  # the last layers first: (P, 2), rows and columns in pixels
-    weights: list[Tensor]  # of each level: (P,), products of modulation along the way
-    # Points of layers before which there are no others: what the cell sees of the image. Without
-    # branches of different lengths those of the last level.
+    centre: tuple[float, float]  # of the output position, row and column in pixels
+    levels: list[
+        Tensor
+    ]  # from the last layer back to the image: (P, 2), rows and columns in pixels
+    weights: list[Tensor]  # of each level: (P,), products of the modulation along the way
+    # Sampling locations of the layers with no deformable layer before them: those on the image.
+    # They are the last level's unless the model has branches of different lengths.
     ends: Tensor
     end_weights: Tensor
 
 
-def order_levels(layers: Sequence[Sampled]) -> list[dict[str, list[str]]]:
-    """Orders layers by how many of them come after.
+def order_levels(layers: Sequence[RecordedLayer]) -> list[dict[str, list[str]]]:
+    """Orders layers by the number of layers after them.
 
     Args:
-        layers: to follow.
+        layers: to trace through.
 
     Returns:
-        levels, first the layers that feed no other; of each layer by name those next to it, to be
-        followed from it. Branches that run side by side are on the same level.
+        levels, first that of the layers after which there is no other. Each has by name the next
+        layers to trace into. Parallel branches are on the same level.
     """
-    behind = {layer.layer: layer.behind & {other.layer for other in layers} for layer in layers}
+    before = {layer.layer: layer.depends_on & {x.layer for x in layers} for layer in layers}
     nearest = {
-        name: [
-            other
-            for other in behind
-            if other in found and not any(other in behind[k] for k in found)
-        ]
-        for name, found in behind.items()
+        name: [x for x in before if x in found and not any(x in before[y] for y in found)]
+        for name, found in before.items()
     }
-    last = [name for name in behind if not any(name in found for found in behind.values())]
+    last = [name for name in before if not any(name in found for found in before.values())]
     levels = []
     while last:
         levels.append({name: nearest[name] for name in last})
@@ -57,93 +55,99 @@ def order_levels(layers: Sequence[Sampled]) -> list[dict[str, list[str]]]:
     return levels
 
 
-def last_layers(recording: Recording, layers: list[str] | None = None) -> list[Sampled]:
-    """Returns the layers that feed no other, whose output cells can be traced.
+def last_layers(recording: Recording, layers: list[str] | None = None) -> list[RecordedLayer]:
+    """Returns the deformable layers after which there is no other.
 
     Args:
         recording: of a forward pass.
-        layers: names of those to follow; None: all.
+        layers: names of the layers to trace through; None: all.
 
     Raises:
-        ValueError: if none ran, or their outputs differ in size.
+        ValueError: if no layer can be traced, or the sizes of their outputs differ.
     """
     chosen = recording.choose(layers)
     if not chosen:
-        raise ValueError("no deformable layer ran on a map of the image: there is nothing to trace")
+        raise ValueError("no deformable layer with known positions on the image ran")
     last = [recording.layers[name] for name in order_levels(chosen)[0]]
-    if len({layer.out_size for layer in last}) > 1:
-        sizes = ", ".join(f"{layer.layer} {layer.out_size}" for layer in last)
-        raise ValueError(f"layers must end in maps of one size, choose some of them; got {sizes}")
+    if len({layer.output_size for layer in last}) > 1:
+        sizes = ", ".join(f"{layer.layer} {layer.output_size}" for layer in last)
+        raise ValueError(
+            f"the last layers must have outputs of one size, choose some of them; got {sizes}"
+        )
     return last
 
 
 def trace(
     recording: Recording,
-    cell: tuple[int, int],
+    position: tuple[int, int],
     *,
     layers: list[str] | None = None,
     image: int = 0,
+    merge_above: int = MERGE_ABOVE,
 ) -> Trace:
-    """Follows an output cell of the last deformable layer back to the image.
+    """Traces an output position of the last deformable layer back to the image.
 
-    Each of its taps is rounded to a cell of the layer before, whose taps are followed in turn:
-    with three layers of nine taps 729 points. Taps outside of a map read zeros: they are points of
-    their level, and are not followed. Where branches run side by side, all are followed.
+    Each sampling location is rounded to the nearest output position of the layer before, and that
+    layer's sampling locations are taken in turn: three layers of nine taps give 729. Locations
+    outside a map read zeros: they are part of their level, and are not traced further. Parallel
+    branches are all traced.
 
     Args:
         recording: of a forward pass.
-        cell: row and column in the output of the last of the layers.
-        layers: names of those to follow; None: all.
-        image: of the batch.
+        position: row and column in the output of the last layer.
+        layers: names of the layers to trace through; None: all.
+        image: index in the batch.
+        merge_above: above this number of locations in a level, trace those that round to the same
+            position only once, with their weights added.
 
     Returns:
-        points of every level, in pixels of the image as the network saw it, whose middles are
-        whole numbers.
+        the sampling locations of every level, in pixels of the model's input; pixel centres are
+        integers.
 
     Raises:
-        ValueError: if there is no such cell or layer.
+        ValueError: if there is no such position or layer.
     """
     last = last_layers(recording, layers)
-    height, width = last[0].out_size
-    if not (0 <= cell[0] < height and 0 <= cell[1] < width):
+    height, width = last[0].output_size
+    if not (0 <= position[0] < height and 0 <= position[1] < width):
         raise ValueError(
-            f"a cell of {last[0].layer} must have a row below {height} and a column below "
-            f"{width}, got {tuple(cell)}"
+            f"position must be a row below {height} and a column below {width} of the output of "
+            f"{last[0].layer}, got {tuple(position)}"
         )
     device = last[0].offset.device
-    start = last[0].out_grid.to_pixels(torch.tensor([cell], dtype=torch.float32, device=device))
-    reached = {layer.layer: [(start, torch.ones(1, device=device))] for layer in last}
-    levels, products, ends = [], [], []
+    rows, columns = (i * s for i, s in zip(position, last[0].output_stride, strict=True))
+    centre = torch.tensor([[rows, columns]], dtype=torch.float32, device=device)
+    reached = {layer.layer: [(centre, torch.ones(1, device=device))] for layer in last}
+    levels, ends = [], []
     for level in order_levels(recording.choose(layers)):
         following: dict[str, list[tuple[Tensor, Tensor]]] = {}
         found = []
         for name, nearest in level.items():
-            points, weights = (torch.cat(parts) for parts in zip(*reached[name], strict=True))
-            found.append(_step(recording.layers[name], points, weights, image))
+            found.append(
+                _sample(recording.layers[name], *_joined(reached[name]), image, merge_above)
+            )
             for other in nearest:
                 following.setdefault(other, []).append(found[-1])
             if not nearest:
                 ends.append(found[-1])
-        levels.append(torch.cat([points for points, _ in found]))
-        products.append(torch.cat([weights for _, weights in found]))
+        levels.append(_joined(found))
         reached = following
-    centre = float(start[0, 0]), float(start[0, 1])
-    points, weights = (torch.cat(parts) for parts in zip(*ends, strict=True))
-    return Trace(centre, levels, products, points, weights)
+    locations, weights = zip(*levels, strict=True)
+    return Trace((float(rows), float(columns)), list(locations), list(weights), *_joined(ends))
 
 
-def cell_at(
+def position_at(
     recording: Recording, point: Sequence[float], layers: list[str] | None = None
 ) -> tuple[int, int]:
-    """Returns the output cell of the last layer whose middle is next to a point.
+    """Returns row and column of the last layer's output position nearest to a point.
 
     Args:
         recording: of a forward pass.
-        point: x and y in pixels of the image as the network saw it.
+        point: x and y in pixels of the model's input.
         layers: as in `trace`.
 
     Raises:
-        ValueError: if the point lies outside.
+        ValueError: if the point lies outside the image.
     """
     height, width = recording.image_size
     x, y = point
@@ -153,27 +157,32 @@ def cell_at(
             f"got {x:g},{y:g}"
         )
     last = last_layers(recording, layers)[0]
-    nearest = last.out_grid.to_cells(torch.tensor([y, x])).round().long()
-    row, column = nearest.clamp(min=0).minimum(torch.tensor(last.out_size) - 1).tolist()
+    row, column = (
+        min(round(at / stride), size - 1)
+        for at, stride, size in zip((y, x), last.output_stride, last.output_size, strict=True)
+    )
     return row, column
 
 
-def _step(layer: Sampled, points: Tensor, weights: Tensor, image: int) -> tuple[Tensor, Tensor]:
-    """Follows points in pixels through one layer.
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    locations, weights = zip(*parts, strict=True)
+    return torch.cat(locations), torch.cat(weights)
 
-    Returns:
-        Tensor[P, 2] in pixels and Tensor[P]: the taps of all points that lie on the layer's output.
-    """
-    height, width = layer.out_size
-    cells = layer.out_grid.to_cells(points).round().long()
-    on_map = (cells >= 0).all(dim=1) & (cells < cells.new_tensor([height, width])).all(dim=1)
-    cells, weights = cells[on_map], weights[on_map]
-    if len(cells) * layer.offset.shape[1] // 2 > MANY:
+
+def _sample(
+    layer: RecordedLayer, points: Tensor, weights: Tensor, image: int, merge_above: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the sampling locations, in pixels, of the output positions nearest to points."""
+    height, width = layer.output_size
+    positions = (points / points.new_tensor(layer.output_stride)).round().long()
+    inside = ((positions >= 0) & (positions < positions.new_tensor([height, width]))).all(dim=1)
+    positions, weights = positions[inside], weights[inside]
+    if len(positions) * layer.offset.shape[1] // 2 > merge_above:
         sums = weights.new_zeros(height * width)
-        sums.index_add_(0, cells[:, 0] * width + cells[:, 1], weights)
-        cells = cells.unique(dim=0)
-        weights = sums[cells[:, 0] * width + cells[:, 1]]
-    rows, columns = cells.unbind(dim=1)
-    taps = layer.positions(image)[rows, columns]  # (P, G, K, 2)
-    factors = layer.weights(image)[rows, columns] * weights[:, None, None]
-    return layer.map_grid.to_pixels(taps.flatten(0, 2)), factors.flatten()
+        sums.index_add_(0, positions[:, 0] * width + positions[:, 1], weights)
+        positions = positions.unique(dim=0)
+        weights = sums[positions[:, 0] * width + positions[:, 1]]
+    rows, columns = positions.unbind(dim=1)
+    locations = layer.locations_at(rows, columns, image)  # (P, G, K, 2)
+    weights = layer.weights(image)[rows, columns] * weights[:, None, None]
+    return (locations * points.new_tensor(layer.input_stride)).flatten(0, 2), weights.flatten()

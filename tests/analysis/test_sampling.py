@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Traces hit the very pixels that a cell depends on."""
+"""Traces end on exactly the pixels that an output position depends on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dcn_plugin.analysis import Recording, cell_at, record, sampling, trace
+from dcn_plugin.analysis import Recording, position_at, record, trace
 from dcn_plugin.analysis.sampling import order_levels
 from dcn_plugin.layers import DeformConv2d, DeformConv2dPack
 
 
-class Told(nn.Module):
-    """Deformable convolutions one after the other, told whole numbers as offsets."""
+class RandomOffsets(nn.Module):
+    """Consecutive deformable convolutions with random integer offsets."""
 
     def __init__(self, layers: list[dict[str, int]], modulated: bool, seed: int) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ layers = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(layers, min_size=1, max_size=3), st.booleans(), st.integers(0, 99), st.data())
-def test_points_are_the_pixels_that_matter(
+def test_traces_end_on_the_pixels_with_a_gradient(
     specs: list[dict[str, int]], modulated: bool, seed: int, data: st.DataObject
 ) -> None:
-    model = Told([dict(spec) for spec in specs], modulated, seed).double()
+    model = RandomOffsets([dict(spec) for spec in specs], modulated, seed).double()
     image = torch.rand(1, 2, 16, 16, dtype=torch.float64, requires_grad=True)
     with record(model) as recording:
         out = model(image)
@@ -71,14 +71,14 @@ def test_points_are_the_pixels_that_matter(
         assert all((weights == 1).all() for weights in found.weights)
 
 
-class SideBySide(nn.Module):
-    """One layer, then two side by side, one of them after another, then one more."""
+class Branches(nn.Module):
+    """A layer, two parallel branches of one and two layers, and a last layer."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         spec = {"kernel_size": 3, "stride": 1, "padding": 2, "dilation": 2, "offset_groups": 1}
         self.first, self.left, self.right, self.more, self.last = (
-            Told([dict(spec)], False, seed + number) for number in range(5)
+            RandomOffsets([dict(spec)], False, seed + number) for number in range(5)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ class SideBySide(nn.Module):
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 99), st.integers(0, 15), st.integers(0, 15))
-def test_branches_are_followed_side_by_side(seed: int, row: int, column: int) -> None:
-    model = SideBySide(seed).double()
+def test_parallel_branches_are_all_traced(seed: int, row: int, column: int) -> None:
+    model = Branches(seed).double()
     image = torch.rand(1, 2, 16, 16, dtype=torch.float64, requires_grad=True)
     with record(model) as recording:
         out = model(image)
@@ -97,7 +97,7 @@ def test_branches_are_followed_side_by_side(seed: int, row: int, column: int) ->
         sorted(name.partition(".")[0] for name in level)
         for level in order_levels(recording.choose())
     ]
-    # The first is reached by two ways of different lengths.
+    # The first layer is reached through branches of different lengths.
     assert levels == [["last"], ["left", "more"], ["first", "right"], ["first"]]
     out[0, :, row, column].sum().backward()
     expected = set(map(tuple, image.grad[0].abs().sum(dim=0).nonzero().tolist()))
@@ -131,33 +131,31 @@ def test_three_levels_have_729_points() -> None:
     assert [len(level) for level in trace(recording, (16, 16), layers=names).levels] == [9, 81]
 
 
-def test_modulation_weighs_points() -> None:
+def test_weights_are_products_of_modulation() -> None:
     found = trace(recorded(three_layers(modulated=True)), (16, 16))
     for level, weights in enumerate(found.weights, start=1):
         torch.testing.assert_close(weights, torch.full_like(weights, 0.5**level))
 
 
-def test_points_that_share_a_cell_are_followed_once_where_there_are_many(monkeypatch) -> None:
+def test_locations_that_round_to_one_position_are_merged() -> None:
     model = three_layers(modulated=True)
     for pack in model[1:]:
         torch.nn.init.normal_(pack.offset_conv.weight, std=0.5)
     recording = recorded(model)
-    whole = trace(recording, (13, 17))
-    monkeypatch.setattr(sampling, "MANY", 10)
-    merged = trace(recording, (13, 17))
+    whole, merged = (trace(recording, (13, 17), merge_above=n) for n in (10**6, 10))
     assert len(merged.ends) < len(whole.ends)
     assert merged.end_weights.sum() == pytest.approx(whole.end_weights.sum().item(), rel=1e-4)
     assert {tuple(p) for p in merged.ends.tolist()} == {tuple(p) for p in whole.ends.tolist()}
 
 
-def test_many_layers_stay_few_points() -> None:
+def test_many_layers_are_merged_by_default() -> None:
     packs = [DeformConv2dPack(4, 4, 3, padding=1) for _ in range(9)]
     found = trace(recorded(nn.Sequential(nn.Conv2d(3, 4, 1), *packs)), (16, 16))
     assert len(found.levels) == 9 and len(found.ends) <= 32 * 32 * 9
 
 
-def test_a_backbone_with_branches_in_its_blocks() -> None:
-    pytest.importorskip("detectron2", reason="it is made of Detectron2's blocks")
+def test_aligned_inception_resnet_has_two_layers_a_level() -> None:
+    pytest.importorskip("detectron2", reason="it needs Detectron2's blocks")
     from dcn_plugin.modeling import AlignedInceptionResNet
 
     model = AlignedInceptionResNet(
@@ -173,17 +171,17 @@ def test_a_backbone_with_branches_in_its_blocks() -> None:
     levels = order_levels(recording.choose())
     names = [sorted(name.split("res5.")[1] for name in level) for level in levels]
     assert names == [["1.deep3", "1.wide2"], ["0.deep3", "0.wide2"]]
-    # A 4 x 4 map: of the taps around (2, 2), two cells apart, four lie on it; each is followed
-    # from both last branches into both first ones.
+    # On a 4 x 4 map four of the taps around (2, 2), at dilation 2, lie inside; each is traced from
+    # both last branches into both first ones.
     assert [len(level) for level in trace(recording, (2, 2)).levels] == [2 * 9, 2 * 2 * 4 * 9]
 
 
-def test_nothing_that_ran_is_nothing_to_trace() -> None:
-    with pytest.raises(ValueError, match="no deformable layer ran on a map of the image"):
+def test_tracing_needs_a_layer_that_ran() -> None:
+    with pytest.raises(ValueError, match="no deformable layer with known positions"):
         trace(Recording(), (0, 0))
 
 
-def test_a_second_pass_begins_anew() -> None:
+def test_a_second_pass_starts_anew() -> None:
     model = three_layers()
     with record(model) as recording, torch.no_grad():
         model(torch.rand(1, 3, 64, 64))
@@ -191,29 +189,29 @@ def test_a_second_pass_begins_anew() -> None:
     assert recording.image_size == (32, 16) and len(recording.layers) == 3
 
 
-def test_taps_off_the_map_are_not_followed() -> None:
+def test_locations_off_the_map_are_not_traced_further() -> None:
     found = trace(recorded(three_layers()), (0, 0))
     assert [len(level) for level in found.levels] == [9, 2**2 * 9, 5**2 * 9]
     assert found.levels[0].min() == -2
 
 
-def test_points_of_coarse_maps_are_in_pixels() -> None:
+def test_traces_are_in_pixels() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), DeformConv2dPack(4, 4, 3, padding=1))
-    recording = recorded(model, 30, 62)  # maps of 8 x 16 cells, rounded up
+    recording = recorded(model, 30, 62)  # maps of 8 x 16, rounded up
     assert recording.image_size == (30, 62)
-    found = trace(recording, cell_at(recording, (41, 13)))
+    found = trace(recording, position_at(recording, (41, 13)))
     assert found.centre == (12, 40)
     assert sorted(set(found.levels[0][:, 1].tolist())) == [36, 40, 44]
 
 
-def test_cells_and_points_that_are_not_there() -> None:
+def test_positions_points_and_layers_out_of_range() -> None:
     recording = recorded(three_layers(), 16, 32)
-    assert cell_at(recording, (31.9, 15.9)) == (15, 31)
+    assert position_at(recording, (31.9, 15.9)) == (15, 31)
     with pytest.raises(
         ValueError, match=r"x from 0 to below 32 and y from 0 to below 16, got 32,3"
     ):
-        cell_at(recording, (32, 3))
-    with pytest.raises(ValueError, match=r"row below 16 and a column below 32, got \(16, 0\)"):
+        position_at(recording, (32, 3))
+    with pytest.raises(ValueError, match=r"row below 16 and a column below 32 .*got \(16, 0\)"):
         trace(recording, (16, 0))
-    with pytest.raises(ValueError, match=r"one of the deformable ones that ran, 1, 2, 3; got '4'"):
+    with pytest.raises(ValueError, match=r"deformable layers that ran, 1, 2, 3; got '4'"):
         trace(recording, (0, 0), layers=["4"])

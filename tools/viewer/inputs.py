@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Images of a file, a folder, a video, or a data set in Detectron2's catalogue."""
+"""Reads images from a file, a folder, a video, or a registered data set."""
 
 from __future__ import annotations
 
@@ -22,26 +22,31 @@ VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"}
 
 
 @dataclass(frozen=True)
-class Input:
-    """An image."""
+class InputImage:
+    """An image, and the stem of the files written for it."""
 
-    name: str  # of the files that are written of it
-    pixels: np.ndarray  # (height, width, 3) bytes, blue, green, red
+    name: str
+    pixels: np.ndarray  # (H, W, 3) uint8 BGR
 
 
-def read_inputs(source: str, limit: int) -> Iterator[Input]:
+def comma_separated(text: str) -> list[str] | None:
+    """Parses NAME,NAME; None if there is nothing."""
+    return [name.strip() for name in text.split(",")] if text else None
+
+
+def read_inputs(source: str, limit: int) -> Iterator[InputImage]:
     """Reads images.
 
     Args:
         source: a file or folder of images, a video, or the name of a data set.
-        limit: of images; of a longer video those that divide it evenly.
+        limit: maximum number of images; frames of a longer video are evenly spaced.
 
     Yields:
-        the images.
+        the images, at least one, under different names.
 
     Raises:
-        OSError: if there is no such file, or it cannot be read.
-        ValueError: if the source is none of these.
+        OSError: if a file is missing or cannot be read.
+        ValueError: if the source is none of these, or an empty data set.
     """
     taken: set[str] = set()
     for image in _read_any(source, limit):
@@ -50,16 +55,16 @@ def read_inputs(source: str, limit: int) -> Iterator[Input]:
             again += 1
             name = f"{image.name}_{again}"
         taken.add(name)
-        yield Input(name, image.pixels)
+        yield InputImage(name, image.pixels)
+    if not taken:
+        raise ValueError(f"--input: there are no images in {source}")
 
 
-def _read_any(source: str, limit: int) -> Iterator[Input]:
+def _read_any(source: str, limit: int) -> Iterator[InputImage]:
     path = Path(source)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
-        if not files:
-            raise FileNotFoundError(f"--input: there are no images in {path}")
-        yield from (_read(file) for file in files[:limit])
+        yield from map(_read, files[:limit])
     elif path.is_file() and path.suffix.lower() in VIDEOS:
         yield from _frames(path, limit)
     elif path.is_file():
@@ -68,33 +73,32 @@ def _read_any(source: str, limit: int) -> Iterator[Input]:
         yield from (_read(Path(r["file_name"])) for r in DatasetCatalog.get(source)[:limit])
     else:
         raise ValueError(
-            "--input must be an image, a folder, a video, or a data set of Detectron2's catalogue, "
+            "--input must be an image, a folder, a video, or a registered data set, "
             f"{got(source, DatasetCatalog.list())}"
         )
 
 
-def _read(path: Path) -> Input:
+def _read(path: Path) -> InputImage:
     try:
-        return Input(path.stem, read_image(str(path), "BGR"))
+        return InputImage(path.stem, read_image(str(path), "BGR"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"--input: {path} cannot be read as an image: {error}") from error
 
 
-def _frames(path: Path, limit: int) -> Iterator[Input]:
+def _frames(path: Path, limit: int) -> Iterator[InputImage]:
     video = cv2.VideoCapture(str(path))
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    if count < 1:  # not in every kind of file
+    if count < 1:  # some formats do not tell
         count = limit
     wanted = set(np.linspace(0, count - 1, limit).round().astype(int).tolist())
-    number, found = 0, False
-    while max(wanted) >= number:
-        there, pixels = video.read()
-        if not there:
+    found = False
+    for number in range(max(wanted) + 1):
+        read, pixels = video.read()
+        if not read:
             break
         if number in wanted:
             found = True
-            yield Input(f"{path.stem}_{number:06d}", pixels)
-        number += 1
+            yield InputImage(f"{path.stem}_{number:06d}", pixels)
     video.release()
     if not found:
         raise OSError(f"--input: {path} cannot be read as a video")
