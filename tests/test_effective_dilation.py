@@ -18,7 +18,7 @@ import effective_dilation
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from dcn_plugin.analysis.following import OFFSETS
+from dcn_plugin.analysis.on_object_share import OFFSETS
 from dcn_plugin.engine import read_config
 
 pytestmark = pytest.mark.usefixtures("shapes_root")

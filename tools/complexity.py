@@ -32,7 +32,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.export import TracingAdapter
 
-from dcn_plugin.analysis.cost import Cost, count_cost
+from dcn_plugin.analysis.complexity import Cost, count_cost
 from dcn_plugin.compat import ignore_known_warnings
 from dcn_plugin.engine import lay_out, load_network, read_config
 from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals

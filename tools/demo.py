@@ -35,7 +35,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
 
-from dcn_plugin.analysis.pictures import Panel, save_panels
+from dcn_plugin.analysis.figures import Panel, save_panels
 from dcn_plugin.data.check import learns_boxes
 from dcn_plugin.engine import check_config, read_config
 from dcn_plugin.engine.settings import refuse_proposals

@@ -37,8 +37,8 @@ from dcn_plugin.analysis import (
     effective_dilation,
     on_object_share,
 )
-from dcn_plugin.analysis.dilation import AREAS, CATEGORIES
-from dcn_plugin.analysis.following import OFFSETS
+from dcn_plugin.analysis.effective_dilation import AREAS, CATEGORIES
+from dcn_plugin.analysis.on_object_share import OFFSETS
 from dcn_plugin.data import add_own_data, check_datasets
 from dcn_plugin.engine import load_network
 from dcn_plugin.engine.settings import read_trained_config

@@ -2,11 +2,11 @@
 # Copyright (c) dcn_plugin contributors
 """Sampling locations, effective dilation, RoI bins and cost of deformable models."""
 
-from .dilation import AnnotatedImage, Dilation, effective_dilation
-from .following import OnObjectShare, on_object_share
-from .parts import RoIBins, deformable_pools, nearest_roi, record_roi_bins
+from .effective_dilation import AnnotatedImage, Dilation, effective_dilation
+from .on_object_share import OnObjectShare, on_object_share
 from .recording import RecordedLayer, Recording, deformable_layers, record
-from .sampling import Trace, position_at, trace
+from .roi_bins import RoIBins, deformable_pools, nearest_roi, record_roi_bins
+from .trace import Trace, position_at, trace
 
 __all__ = [
     "AnnotatedImage",

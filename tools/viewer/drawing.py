@@ -15,8 +15,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
 from dcn_plugin.analysis import nearest_roi, position_at, trace
-from dcn_plugin.analysis.page import PageObject, save_page
-from dcn_plugin.analysis.pictures import Panel, offset_image, save_panels
+from dcn_plugin.analysis.figures import Panel, offset_image, save_panels
+from dcn_plugin.analysis.html_page import PageObject, save_page
 
 from .predictor import Prediction
 

@@ -10,9 +10,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .dilation import AREAS, CATEGORIES, AnnotatedImage, category_of_area, check_areas, run_once
+from .effective_dilation import (
+    AREAS,
+    CATEGORIES,
+    AnnotatedImage,
+    category_of_area,
+    check_areas,
+    run_once,
+)
 from .recording import Recording
-from .sampling import position_at, trace
+from .trace import position_at, trace
 
 SIZES = CATEGORIES[:3]
 OFFSETS = ("predicted", "mean of the image", "zero")

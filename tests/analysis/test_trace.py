@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dcn_plugin.analysis import Recording, position_at, record, trace
-from dcn_plugin.analysis.sampling import order_levels
+from dcn_plugin.analysis.trace import order_levels
 from dcn_plugin.layers import DeformConv2d, DeformConv2dPack
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.analysis import AnnotatedImage, on_object_share
-from dcn_plugin.analysis.following import OFFSETS
+from dcn_plugin.analysis.on_object_share import OFFSETS
 from dcn_plugin.layers import DeformConv2d, DeformConv2dPack
 
 SIDE, STRIDE = 128, 8

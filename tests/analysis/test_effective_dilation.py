@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dcn_plugin.analysis import AnnotatedImage, effective_dilation, record
-from dcn_plugin.analysis.dilation import CATEGORIES, category_map, dilation_map
+from dcn_plugin.analysis.effective_dilation import CATEGORIES, category_map, dilation_map
 from dcn_plugin.layers import DeformConv2dPack
 
 TAPS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]

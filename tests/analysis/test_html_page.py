@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from dcn_plugin.analysis import Recording, page, position_at, record, trace
-from dcn_plugin.analysis.dilation import dilation_map
-from dcn_plugin.analysis.page import MAX_BYTES, PageObject, save_page
+from dcn_plugin.analysis import Recording, html_page, position_at, record, trace
+from dcn_plugin.analysis.effective_dilation import dilation_map
+from dcn_plugin.analysis.html_page import MAX_BYTES, PageObject, save_page
 from dcn_plugin.layers import DeformConv2dPack
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
@@ -97,7 +97,7 @@ def test_every_trace_is_embedded(recording: Recording, tmp_path: Path) -> None:
 
 
 def test_a_page_of_many_traces_stays_below_five_megabytes(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(page, "MAX_POSITIONS", 400)  # to be quicker
+    monkeypatch.setattr(html_page, "MAX_POSITIONS", 400)  # to be quicker
     recording = recorded(192, 288, layers=4, groups=4)
     path = write(recording, tmp_path / "page.html", [])
     assert MAX_BYTES == 5_000_000 and 1_500_000 < path.stat().st_size <= MAX_BYTES

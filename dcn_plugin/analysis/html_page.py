@@ -20,11 +20,11 @@ from torch import Tensor
 
 from dcn_plugin.files import whole_file
 
-from .dilation import dilation_map
+from .effective_dilation import dilation_map
 from .recording import Recording
-from .sampling import last_layers, order_levels, trace
+from .trace import last_layers, order_levels, trace
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE = Path(__file__).with_name("html_page.html")
 LEVELS = 3  # last levels of deformable layers that are traced through
 MAX_BYTES = 5_000_000  # of a page
 MAX_POSITIONS = 2500  # to click on; a trace takes about a millisecond

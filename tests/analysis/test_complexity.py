@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("fvcore", reason="its counters count")
 
-from dcn_plugin.analysis.cost import HANDLES, count_cost
+from dcn_plugin.analysis.complexity import HANDLES, count_cost
 from dcn_plugin.layers import DeformConv2dPack, DeformRoIPool, make_deformable
 
 

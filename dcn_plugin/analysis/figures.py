@@ -18,7 +18,7 @@ from torch import Tensor
 from dcn_plugin.files import whole_file
 
 from .recording import RecordedLayer
-from .sampling import Trace
+from .trace import Trace
 
 LOCATIONS, CENTRE, UNDEFORMED = "#ff2222", "#22ff44", "#ffd700"  # as in the paper
 PANEL_WIDTH = 3.0  # inches
