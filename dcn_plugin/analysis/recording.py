@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ Shape shorthand in this module:
     H', W': output size of the deformable convolution
 """
 
+WINDOW = ("kernel_size", "stride", "padding", "dilation")
 BRANCHES = ("_offset", ".offset_conv")  # suffixes of the names of offset branches
 
 
@@ -37,7 +39,6 @@ class RecordedLayer:
     module: str
     offset: Tensor  # (N, 2*G*K, H', W'), (dy, dx) per tap
     mask: Tensor | None  # (N, G*K, H', W')
-    input_size: tuple[int, int]
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -121,19 +122,13 @@ class Recording:
                     "a layer must be one of the deformable layers that ran, "
                     f"{', '.join(self.layers)}; {got(name, self.layers)}"
                 )
-            if not self.layers[name].on_image:
-                raise ValueError(
-                    f"{_why_skipped(self.layers[name])}, so its positions on the image are not "
-                    "known; choose other layers"
-                )
         wanted = self.layers if names is None else names
         found = [layer for name, layer in reversed(self.layers.items()) if name in wanted]
-        skipped = [_why_skipped(layer) for layer in found if not layer.on_image]
+        skipped = "; ".join(f"{x.layer} {x.unknown}" for x in found if not x.on_image)
+        if skipped and names is not None:
+            raise ValueError(f"positions on the image are not known: {skipped}; choose others")
         if skipped:
-            warnings.warn(
-                "skipped layers whose positions on the image are not known: " + "; ".join(skipped),
-                stacklevel=2,
-            )
+            warnings.warn(f"skipped layers of unknown positions: {skipped}", stacklevel=2)
         return [layer for layer in found if layer.on_image]
 
 
@@ -185,18 +180,14 @@ def record(model: nn.Module) -> Iterator[Recording]:
     recorder = _Recorder()
     handles = [model.register_forward_pre_hook(recorder.start, with_kwargs=True)]
     for name, module in deformable_layers(model).items():
-        hook = recorder.of_branch if isinstance(module, OffsetConv2d) else recorder.of_convolution
-        handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+        hook = recorder.branch if isinstance(module, OffsetConv2d) else recorder.convolution
+        handles.append(module.register_forward_hook(partial(hook, name), with_kwargs=True))
     try:
         with recorder.flow:
             yield recorder.recording
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _why_skipped(layer: RecordedLayer) -> str:
-    return f"{layer.layer} {layer.unknown}"
 
 
 def _takes_offsets(module: nn.Module) -> bool:
@@ -222,27 +213,23 @@ class _Recorder:
         if given:  # else the input of the first convolution is the image
             self.flow.enter(given[0])
 
-    def of_branch(self, name: str) -> Any:
-        def hook(branch: Any, inputs: tuple[Tensor], _: Any, output: tuple[Tensor, Any]) -> None:
-            found = self.add(name, branch, inputs[0], *output)
-            self.branches[id(output[0])] = output[0], found.layer
+    def branch(
+        self, name: str, branch: Any, inputs: tuple[Tensor], _: Any, output: tuple[Tensor, Any]
+    ) -> None:
+        found = self.add(name, branch, inputs[0], *output)
+        self.branches[id(output[0])] = output[0], found.layer
 
-        return hook
-
-    def of_convolution(self, name: str) -> Any:
-        def hook(
-            module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
-        ) -> None:
-            bound = inspect.signature(module.forward).bind(*inputs, **kwargs).arguments
-            input, offset = (bound[key] for key in list(bound)[:2])
-            if id(offset) in self.branches:  # of a branch whose name does not tell its convolution
-                self.recording.layers.pop(self.branches[id(offset)][1], None)
-            found = self.add(name, module, input, offset, bound.get("mask"))
-            # Detectron2's own op does not go through the dispatcher.
-            made = Source(frozenset([found.layer]), found.output_stride, found.unknown)
-            self.flow.mark(output, [input, offset], made)
-
-        return hook
+    def convolution(
+        self, name: str, module: Any, inputs: tuple[Any, ...], kwargs: Any, output: Tensor
+    ) -> None:
+        given = inspect.signature(module.forward).bind(*inputs, **kwargs).arguments
+        input, offset = list(given.values())[:2]
+        if id(offset) in self.branches:  # of a branch whose name does not tell its convolution
+            self.recording.layers.pop(self.branches[id(offset)][1], None)
+        found = self.add(name, module, input, offset, given.get("mask"))
+        # Detectron2's own op does not go through the dispatcher.
+        made = Source(frozenset([found.layer]), found.output_stride, found.unknown)
+        self.flow.mark(output, [input, offset], made)
 
     def add(
         self, name: str, module: Any, input: Tensor, offset: Tensor, mask: Tensor | None
@@ -250,9 +237,7 @@ class _Recorder:
         self.flow.enter(input)
         self.recording.image_size = self.flow.image_size
         runs = 1 + sum(layer.module == name for layer in self.recording.layers.values())
-        spacing = [
-            pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding", "dilation")
-        ]
+        spacing = [pair(getattr(module, key)) for key in WINDOW]
         source = self.flow.of(input)
         made = strided(source, *spacing)
         found = RecordedLayer(
@@ -260,7 +245,6 @@ class _Recorder:
             name,
             offset.detach().float(),
             None if mask is None else mask.detach().float(),
-            (input.shape[-2], input.shape[-1]),
             *spacing,
             source.layers,
             source.stride,

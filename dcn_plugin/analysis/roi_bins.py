@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from dcn_plugin.layers import DeformPSRoIPool, DeformRoIPool
 from dcn_plugin.ops.roi_pool import join_boxes
@@ -51,11 +50,17 @@ def nearest_roi(
     """
     best, nearest = -1.0, None
     for each in found.values():
-        overlaps = box_iou(each.boxes, box[None].to(each.boxes))[:, 0]
-        overlaps = overlaps.nan_to_num().where(each.images == image, -1.0)
+        overlaps = _iou(each.boxes, box.to(each.boxes)).where(each.images == image, -1.0)
         if len(overlaps) and float(overlaps.max()) > best:
             best, nearest = float(overlaps.max()), (each, int(overlaps.argmax()))
     return nearest
+
+
+def _iou(boxes: Tensor, box: Tensor) -> Tensor:
+    low, high = boxes[:, :2].maximum(box[:2]), boxes[:, 2:].minimum(box[2:])
+    common = (high - low).clamp(min=0).prod(dim=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (box[2:] - box[:2]).prod()
+    return common / (areas - common).clamp(min=1e-6)
 
 
 def deformable_pools(model: nn.Module) -> dict[str, Pool]:

@@ -30,7 +30,7 @@ def test_torchvisions_layer_is_recorded() -> None:
     with record(model) as recording:
         model(image)
     (found,) = recording.layers.values()
-    assert found.layer == "conv" and found.input_size == (8, 9) and found.mask is None
+    assert found.layer == "conv" and found.output_size == (8, 9) and found.mask is None
     torch.testing.assert_close(found.offset, model.offsets(image))
 
 
