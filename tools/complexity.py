@@ -17,16 +17,13 @@ import argparse
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench.nets import build
 from bench.timing import Times, measure
 from PIL import Image
-from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
@@ -34,20 +31,10 @@ from detectron2.export import TracingAdapter
 
 from dcn_plugin.analysis.complexity import Cost, count_cost
 from dcn_plugin.compat import ignore_known_warnings
-from dcn_plugin.engine import lay_out, load_network, read_config
+from dcn_plugin.engine import load_network, read_config
 from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
 
 HEAD = "| model | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
-
-
-@dataclass(frozen=True)
-class Row:
-    """Cost and run times of one model."""
-
-    name: str
-    cost: Cost
-    forward: Times
-    total: Times
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -56,13 +43,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--config-file",
-        dest="configs",
-        action="append",
-        required=True,
-        help="of a model",
-    )
+    add("--config-file", dest="configs", action="append", required=True, help="of a model")
     add("--weights", action="append", default=[], help="of each model, in the same order")
     add("--size", type=int, nargs=2, default=(600, 1000), metavar=("HEIGHT", "WIDTH"))
     add("--seconds", type=float, default=10.0, help="to time a model for, about")
@@ -93,21 +74,18 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
     return found
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
-    """Builds a model, with its weights if it has some."""
-    return load_network(cfg) if cfg.MODEL.WEIGHTS else lay_out(cfg, build(cfg)).eval()
-
-
 @torch.no_grad()
-def measure_models(args: argparse.Namespace, cfgs: dict[str, CfgNode]) -> list[Row]:
-    """Counts and times all models, in turns."""
+def measure_models(
+    args: argparse.Namespace, cfgs: dict[str, CfgNode]
+) -> tuple[dict[str, Cost], dict[tuple[str, str], Times]]:
+    """Returns the cost of each model, and its "forward" and "total" times, measured in turns."""
     costs, functions = {}, {}
     pixels = np.random.default_rng(0).integers(0, 256, (*args.size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/image.jpg"
         Image.fromarray(pixels).save(path, quality=90)
         for name, cfg in cfgs.items():
-            model = build_model(cfg)
+            model = load_network(cfg)
             mapper = DatasetMapper(cfg, is_train=False)
             image = mapper({"file_name": path})
             adapter = TracingAdapter(model, [{"image": image["image"]}], allow_non_tensor=True)
@@ -117,24 +95,19 @@ def measure_models(args: argparse.Namespace, cfgs: dict[str, CfgNode]) -> list[R
                 [mapper({"file_name": path})]
             )
         device = torch.device(cfg.MODEL.DEVICE).type
-        times = measure(functions, device, args.seconds / 2, graphs=False)
-    return [Row(name, costs[name], times[name, "forward"], times[name, "total"]) for name in cfgs]
+        return costs, measure(functions, device, args.seconds / 2, graphs=False)
 
 
-def table(rows: list[Row]) -> str:
-    """Returns the rows in Markdown; times are medians, relative times those of `forward`."""
+def table(costs: dict[str, Cost], times: dict[tuple[str, str], Times]) -> str:
+    """Returns a Markdown table; times are medians, relative ones those of the forward pass."""
     lines = [HEAD, "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        cells = [
-            row.name,
-            f"{row.cost.parameters / 1e6:.2f}",
-            f"{row.cost.flops / 1e9:.3g}",
-            f"{row.cost.activations / 1e6:.3g}",
-            f"{row.forward.median:.1f} ± {row.forward.spread:.0f} %",
-            f"{row.total.median:.1f}",
-            f"{row.forward.median / rows[0].forward.median:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    reference = next(iter(times.values())).median
+    for name, cost in costs.items():
+        forward, total = times[name, "forward"], times[name, "total"]
+        counts = f"{cost.parameters / 1e6:.2f} | {cost.flops / 1e9:.3g}"
+        counts += f" | {cost.activations / 1e6:.3g}"
+        spread = f"{forward.median:.1f} ± {forward.spread:.0f} % | {total.median:.1f}"
+        lines.append(f"| {name} | {counts} | {spread} | {forward.median / reference:.2f} |")
     return "\n".join(lines)
 
 
@@ -145,11 +118,11 @@ def main(words: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     try:
         cfgs = configs_of(args)
-        rows = measure_models(args, cfgs)
+        costs, times = measure_models(args, cfgs)
     except (OSError, ValueError) as error:
         sys.exit(f"complexity: {error}")
-    print(table(rows))
-    missed = sorted(set().union(*(row.cost.not_counted for row in rows)))
+    print(table(costs, times))
+    missed = sorted(set().union(*(cost.not_counted for cost in costs.values())))
     print(f"\n{args.size[0]} x {args.size[1]} pixels, {torch.get_num_threads()} threads;", end=" ")
     print(f"FLOPs do not include {', '.join(missed)}" if missed else "all operators counted")
 

@@ -149,9 +149,8 @@ def suggest(args: argparse.Namespace, dataset: str, deformable: bool) -> None:
     other = PLAIN if deformable else CONFIG
     print("What to try next:")
     print(f"  # a model with{'out' if deformable else ''} deformable convolutions")
-    print_command(
-        "demo.py", "--config-file", os.path.relpath(other), "--output", f"output/{other.stem}"
-    )
+    words = ["--config-file", os.path.relpath(other), "--output", f"output/{other.stem}"]
+    print_command("demo.py", *words)
     if deformable:
         print("  # HTML pages that show the sampling locations of any position you click")
         files = ["--weights", str(args.output / WEIGHTS), "--output", f"{args.output}_visualize"]

@@ -28,17 +28,12 @@ from viewer.inputs import comma_separated
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils.logger import setup_logger
 
-from dcn_plugin.analysis import (
-    AnnotatedImage,
-    Dilation,
-    OnObjectShare,
-    effective_dilation,
-    on_object_share,
-)
+from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation, on_object_share
 from dcn_plugin.analysis.effective_dilation import AREAS, CATEGORIES
-from dcn_plugin.analysis.on_object_share import OFFSETS
+from dcn_plugin.analysis.on_object_share import OFFSETS, OnObjectShare
 from dcn_plugin.data import add_own_data, check_datasets
 from dcn_plugin.engine import load_network
 from dcn_plugin.engine.settings import read_trained_config
@@ -81,10 +76,11 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
 
 def annotated_images(cfg: CfgNode, limit: int) -> Iterator[AnnotatedImage]:
     """Yields the images of the data set, transformed as for testing, with their boxes."""
-    test_augmentations = DatasetMapper(cfg, is_train=False).augmentations.augs
-    format_ = cfg.INPUT.FORMAT
+    augmentations = build_augmentation(cfg, is_train=False)
     # A mapper for testing drops the annotations.
-    mapper = DatasetMapper(is_train=True, augmentations=test_augmentations, image_format=format_)
+    mapper = DatasetMapper(
+        is_train=True, augmentations=augmentations, image_format=cfg.INPUT.FORMAT
+    )
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     if not any(record.get("annotations") for record in records):
         raise ValueError(f"the data set must have boxes, {cfg.DATASETS.TEST[0]} has none")

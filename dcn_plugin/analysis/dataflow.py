@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,11 +72,7 @@ class Dataflow(TorchDispatchMode):
         self.image_size: tuple[int, int] | None = None
 
     def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Runs an op and marks its outputs."""
         kwargs = kwargs or {}
@@ -91,9 +87,12 @@ class Dataflow(TorchDispatchMode):
         if name == "convolution":
             self.enter(inputs[0])
         known = [tensor for tensor in inputs if tensor in self.sources]
+        schema = func._schema.arguments
+        given = {each.name: each.default_value for each in schema if each.has_default_value()}
+        given |= dict(zip((each.name for each in schema), args, strict=False)) | kwargs
         for made in tree_leaves(out) if known else ():
             if isinstance(made, Tensor):
-                self.mark(made, known, self._source(func, name, args, kwargs, known, made))
+                self.mark(made, known, self._source(func, name, given, known, made))
                 if func._schema.is_mutable and made._base is not None:  # written through a view
                     self.mark(made._base, [made], self._kept(name, [made], made._base))
         return out
@@ -114,17 +113,8 @@ class Dataflow(TorchDispatchMode):
         self.sources[tensor] = replace(source, layers=source.layers.union(*layers))
 
     def _source(
-        self,
-        func: Any,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        known: list[Tensor],
-        made: Tensor,
+        self, func: Any, name: str, given: dict[str, Any], known: list[Tensor], made: Tensor
     ) -> Source:
-        schema = func._schema.arguments
-        given = {each.name: each.default_value for each in schema if each.has_default_value()}
-        given |= dict(zip((each.name for each in schema), args, strict=False)) | dict(kwargs)
         if name in WINDOW_OPS and made.dim() == 4 and not given.get("transposed"):
             source = self.of(given["input"] if "input" in given else given["self"])
             kernel = given["weight"].shape[2:] if "weight" in given else given["kernel_size"]
@@ -140,12 +130,10 @@ class Dataflow(TorchDispatchMode):
     def _kept(self, name: str, inputs: list[Tensor], made: Tensor) -> Source:
         """Returns the source that all inputs share which have the size of the output."""
         same = [self.of(x) for x in inputs if _size(x) == _size(made)]
-        unknown = [source for source in same if source.stride is None]
-        if unknown:
-            return unknown[0]
-        if len({source.stride for source in same}) != 1:
-            return Source(unknown=f"is computed with {name} from maps of another size or stride")
-        return same[0]
+        if len({source.stride for source in same}) == 1:
+            return same[0]
+        other = Source(unknown=f"is computed with {name} from maps of another size or stride")
+        return next((source for source in same if source.stride is None), other)
 
 
 def _size(tensor: Tensor) -> tuple[int, ...]:

@@ -110,9 +110,8 @@ def dilation_map(layer: RecordedLayer, image: int = 0) -> Tensor:
         Tensor[H', W'], means over the offset groups.
     """
     grid = layer.locations(image).unflatten(3, layer.kernel_size)  # H', W', G, kh, kw, 2
-    across = (grid[..., :, 1:, :] - grid[..., :, :-1, :]).norm(dim=-1).flatten(3)
-    down = (grid[..., 1:, :, :] - grid[..., :-1, :, :]).norm(dim=-1).flatten(3)
-    return torch.cat([across, down], dim=3).mean(dim=(2, 3))
+    distances = [grid.diff(dim=axis).norm(dim=-1).flatten(3) for axis in (3, 4)]
+    return torch.cat(distances, dim=3).mean(dim=(2, 3))
 
 
 def category_map(layer: RecordedLayer, image: AnnotatedImage, areas: Sequence[float]) -> Tensor:

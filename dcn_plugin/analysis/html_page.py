@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from dcn_plugin.files import whole_file
@@ -95,7 +96,7 @@ def _traces(
         traces = [trace(recording, at, layers=layers, merge_above=0) for at in positions]
         pairs = [pair for each in traces for pair in zip(each.levels, each.weights, strict=True)]
         points = [(locations.cpu().numpy() / unit).round() for locations, _ in pairs]
-        alphas = [_opacity(weights.cpu().numpy()) for _, weights in pairs]
+        alphas = [_opacity(weights) for _, weights in pairs]
         content = {
             "levels": [list(level) for level in levels],
             "rows": [(row, row * last.output_stride[0]) for row in axes[0]],
@@ -113,18 +114,16 @@ def _traces(
 
 
 def _object(shown: PageObject) -> dict[str, Any]:
-    bins = None
+    boxes = [torch.tensor(shown.box)]
     if shown.bins is not None and shown.undeformed is not None:
-        bins = [_rounded(shown.undeformed), _rounded(shown.bins)]
-    return {"label": shown.label, "box": [round(v, 2) for v in shown.box], "bins": bins}
+        boxes += [shown.undeformed, shown.bins]
+    box, *bins = (each.double().round(decimals=2).tolist() for each in boxes)
+    return {"label": shown.label, "box": box, "bins": bins}
 
 
-def _opacity(weights: np.ndarray) -> np.ndarray:
+def _opacity(weights: Tensor) -> np.ndarray:
+    weights = weights.cpu().numpy()
     return (255 * weights / weights.max(initial=1e-6)).round()
-
-
-def _rounded(boxes: Tensor) -> list[list[float]]:
-    return [[round(value, 2) for value in box] for box in boxes.tolist()]
 
 
 def _data_url(image: np.ndarray) -> str:

@@ -28,7 +28,6 @@ Pool = DeformRoIPool | DeformPSRoIPool
 class RoIBins:
     """The bins of one pooling layer's RoIs: boxes x1, y1, x2, y2 in pixels of the model's input."""
 
-    layer: str
     images: Tensor  # (R,), index in the batch
     boxes: Tensor  # (R, 4)
     undeformed: Tensor  # (R, P_h, P_w, 4)
@@ -90,12 +89,11 @@ def record_roi_bins(model: nn.Module) -> Iterator[dict[str, RoIBins]]:
             handle.remove()
 
 
-def roi_bins(pool: Pool, name: str, boxes: Tensor, offset: Tensor) -> RoIBins:
+def roi_bins(pool: Pool, boxes: Tensor, offset: Tensor) -> RoIBins:
     """Computes the bins of RoIs.
 
     Args:
         pool: the pooling layer.
-        name: of the layer.
         boxes: Tensor[R, 5] (image, x1, y1, x2, y2).
         offset: Tensor[R, 2*n, P_h, P_w], x and y of each class.
     """
@@ -109,7 +107,7 @@ def roi_bins(pool: Pool, name: str, boxes: Tensor, offset: Tensor) -> RoIBins:
     moved = offset.unflatten(1, (-1, 2)).movedim(2, -1) * pool.gamma  # R, n, P_h, P_w, 2
     sizes = torch.stack([roi_width, roi_height], dim=-1)[:, None, None, None]
     bins = undeformed[:, None] + (moved * sizes).repeat(1, 1, 1, 1, 2)
-    return RoIBins(name, boxes[:, 0].long(), boxes[:, 1:], undeformed, bins)
+    return RoIBins(boxes[:, 0].long(), boxes[:, 1:], undeformed, bins)
 
 
 def _extent(pool: Pool, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +133,6 @@ def _hook(found: dict[str, RoIBins], name: str) -> Any:
             features, boxes = given["features"].detach(), join_boxes(given["boxes"]).detach()
             offset = pool.offsets(features, boxes).float()
             found.pop(name, None)  # so that this run is the last in order
-            found[name] = roi_bins(pool, name, boxes.float(), offset)
+            found[name] = roi_bins(pool, boxes.float(), offset)
 
     return hook

@@ -15,14 +15,8 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 
-from dcn_plugin.analysis import (
-    Recording,
-    RoIBins,
-    deformable_layers,
-    deformable_pools,
-    record,
-    record_roi_bins,
-)
+from dcn_plugin.analysis import Recording, RoIBins, deformable_pools, record, record_roi_bins
+from dcn_plugin.analysis.recording import deformable_layers
 from dcn_plugin.compat import ignore_known_warnings
 from dcn_plugin.engine import load_network
 
