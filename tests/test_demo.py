@@ -94,8 +94,8 @@ def test_termination_ends_the_training_process(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, str(program), "--output", str(tmp_path), *words], stderr=subprocess.PIPE
     ) as process:
-        metrics = tmp_path / "metrics.json"
-        while process.poll() is None and not metrics.is_file():
+        log = tmp_path / "log.txt"  # of the training process
+        while process.poll() is None and not log.is_file():
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 1 and b"demo: terminated" in process.stderr.read()

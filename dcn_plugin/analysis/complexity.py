@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What a network with this project's ops costs, by fvcore's counters (Table 4)."""
+"""Parameters, FLOPs and activations of models with deformable ops, by fvcore (Table 4)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import nn
 
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
-INTERPOLATION = 4  # products of a bilinear sample: one for each pixel around it
-ADAPTIVE = 2  # samples of a bin along an axis where their number follows the size of the RoI
+INTERPOLATION = 4  # multiply-adds of a bilinear sample
+ADAPTIVE = 2  # assumed samples of a bin along an axis if their number depends on the RoI
 
-# Elementwise or without arithmetic. Norms, which fvcore counts, are among them: some networks have
-# them folded into their convolutions.
+# Not counted: elementwise ops and those without arithmetic; and norms, which fvcore counts, since
+# FrozenBatchNorm2d can be folded into convolutions.
 ELEMENTWISE = (
     *("abs", "add", "add_", "all", "amax", "argsort", "batch_norm", "bitwise_and", "clamp"),
     *("clamp_", "clamp_min", "constant_pad_nd", "div", "div_", "eq", "exp", "fill_", "floor"),
@@ -33,21 +33,21 @@ FREE = (*(f"aten::{name}" for name in (*ELEMENTWISE, *NORMS)), "torchvision::nms
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one forward pass."""
+    """Cost of one forward pass."""
 
     parameters: int
-    flops: float  # a product with its sum counts once, as everywhere in fvcore
-    activations: int  # numbers that convolutions and products put out
+    flops: float  # multiply-adds, as everywhere in fvcore
+    activations: int  # elements of the outputs of convolutions and matrix multiplications
     flops_by_operator: Mapping[str, float]
-    not_counted: frozenset[str]  # operators that no rule is known for
+    not_counted: frozenset[str]  # operators without a rule
 
 
 def count_cost(model: nn.Module, inputs: Any) -> Cost:
-    """Counts.
+    """Counts the cost of a model.
 
     Args:
-        model: any network that can be traced; a detector of Detectron2's in its `TracingAdapter`.
-        inputs: a tensor, or a tuple of them.
+        model: any model that can be traced; a Detectron2 detector in its `TracingAdapter`.
+        inputs: a tensor, or a tuple of tensors.
     """
     flops = FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False)
     flops.uncalled_modules_warnings(False).tracer_warnings("none")
@@ -66,32 +66,32 @@ def count_cost(model: nn.Module, inputs: Any) -> Cost:
 
 
 def deform_conv_flops(inputs: list[Any], outputs: list[Any], weight_at: int) -> int:
-    """Counts a deformable convolution: its products, and a bilinear sample of each tap.
+    """Counts the GEMM of a deformable convolution and a bilinear sample for each tap.
 
     Args:
-        inputs: of the traced op, of which the first is a map.
-        outputs: of it.
-        weight_at: which of the inputs is the weight.
+        inputs: of the traced op; the first is the feature map.
+        outputs: of the traced op.
+        weight_at: index of the weight among the inputs.
     """
     channels, weight, output = shape(inputs[0])[1], shape(inputs[weight_at]), shape(outputs[0])
-    cells, taps = prod((output[0], *output[2:])), prod(weight[2:])
-    return prod(output) * prod(weight[1:]) + cells * taps * channels * INTERPOLATION
+    positions, taps = prod((output[0], *output[2:])), prod(weight[2:])
+    return prod(output) * prod(weight[1:]) + positions * taps * channels * INTERPOLATION
 
 
 def roi_pool_flops(inputs: list[Any], outputs: list[Any], ratio_at: int) -> int:
-    """Counts a RoI pooling: the bilinear samples of each bin.
+    """Counts the bilinear samples of the bins of a RoI pooling.
 
     Args:
         inputs: of the traced op.
-        outputs: of it.
-        ratio_at: which of the inputs is the number of samples along an axis, adaptive below 1.
+        outputs: of the traced op.
+        ratio_at: index of sampling_ratio among the inputs.
     """
     ratio = inputs[ratio_at].toIValue()
     return prod(shape(outputs[0])) * (ratio if ratio > 0 else ADAPTIVE) ** 2 * INTERPOLATION
 
 
 def outputs_of(inputs: list[Any], outputs: list[Any]) -> int:
-    """Returns how many numbers a traced op puts out."""
+    """Returns the number of elements of a traced op's output."""
     return prod(shape(outputs[0]))
 
 
@@ -103,7 +103,7 @@ def shape(value: Any) -> list[int]:
 HANDLES = {
     "dcn_plugin::deform_conv2d": partial(deform_conv_flops, weight_at=2),
     "torchvision::deform_conv2d": partial(deform_conv_flops, weight_at=1),
-    # Detectron2's, as the tracer names its functions.
+    # Detectron2's autograd functions, as the tracer names them.
     "prim::PythonOp._DeformConv": partial(deform_conv_flops, weight_at=2),
     "prim::PythonOp._ModulatedDeformConv": partial(deform_conv_flops, weight_at=3),
     "dcn_plugin::deform_roi_pool": partial(roi_pool_flops, ratio_at=7),

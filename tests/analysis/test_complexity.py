@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Costs that can be counted by hand."""
+"""Costs counted by hand."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-pytest.importorskip("fvcore", reason="its counters count")
+pytest.importorskip("fvcore", reason="fvcore counts")
 
 from dcn_plugin.analysis.complexity import HANDLES, count_cost
 from dcn_plugin.layers import DeformConv2dPack, DeformRoIPool, make_deformable
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_deformable_convolution_costs_its_products_samples_and_offsets(groups: int) -> None:
+def test_flops_of_a_deformable_convolution(groups: int) -> None:
     pack = DeformConv2dPack(4, 6, 3, padding=1, stride=2, groups=groups)
     cost = count_cost(pack, torch.rand(2, 4, 8, 8))
-    cells = 2 * 4 * 4
-    products = cells * 6 * (4 // groups) * 9
-    samples = cells * 9 * 4 * 4
-    offsets = cells * 18 * 4 * 9
-    assert cost.flops == products + samples + offsets
-    assert cost.flops_by_operator["deform_conv2d"] == products + samples
-    assert cost.activations == cells * (6 + 18)
+    positions = 2 * 4 * 4
+    multiply_adds = positions * 6 * (4 // groups) * 9
+    samples = positions * 9 * 4 * 4
+    offsets = positions * 18 * 4 * 9
+    assert cost.flops == multiply_adds + samples + offsets
+    assert cost.flops_by_operator["deform_conv2d"] == multiply_adds + samples
+    assert cost.activations == positions * (6 + 18)
     assert cost.parameters == 6 * 4 // groups * 9 + 6 + 18 * 4 * 9 + 18
     assert not cost.not_counted
 
 
 @pytest.mark.parametrize(("ratio", "samples"), [(3, 9), (0, 4)])
-def test_roi_pooling_costs_its_samples(ratio: int, samples: int) -> None:
+def test_flops_of_deformable_roi_pooling(ratio: int, samples: int) -> None:
     class Pools(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -44,14 +44,14 @@ def test_roi_pooling_costs_its_samples(ratio: int, samples: int) -> None:
 
     boxes = torch.tensor([[0.0, 0, 0, 8, 8], [0, 2, 2, 9, 9], [0, 1, 1, 5, 5]])
     cost = count_cost(Pools(), (torch.rand(1, 4, 8, 8), boxes))
-    pooled = 3 * 4 * 2 * 2  # plainly for the offsets, then where they say
+    pooled = 3 * 4 * 2 * 2  # once for the offsets, once with them
     linear = 3 * 16 * 8
     assert cost.flops == 2 * pooled * samples * 4 + linear
     assert cost.activations == 2 * pooled + 3 * 8
     assert not cost.not_counted
 
 
-def test_three_layers_cost_a_tenth_of_a_network() -> None:
+def test_flops_of_three_deformable_layers_in_a_resnet() -> None:
     from torchvision.models import resnet50
 
     model = resnet50(weights=None).eval()
@@ -61,13 +61,13 @@ def test_three_layers_cost_a_tenth_of_a_network() -> None:
     deformable = count_cost(model, image)
     assert plain.flops == pytest.approx(0.337e9, rel=0.02)  # 4.1 billion at 224 x 224
     assert deformable.parameters - plain.parameters == 3 * (512 * 9 + 1) * 18
-    cells = 2 * 2
-    more = 3 * cells * (18 * 512 * 9 + 9 * 512 * 4)
+    positions = 2 * 2
+    more = 3 * positions * (18 * 512 * 9 + 9 * 512 * 4)
     assert deformable.flops - plain.flops == more
 
 
-class Given(nn.Module):
-    """A deformable convolution that is told offsets by a plain one, and a mask if it takes one."""
+class WithOffsets(nn.Module):
+    """A deformable convolution whose offsets, and mask if modulated, come from plain ones."""
 
     def __init__(self, conv: nn.Module, modulated: bool) -> None:
         super().__init__()
@@ -80,28 +80,28 @@ class Given(nn.Module):
 
 
 @pytest.mark.parametrize("make", ["torchvision", "torchvision, modulated", "detectron2"])
-def test_the_layers_of_others_cost_as_ours(make: str) -> None:
+def test_torchvisions_and_detectron2s_layers_cost_as_ours(make: str) -> None:
     modulated = make.endswith("modulated")
     if make == "detectron2":
-        layers = pytest.importorskip("detectron2.layers", reason="one of them is Detectron2's")
+        layers = pytest.importorskip("detectron2.layers", reason="compares with Detectron2")
         conv = layers.DeformConv(4, 6, 3, padding=1)
     else:
         conv = torchvision.ops.DeformConv2d(4, 6, 3, padding=1)
     image = torch.rand(1, 4, 8, 8)
-    found = count_cost(Given(conv, modulated), image)
+    found = count_cost(WithOffsets(conv, modulated), image)
     ours = count_cost(DeformConv2dPack(4, 6, 3, padding=1, modulated=modulated), image)
     assert found.flops == ours.flops and found.activations == ours.activations
     assert not found.not_counted
 
 
-def test_detectron2s_modulated_convolution_has_its_weight_after_the_mask() -> None:
-    conv = pytest.importorskip("detectron2.layers.deform_conv", reason="it is Detectron2's")
+def test_index_of_the_weight_in_detectron2s_modulated_convolution() -> None:
+    conv = pytest.importorskip("detectron2.layers.deform_conv", reason="compares with Detectron2")
     arguments = list(inspect.signature(conv._ModulatedDeformConv.forward).parameters)[1:]
     count = HANDLES["prim::PythonOp._ModulatedDeformConv"]
-    assert arguments[count.keywords["weight_at"]] == "weight"  # it runs on GPUs only
+    assert arguments[count.keywords["weight_at"]] == "weight"  # which runs on GPUs only
 
 
-def test_roi_align_costs_its_samples() -> None:
+def test_flops_of_roi_align() -> None:
     align = torchvision.ops.RoIAlign(2, 1.0, 3)
     cost = count_cost(align, (torch.rand(1, 4, 8, 8), torch.tensor([[0.0, 0, 0, 8, 8]])))
     assert cost.flops == 4 * 2 * 2 * 9 * 4 and cost.activations == 16
