@@ -83,19 +83,25 @@ class RecordedLayer:
         start = torch.stack([rows, columns], dim=-1) * stride - padding
         return start[:, None, None] + taps * dilation + moved
 
-    def locations(self, image: int = 0) -> Tensor:
-        """Returns Tensor[H', W', G, K, 2], the sampling locations of all output positions."""
-        axes = (torch.arange(size, device=self.offset.device) for size in self.output_size)
-        rows, columns = torch.meshgrid(*axes, indexing="ij")
-        found = self.locations_at(rows.flatten(), columns.flatten(), image)
-        return found.unflatten(0, self.output_size)
-
-    def weights(self, image: int = 0) -> Tensor:
-        """Returns Tensor[H', W', G, K], the modulation of each tap; 1 without a mask."""
+    def weights_at(self, rows: Tensor, columns: Tensor, image: int = 0) -> Tensor:
+        """Returns Tensor[P, G, K], the modulation of the taps; 1 without a mask."""
         if self.mask is None:
             groups = self.offset.shape[1] // (2 * self.taps)
-            return self.offset.new_ones(*self.output_size, groups, self.taps)
-        return self.mask[image].unflatten(0, (-1, self.taps)).permute(2, 3, 0, 1)
+            return self.offset.new_ones(len(rows), groups, self.taps)
+        return self.mask[image][:, rows, columns].T.unflatten(1, (-1, self.taps))
+
+    def locations(self, image: int = 0) -> Tensor:
+        """Returns Tensor[H', W', G, K, 2], the sampling locations of all output positions."""
+        return self.locations_at(*self._positions(), image).unflatten(0, self.output_size)
+
+    def weights(self, image: int = 0) -> Tensor:
+        """Returns Tensor[H', W', G, K], the modulation of the taps at all output positions."""
+        return self.weights_at(*self._positions(), image).unflatten(0, self.output_size)
+
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        axes = (torch.arange(size, device=self.offset.device) for size in self.output_size)
+        rows, columns = torch.meshgrid(*axes, indexing="ij")
+        return rows.flatten(), columns.flatten()
 
 
 @dataclass

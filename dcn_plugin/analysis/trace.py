@@ -184,5 +184,5 @@ def _sample(
         weights = sums[positions[:, 0] * width + positions[:, 1]]
     rows, columns = positions.unbind(dim=1)
     locations = layer.locations_at(rows, columns, image)  # (P, G, K, 2)
-    weights = layer.weights(image)[rows, columns] * weights[:, None, None]
+    weights = layer.weights_at(rows, columns, image) * weights[:, None, None]
     return (locations * points.new_tensor(layer.input_stride)).flatten(0, 2), weights.flatten()
