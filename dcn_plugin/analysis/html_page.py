@@ -28,7 +28,7 @@ from .trace import last_layers, order_levels, trace
 TEMPLATE = Path(__file__).with_name("html_page.html")
 LEVELS = 3  # last levels of deformable layers that are traced through
 MAX_BYTES = 5_000_000  # of a page
-MAX_POSITIONS = 2500  # to click on; a trace takes about a millisecond
+MAX_POSITIONS = 2500  # to click on; a trace takes milliseconds
 MAX_SIDE = 1600  # pixels of the embedded image
 
 
