@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("detectron2", reason="the networks are Detectron2's")
 
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 
 from .networks import DETECTORS, NETWORKS, build_network, inputs, network_config, truth
@@ -201,19 +202,39 @@ def test_rfcn_takes_any_stride_k_and_number_of_classes(stride: int, k: int, clas
     assert len(model.eval()(batch)) == 2
 
 
-def test_deeplab_learns_only_what_is_not_ignored() -> None:
+def test_deeplab_loss_is_the_mean_over_labelled_pixels_of_the_batch() -> None:
     model = build_network("deeplab", deformable=True)
-    batch = inputs()[:1]
-    logits = model.eval()(batch)[0]["sem_seg"]
-    labels = batch[0]["sem_seg"]
-    labels[:40] = 255
-    for module in model.modules():  # the same statistics as in the call above
+    batch = inputs()
+    logits = [found["sem_seg"] for found in model.eval()(batch)]
+    batch[0]["sem_seg"][:40] = 255
+    batch[1]["sem_seg"][:80] = 255
+    for module in model.modules():  # the same BatchNorm statistics as in the call above
         module.training = not isinstance(module, torch.nn.BatchNorm2d)
     loss = model(batch)["loss_sem_seg"]
-    expected = [
-        -logits[:, y, x].log_softmax(0)[labels[y, x]] for y in range(40, 100) for x in range(130)
-    ]
-    torch.testing.assert_close(loss, torch.stack(expected).mean())
+    # (C, H, W) -> (H * W, C), both images together
+    pixels = torch.cat([scores.flatten(1).t() for scores in logits])
+    labels = torch.cat([item["sem_seg"].flatten() for item in batch])
+    expected = torch.nn.functional.cross_entropy(pixels, labels, ignore_index=255)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_deeplab_loss_of_an_ignored_batch_is_zero() -> None:
+    model = build_network("deeplab", deformable=True)
+    batch = inputs()
+    for item in batch:
+        item["sem_seg"].fill_(255)
+    loss = model(batch)["loss_sem_seg"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_losses_of_the_box_head_are_those_of_detectron2() -> None:
+    cfg = network_config("faster_rcnn", deformable=True)
+    heads = build_model(cfg).roi_heads
+    assert type(heads.box_predictor) is FastRCNNOutputLayers
+    rfcn = build_network("rfcn", deformable=True).roi_heads.box_predictor
+    assert type(rfcn).losses is FastRCNNOutputLayers.losses
 
 
 def test_deeplab_returns_probabilities_on_request() -> None:

@@ -99,22 +99,21 @@ class DeepLabHead(nn.Module):
         return scores.softmax(dim=1) if self.probabilities else scores, {}
 
     def losses(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Computes the loss: of each image a mean over the pixels that are not ignored.
+        """Computes the cross-entropy, averaged over all pixels that are not ignored.
 
         Args:
             scores: Tensor[N, classes, H', W'], at least as large as the images.
             targets: Tensor[N, height, width].
 
         Returns:
-            `loss_sem_seg`, the mean over the images.
+            `loss_sem_seg`.
         """
         height, width = targets.shape[-2:]
         scores = scores[..., :height, :width]
-        loss = F.cross_entropy(scores, targets, ignore_index=self.ignore_value, reduction="none")
-        # An image that is ignored altogether has no loss, rather than none that is a number.
-        pixels = (targets != self.ignore_value).sum(dim=(1, 2)).clamp(min=1)
-        of_images = loss.sum(dim=(1, 2)) / pixels
-        return {"loss_sem_seg": of_images.mean() * self.loss_weight}
+        loss = F.cross_entropy(scores, targets, ignore_index=self.ignore_value, reduction="sum")
+        # The clamp: a batch without labelled pixels contributes 0 instead of NaN.
+        labelled = (targets != self.ignore_value).sum().clamp(min=1)
+        return {"loss_sem_seg": loss / labelled * self.loss_weight}
 
 
 @META_ARCH_REGISTRY.register()

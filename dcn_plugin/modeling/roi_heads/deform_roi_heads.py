@@ -17,7 +17,6 @@ from detectron2.structures import Boxes
 
 from ..checks import check_features
 from ..poolers import AverageROIPooler, DeformROIPooler
-from .output_layers import ImageMeanOutputLayers
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -33,11 +32,7 @@ class DeformROIHeads(StandardROIHeads):
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
         check_features("MODEL.ROI_HEADS.IN_FEATURES", names, input_shape, False)
         parts = super()._init_box_head(cfg, input_shape)
-        return {
-            **parts,
-            "box_pooler": build_box_pooler(cfg, input_shape),
-            "box_predictor": ImageMeanOutputLayers(cfg, parts["box_head"].output_shape),
-        }
+        return {**parts, "box_pooler": build_box_pooler(cfg, input_shape)}
 
     def predict_regions(
         self, features: dict[str, Tensor], boxes: list[Boxes]

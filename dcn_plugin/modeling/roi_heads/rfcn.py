@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import ROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances
 
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
@@ -21,10 +22,9 @@ from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 from ..checks import check_features, check_only_boxes
 from .boxes_only import BoxesOnly
 from .ohem import find_hardest
-from .output_layers import ImageMeanOutputLayers
 
 
-class RFCNOutputLayers(ImageMeanOutputLayers):
+class RFCNOutputLayers(FastRCNNOutputLayers):
     """Predicts classes and boxes of RoIs by the vote of their bins.
 
     Losses and inference are those of `FastRCNNOutputLayers`; in the place of its two
