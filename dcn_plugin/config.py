@@ -67,3 +67,30 @@ def add_dcn_config(cfg: CfgNode) -> None:
 
     # Iterations between two looks of the OffsetMonitor at the offsets; 0: never.
     cfg.OFFSET_MONITOR_PERIOD = 100
+
+
+def with_dcn_defaults(cfg: CfgNode) -> CfgNode:
+    """Returns a copy of a config in which missing keys of this package have their defaults.
+
+    The registered components read their config through this function, so they also work in a
+    training script that does not call `add_dcn_config`.
+
+    Args:
+        cfg: not changed.
+    """
+    from detectron2.config import get_cfg  # dcn_plugin is importable without Detectron2
+
+    defaults = get_cfg()
+    add_dcn_config(defaults)
+    full = cfg.clone()
+    full.defrost()
+    _add_missing(full, defaults)
+    return full
+
+
+def _add_missing(cfg: CfgNode, defaults: CfgNode) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, type(defaults)) and isinstance(cfg[key], type(defaults)):
+            _add_missing(cfg[key], value)

@@ -190,7 +190,7 @@ def make_model(args: argparse.Namespace, classes: int) -> AlignedInceptionResNet
         stem_channels=args.stem_channels,
         res2_channels=args.res2_channels,
         blocks=args.blocks,
-        deformable=args.deform_last,
+        deform_last=args.deform_last,
     )
     return model.to(memory_format=torch.channels_last)
 

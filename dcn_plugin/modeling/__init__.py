@@ -4,9 +4,11 @@
 
 from .backbone import (
     AlignedInceptionResNet,
+    DeformResNet,
     build_aligned_inception_resnet_backbone,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
+    build_retinanet_deform_resnet_fpn_backbone,
 )
 from .meta_arch import RFCN, CategoryAwareRPN, DeepLab
 from .poolers import AverageROIPooler, DeformROIPooler
@@ -22,8 +24,10 @@ __all__ = [
     "DeepLab",
     "DeformROIHeads",
     "DeformROIPooler",
+    "DeformResNet",
     "RFCNROIHeads",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_retinanet_deform_resnet_fpn_backbone",
 ]

@@ -162,9 +162,8 @@ def test_aligned_inception_resnet_has_two_layers_a_level() -> None:
         stem_channels=8,
         res2_channels=8,
         blocks=(1, 1, 1, 2),
-        strides=(1, 2, 2, 1),
-        dilations=(1, 1, 1, 2),
-        deformable=(0, 0, 0, 2),
+        res5_dilation=2,
+        deform_last=(0, 0, 0, 2),
         out_features=["res5"],
     ).eval()
     recording = recorded(model, 64, 64)

@@ -9,6 +9,10 @@ import torch
 
 pytest.importorskip("detectron2", reason="backbones need Detectron2")
 
+from detectron2.modeling.backbone.resnet import ResNet
+
+from dcn_plugin.modeling import AlignedInceptionResNet, DeformResNet
+
 from .backbones import BLOCKS, build, offset_branches, slim_config
 
 
@@ -132,7 +136,7 @@ def test_stages_have_as_many_blocks_as_asked_for(name: str) -> None:
 
 @pytest.mark.parametrize("blocks", [[1, 2, 3], [0, 1, 1, 1], [1, 1, 1, 1.5]])
 def test_numbers_of_blocks_that_cannot_be(blocks: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"MODEL.RESNETS.BLOCKS must be four numbers above 0"):
+    with pytest.raises(ValueError, match=r"MODEL.RESNETS.BLOCKS\) must be four integers above 0"):
         build("build_deform_resnet_backbone", slim_config(BLOCKS=blocks))
 
 
@@ -163,9 +167,66 @@ def test_the_pyramid_starts_as_detectron2s() -> None:
         torch.testing.assert_close(level, expected[name])
 
 
-def test_a_pyramid_needs_stride_32() -> None:
-    with pytest.raises(ValueError, match=r"RES5_DILATION must be 1 .*stride 32, got 2"):
-        build("build_deform_resnet_fpn_backbone", slim_config())
+def test_a_pyramid_on_res4_and_res5_needs_stride_32() -> None:
+    cfg = slim_config()
+    cfg.MODEL.FPN.IN_FEATURES = ["res4", "res5"]
+    with pytest.raises(ValueError, match=r"RES5_DILATION must be 1 .*, got 2"):
+        build("build_deform_resnet_fpn_backbone", cfg)
+    cfg = slim_config(OUT_FEATURES=["res3", "res5"])
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res5"]  # strides 8 and 16
+    assert list(build("build_deform_resnet_fpn_backbone", cfg).output_shape()) == ["p3", "p4", "p5"]
+
+
+def test_the_retinanet_pyramid_is_detectron2s() -> None:
+    features = ["res3", "res4", "res5"]
+    cfg = slim_config(RES5_DILATION=1, OUT_FEATURES=features)
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = features, 16
+    theirs = build("build_retinanet_resnet_fpn_backbone", cfg)
+    cfg.MODEL.RESNETS.DEFORM_LAST = [0, 4, 6, 3]
+    ours = build("build_retinanet_deform_resnet_fpn_backbone", cfg)
+    missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert not unexpected and len(missing) == 2 * 13
+    assert ours.output_shape() == theirs.output_shape()
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    expected, levels = theirs(image), ours(image)
+    assert list(levels) == ["p3", "p4", "p5", "p6", "p7"]
+    for name, level in levels.items():
+        torch.testing.assert_close(level, expected[name])
+
+
+def test_explicit_arguments_build_what_the_config_builds() -> None:
+    cfg = slim_config(DEFORM_LAST=[0, 1, 1, 3], DEFORM_MODULATED=True, DEFORM_NUM_GROUPS=2)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    arguments = {
+        "deform_last": [0, 1, 1, 3],
+        "modulated": True,
+        "offset_groups": 2,
+        "res5_dilation": 2,
+        "out_features": ["res4", "res5"],
+        "stem_channels": 8,
+        "res2_channels": 16,
+        "freeze_at": 2,
+    }
+    ours = DeformResNet(50, width_per_group=4, **arguments).eval().double()
+    _same_network(ours, build("build_deform_resnet_backbone", cfg))
+    air = AlignedInceptionResNet(**arguments).eval().double()
+    _same_network(air, build("build_aligned_inception_resnet_backbone", cfg))
+
+
+def _same_network(found: torch.nn.Module, expected: torch.nn.Module) -> None:
+    assert isinstance(found, ResNet) and str(found) == str(expected)
+    found.load_state_dict(expected.state_dict())
+    learns = [
+        [name for name, p in network.named_parameters() if p.requires_grad]
+        for network in (found, expected)
+    ]
+    assert learns[0] == learns[1]
+    assert found.output_shape() == expected.output_shape()
+
+
+def test_the_constructor_makes_a_classifier() -> None:
+    network = DeformResNet(18, stem_channels=8, num_classes=7, deform_last=[0, 0, 0, 1])
+    assert network(torch.randn(2, 3, 64, 64))["linear"].shape == (2, 7)
 
 
 def test_detectron2s_own_keys_are_honoured() -> None:
@@ -190,30 +251,28 @@ def test_detectron2s_own_keys_are_honoured() -> None:
         ("DEFORM_LAST", [0, 0, 0, -1], "DEFORM_LAST"),
         ("DEPTH", 51, "DEPTH"),
         ("DEPTH", 34, "RES2_OUT_CHANNELS"),
-        ("RES5_DILATION", 3, "RES5_DILATION"),
+        ("RES5_DILATION", 0, "RES5_DILATION"),
         ("OUT_FEATURES", ["res6"], "OUT_FEATURES"),
         ("OUT_FEATURES", [], "OUT_FEATURES"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(key: str, value: object, named: str) -> None:
     cfg = slim_config(**{key: value})
-    with pytest.raises(ValueError, match=f"MODEL.RESNETS.{named} must be .*got"):
+    with pytest.raises(ValueError, match=rf"MODEL.RESNETS.{named}\)? must be .*got"):
         build("build_deform_resnet_backbone", cfg)
 
 
 @pytest.mark.parametrize("groups", [0, 3, -1])
 def test_offset_groups_must_divide_the_channels(groups: int) -> None:
     cfg = slim_config(DEFORM_LAST=[0, 0, 0, 3], DEFORM_NUM_GROUPS=groups)
-    message = (
-        f"MODEL.RESNETS.DEFORM_NUM_GROUPS must be a divisor of the 32 .*res5 read, got {groups}"
-    )
+    message = rf"DEFORM_NUM_GROUPS\) must be a divisor of the 32 .*res5, got {groups}"
     with pytest.raises(ValueError, match=message):
         build("build_deform_resnet_backbone", cfg)
 
 
 def test_deformable_blocks_must_be_in_what_is_computed() -> None:
     cfg = slim_config(DEFORM_LAST=[0, 0, 0, 3], OUT_FEATURES=["res2", "res4"])
-    with pytest.raises(ValueError, match=r"DEFORM_LAST must be 0 for res5, .* got \[0, 0, 0, 3\]"):
+    with pytest.raises(ValueError, match=r"DEFORM_LAST\) must be 0 for res5, .* got \[0"):
         build("build_deform_resnet_backbone", cfg)
 
 
@@ -226,5 +285,5 @@ def test_detectron2s_key_may_name_stages_that_are_not_computed() -> None:
 
 def test_reduced_needs_channels() -> None:
     cfg = slim_config(OUT_FEATURES=["reduced"], REDUCED_CHANNELS=0)
-    with pytest.raises(ValueError, match="REDUCED_CHANNELS must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"REDUCED_CHANNELS\) must be positive, got 0"):
         build("build_deform_resnet_backbone", cfg)

@@ -9,16 +9,23 @@ from .aligned_inception_resnet import (
 from .deform_block import DeformBasicBlock, DeformBottleneckBlock
 from .inception_block import DeformInceptionResidualBlock, InceptionResidualBlock
 from .reduced import ReducedResNet
-from .resnet import build_deform_resnet_backbone, build_deform_resnet_fpn_backbone
+from .resnet import (
+    DeformResNet,
+    build_deform_resnet_backbone,
+    build_deform_resnet_fpn_backbone,
+    build_retinanet_deform_resnet_fpn_backbone,
+)
 
 __all__ = [
     "AlignedInceptionResNet",
     "DeformBasicBlock",
     "DeformBottleneckBlock",
     "DeformInceptionResidualBlock",
+    "DeformResNet",
     "InceptionResidualBlock",
     "ReducedResNet",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_retinanet_deform_resnet_fpn_backbone",
 ]

@@ -5,108 +5,100 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicStem
 
+from dcn_plugin.config import with_dcn_defaults
+
+from .deform_stages import arguments_from_config, make_deform_stages
 from .inception_block import Activation, DeformInceptionResidualBlock, InceptionResidualBlock
 from .reduced import ReducedResNet
-from .settings import (
-    blocks_per_stage,
-    check_features,
-    deformable_blocks,
-    offset_settings,
-    stage_layout,
-)
 
-BLOCKS = (3, 4, 23, 3)  # of res2, res3, res4 and res5: table 6 calls them conv2 ... conv5
-STRIDES = (1, 2, 2, 2)
+BLOCKS = (3, 4, 23, 3)  # in res2 to res5, which table 6 calls conv2 to conv5
 
 
 class AlignedInceptionResNet(ReducedResNet):
-    """The network of table 6, on Detectron2's `ResNet`.
+    """Aligned-Inception-ResNet (table 6), built on Detectron2's `ResNet`.
 
-    Every kernel is padded by as much on either side, so that the receptive field of cell i of a
-    feature of stride s is centred on pixel s * i. Each stage ends with norm and ReLU, with which
-    the next would otherwise begin: features are activated.
+    Every kernel is padded symmetrically, so the receptive field of cell i of a feature of stride s
+    is centred on pixel s * i. The blocks are pre-activated; each stage ends with the norm and ReLU
+    with which the next one would otherwise begin, so features are taken after the activation.
 
-    By default it is a classifier's body; `AlignedInceptionResNet(num_classes=1000)` is the
-    classifier itself, whose output is named `linear`, as in Detectron2's `ResNet`. The weights of
-    one load into the other.
+    `AlignedInceptionResNet(num_classes=1000)` is the ImageNet classifier, whose output is named
+    `linear` as in Detectron2's `ResNet`. Its weights load into the backbone.
     """
 
     def __init__(
         self,
         *,
-        num_classes: int | None = None,
+        deform_last: Sequence[int] = (0, 0, 0, 0),
+        modulated: bool = False,
+        offset_groups: int = 1,
+        res5_dilation: int = 1,
         out_features: Sequence[str] | None = None,
+        blocks: Sequence[int] | None = None,
         in_channels: int = 3,
         stem_channels: int = 64,
         res2_channels: int = 256,
-        blocks: Sequence[int] = BLOCKS,
-        strides: Sequence[int] = STRIDES,
-        dilations: Sequence[int] = (1, 1, 1, 1),
-        deformable: Sequence[int] = (0, 0, 0, 0),
-        offsets: dict[str, Any] | None = None,
         norm: str = "BN",
         stride_in_1x1: bool = True,
         reduced_channels: int = 1024,
         reduced_norm: str = "",
+        num_classes: int | None = None,
         freeze_at: int = 0,
     ) -> None:
         """Makes the network.
 
         Args:
-            num_classes: of a classifier; None: no classifier.
-            out_features: names of stages, `res2` to `res5`, and `reduced`; None: the last there is.
-            in_channels: of the images.
-            stem_channels: of the 7x7 convolution.
-            res2_channels: of the first stage, a multiple of 8; each further one has twice as many.
-            blocks: of each stage.
-            strides: of each stage.
-            dilations: of the 3x3 convolutions of each stage.
-            deformable: how many blocks at the end of each stage are.
-            offsets: arguments of the deformable blocks, `offset_groups` and `modulated`.
+            deform_last: number of blocks at the end of res2, res3, res4 and res5 in which the last
+                3x3 convolution of each branch is deformable.
+            modulated: whether deformable convolutions have a mask (DCNv2).
+            offset_groups: number of offset groups.
+            res5_dilation: dilation of the 3x3 convolutions in res5; above 1, res5 has stride 16.
+            out_features: names of `stem`, `res2` to `res5` and `reduced`; None: the last layer.
+            blocks: number of blocks in each stage; None: 3, 4, 23, 3.
+            in_channels: channels of the images.
+            stem_channels: channels of the 7x7 convolution.
+            res2_channels: channels of res2, a multiple of 8; each further stage has twice as many.
             norm: Detectron2's name of the normalization.
             stride_in_1x1: as in `InceptionResidualBlock`.
             reduced_channels: as in `ReducedResNet`.
-            reduced_norm: likewise.
+            reduced_norm: as in `ReducedResNet`.
+            num_classes: as in `ResNet`.
             freeze_at: as in `ResNet`.
 
         Raises:
-            ValueError: if a stage has fewer blocks than shall be deformable.
+            ValueError: if an argument is out of range.
         """
-        if any(not 0 <= k <= n for k, n in zip(deformable, blocks, strict=True)):
+        if res2_channels < 8 or res2_channels % 8 != 0:
             raise ValueError(
-                f"deformable must be from 0 to the blocks of each stage, {list(blocks)}, "
-                f"got {list(deformable)}"
+                "res2_channels (MODEL.RESNETS.RES2_OUT_CHANNELS) must be a multiple of 8 in an "
+                f"Aligned-Inception-ResNet, got {res2_channels}"
             )
-        stem = BasicStem(in_channels, stem_channels, norm)
-        stages: list[list[CNNBlockBase]] = []
-        channels = stem_channels
-        for index, (count, stride) in enumerate(zip(blocks, strides, strict=True)):
-            width = res2_channels * 2**index
-            shared = {
-                "norm": norm,
-                "dilation": dilations[index],
-                "stride_in_1x1": stride_in_1x1,
-            }
-            stage: list[CNNBlockBase] = []
-            for block in range(count):
-                settings = {**shared, "stride": 1 if block else stride}
-                if block < count - deformable[index]:
-                    stage.append(InceptionResidualBlock(channels, width, **settings))
-                else:
-                    settings |= offsets or {}
-                    stage.append(DeformInceptionResidualBlock(channels, width, **settings))
-                channels = width
-            stages.append([*stage, Activation(width, norm)])
+        widths = [res2_channels * 2**index for index in range(4)]
+        shared = {"norm": norm, "stride_in_1x1": stride_in_1x1}
+        stages = make_deform_stages(
+            InceptionResidualBlock,
+            DeformInceptionResidualBlock,
+            in_channels=stem_channels,
+            blocks=blocks or BLOCKS,
+            deform_last=deform_last,
+            modulated=modulated,
+            offset_groups=offset_groups,
+            offset_channels=res2_channels // 8,
+            res5_dilation=res5_dilation,
+            out_features=out_features,
+            block_args=[{"out_channels": width, **shared} for width in widths],
+        )
         super().__init__(
-            stem,
-            stages,
+            BasicStem(in_channels, stem_channels, norm),
+            [
+                [*stage, Activation(width, norm)]
+                for stage, width in zip(stages, widths, strict=True)
+            ],
             out_features=out_features,
             reduced_channels=reduced_channels,
             reduced_norm=reduced_norm,
@@ -116,44 +108,18 @@ class AlignedInceptionResNet(ReducedResNet):
 
 
 @BACKBONE_REGISTRY.register()
-def build_aligned_inception_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Builds an Aligned-Inception-ResNet whose last blocks are deformable.
+def build_aligned_inception_resnet_backbone(
+    cfg: CfgNode, input_shape: ShapeSpec
+) -> AlignedInceptionResNet:
+    """Builds an `AlignedInceptionResNet` from a config.
 
     Args:
-        cfg: of MODEL.RESNETS it reads what `build_deform_resnet_backbone` does, but for DEPTH,
-            NUM_GROUPS and WIDTH_PER_GROUP.
-        input_shape: of the images.
-
-    Returns:
-        the network, with features `res2` to `res5` and `reduced`.
+        cfg: the keys of `build_deform_resnet_backbone`, except DEPTH, NUM_GROUPS and
+            WIDTH_PER_GROUP.
+        input_shape: shape of the images.
 
     Raises:
-        ValueError: if a key's value does not fit; the message names the key.
+        ValueError: if the value of a key is out of range; the message names the key.
     """
-    resnets = cfg.MODEL.RESNETS
-    check_features(resnets)
-    if resnets.RES2_OUT_CHANNELS < 8 or resnets.RES2_OUT_CHANNELS % 8 != 0:
-        raise ValueError(
-            "MODEL.RESNETS.RES2_OUT_CHANNELS must be a multiple of 8 in an "
-            f"Aligned-Inception-ResNet, got {resnets.RES2_OUT_CHANNELS}"
-        )
-    blocks = blocks_per_stage(resnets, BLOCKS)
-    deformable = deformable_blocks(resnets, blocks, "an Aligned-Inception-ResNet")
-    deep = [resnets.RES2_OUT_CHANNELS // 8 * 2**index for index in range(4)]
-    strides, dilations = zip(*(stage_layout(resnets, index) for index in range(4)), strict=True)
-    return AlignedInceptionResNet(
-        out_features=resnets.OUT_FEATURES,
-        in_channels=input_shape.channels,
-        stem_channels=resnets.STEM_OUT_CHANNELS,
-        res2_channels=resnets.RES2_OUT_CHANNELS,
-        blocks=blocks,
-        strides=strides,
-        dilations=dilations,
-        deformable=deformable,
-        offsets=offset_settings(resnets, deformable, deep),
-        norm=resnets.NORM,
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
-        reduced_channels=resnets.REDUCED_CHANNELS,
-        reduced_norm=resnets.REDUCED_NORM,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    cfg = with_dcn_defaults(cfg)
+    return AlignedInceptionResNet(**arguments_from_config(cfg, input_shape, BLOCKS))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The paper's 1x1 convolution on top of a backbone, as a feature of its own."""
+"""ResNet with the paper's 1x1 convolution on res5 as an additional feature."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REDUCED = "reduced"
 
 
 class ReducedResNet(ResNet):
-    """Detectron2's ResNet with one more feature.
+    """Detectron2's `ResNet` with the additional feature `reduced`.
 
-    `reduced` is res5 through a 1x1 convolution to fewer channels, and ReLU: 1024 channels for
-    R-FCN and DeepLab, 256 for Faster R-CNN (section 4.1 and appendix B).
+    It is a 1x1 convolution on res5 to fewer channels, with ReLU: 1024 channels for R-FCN and
+    DeepLab, 256 for Faster R-CNN (section 4.1 and appendix B).
     """
 
     def __init__(
@@ -33,24 +33,32 @@ class ReducedResNet(ResNet):
         num_classes: int | None = None,
         freeze_at: int = 0,
     ) -> None:
-        """Makes the network, and the convolution if `reduced` is asked for.
+        """Makes the network, and the 1x1 convolution if `out_features` names `reduced`.
 
         Args:
             stem: as in `ResNet`.
-            stages: likewise; res5 is the last.
-            out_features: names of stages, and `reduced`; None: the last feature there is.
-            reduced_channels: of `reduced`.
-            reduced_norm: of `reduced`; empty: none, as in the paper.
-            num_classes: as in `ResNet`, for a classifier, whose feature is `linear`.
+            stages: as in `ResNet`, with res5 last.
+            out_features: as in `ResNet`; may name `reduced` too.
+            reduced_channels: channels of `reduced`.
+            reduced_norm: norm of `reduced`; empty: none, as in the paper.
+            num_classes: as in `ResNet`.
             freeze_at: as in `ResNet`.
+
+        Raises:
+            ValueError: if `reduced` has no channels.
         """
+        if REDUCED in (out_features or ()) and reduced_channels < 1:
+            raise ValueError(
+                "reduced_channels (MODEL.RESNETS.REDUCED_CHANNELS) must be positive, got "
+                f"{reduced_channels}"
+            )
         computed = out_features
         if out_features is not None:
             named = ["res5" if name == REDUCED else name for name in out_features]
             computed = list(dict.fromkeys(named))
         super().__init__(stem, stages, num_classes, computed, freeze_at)
-        self._wanted = list(out_features or self._out_features)
-        if REDUCED in self._wanted:
+        self._returned = list(out_features or self._out_features)
+        if REDUCED in self._returned:
             norm = get_norm(reduced_norm, reduced_channels)
             in_channels = self._out_feature_channels["res5"]
             self.reduced = Conv2d(in_channels, reduced_channels, 1, bias=norm is None, norm=norm)
@@ -64,21 +72,21 @@ class ReducedResNet(ResNet):
         """Computes the features.
 
         Args:
-            x: Tensor[N, C, H, W], images.
+            x: images, Tensor[N, C, H, W].
 
         Returns:
-            Tensor[N, C', H', W'] by name, in the order of `out_features`.
+            features by name, Tensor[N, C', H', W'], in the order of `out_features`.
         """
         features = super().forward(x)
-        if REDUCED in self._wanted:
+        if REDUCED in self._returned:
             features[REDUCED] = F.relu_(self.reduced(features["res5"]))
-        return {name: features[name] for name in self._wanted}
+        return {name: features[name] for name in self._returned}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Returns channels and stride of each feature by name."""
+        """Returns the channels and stride of each feature by name."""
         return {
             name: ShapeSpec(
                 channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
             )
-            for name in self._wanted
+            for name in self._returned
         }
