@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, SemanticSegmentor
 
-from ..checks import check_features, check_kind
+from ..config_checks import check_features, check_kind
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

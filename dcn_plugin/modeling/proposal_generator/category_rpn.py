@@ -23,7 +23,7 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
-from ..checks import check_features, check_kind
+from ..config_checks import check_features, check_kind
 
 """
 Shape shorthand in this module:

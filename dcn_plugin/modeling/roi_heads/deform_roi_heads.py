@@ -15,7 +15,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
-from ..checks import check_features
+from ..config_checks import check_features
 from ..poolers import AverageROIPooler, DeformROIPooler
 
 

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
-from ..checks import check_features, check_only_boxes
+from ..config_checks import check_features, check_only_boxes
 from .boxes_only import BoxesOnly
 from .ohem import find_hardest
 
