@@ -224,6 +224,15 @@ def _same_network(found: torch.nn.Module, expected: torch.nn.Module) -> None:
     assert found.output_shape() == expected.output_shape()
 
 
+def test_a_seed_gives_detectron2s_weights() -> None:
+    weights = []
+    for name in ("build_resnet_backbone", "build_deform_resnet_backbone"):
+        torch.manual_seed(5)
+        weights.append(build(name, slim_config()).state_dict())
+    for key, value in weights[0].items():
+        assert torch.equal(weights[1][key], value), key
+
+
 def test_the_constructor_makes_a_classifier() -> None:
     network = DeformResNet(18, stem_channels=8, num_classes=7, deform_last=[0, 0, 0, 1])
     assert network(torch.randn(2, 3, 64, 64))["linear"].shape == (2, 7)

@@ -80,6 +80,7 @@ class AlignedInceptionResNet(ReducedResNet):
             )
         widths = [res2_channels * 2**index for index in range(4)]
         shared = {"norm": norm, "stride_in_1x1": stride_in_1x1}
+        stem = BasicStem(in_channels, stem_channels, norm)  # first, as in Detectron2: seeds
         stages = make_deform_stages(
             InceptionResidualBlock,
             DeformInceptionResidualBlock,
@@ -94,7 +95,7 @@ class AlignedInceptionResNet(ReducedResNet):
             block_args=[{"out_channels": width, **shared} for width in widths],
         )
         super().__init__(
-            BasicStem(in_channels, stem_channels, norm),
+            stem,
             [
                 [*stage, Activation(width, norm)]
                 for stage, width in zip(stages, widths, strict=True)

@@ -106,6 +106,7 @@ class DeformResNet(ReducedResNet):
                 args["bottleneck_channels"] = width * 2**index
                 args["num_groups"] = num_groups
                 args["stride_in_1x1"] = stride_in_1x1
+        stem = BasicStem(in_channels, stem_channels, norm)  # first, as in Detectron2: seeds
         stages = make_deform_stages(
             DilatedBasicBlock if basic else BottleneckBlock,
             DeformBasicBlock if basic else DeformBottleneckBlock,
@@ -120,7 +121,7 @@ class DeformResNet(ReducedResNet):
             block_args=block_args,
         )
         super().__init__(
-            BasicStem(in_channels, stem_channels, norm),
+            stem,
             stages,
             out_features=out_features,
             reduced_channels=reduced_channels,
