@@ -10,6 +10,7 @@ from .backbone import (
     build_deform_resnet_fpn_backbone,
     build_retinanet_deform_resnet_fpn_backbone,
 )
+from .config_checks import check_deformable
 from .meta_arch import RFCN, CategoryAwareRPN, DeepLab
 from .poolers import AverageROIPooler, DeformROIPooler
 from .proposal_generator import CategoryRPN
@@ -30,4 +31,5 @@ __all__ = [
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_retinanet_deform_resnet_fpn_backbone",
+    "check_deformable",
 ]

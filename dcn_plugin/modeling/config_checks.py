@@ -1,26 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Checks of keys that several networks read."""
+"""Checks of config keys that several components read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from torch import nn
+
 from detectron2.config import CfgNode
+from detectron2.modeling import ROIHeads
 from fvcore.common.registry import Registry
+
+from dcn_plugin.config import with_dcn_defaults
+from dcn_plugin.layers import OffsetBranch
+
+
+def check_deformable(cfg: CfgNode, model: nn.Module) -> None:
+    """Checks that a model has the deformable layers that its config asks for.
+
+    Components that do not read MODEL.RESNETS.DEFORM_LAST or MODEL.ROI_BOX_HEAD.DEFORM, such as
+    Detectron2's own, ignore them, and a plain model would be trained. Call this after
+    `build_model`.
+
+    Args:
+        cfg: the config.
+        model: what `build_model` returned.
+
+    Raises:
+        ValueError: if the backbone or the RoI heads have no offset branches but should.
+    """
+    keys = with_dcn_defaults(cfg).MODEL
+    last, backbone = keys.RESNETS.DEFORM_LAST, getattr(model, "backbone", model)
+    if any(last) and not _has_offset_branches(backbone):
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_LAST is {list(last)}, but the backbone that MODEL.BACKBONE.NAME "
+            f"{keys.BACKBONE.NAME} builds has no deformable convolutions. Name a backbone of "
+            "dcn_plugin, such as build_deform_resnet_backbone, or set DEFORM_LAST to [0, 0, 0, 0]"
+        )
+    heads = getattr(model, "roi_heads", None)
+    if keys.ROI_BOX_HEAD.DEFORM and isinstance(heads, ROIHeads) and not _has_offset_branches(heads):
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.DEFORM is True, but MODEL.ROI_HEADS.NAME {keys.ROI_HEADS.NAME} "
+            "has no deformable RoI pooling. Name DeformROIHeads or RFCNROIHeads, or set DEFORM to "
+            "False"
+        )
+
+
+def _has_offset_branches(module: nn.Module) -> bool:
+    return any(isinstance(part, OffsetBranch) for part in module.modules())
 
 
 def check_features(key: str, names: Sequence[str], known: Iterable[str], only_one: bool) -> None:
-    """Checks the names of the features that a part of a network reads.
+    """Checks the names of the features that a component reads.
 
     Args:
-        key: of the config.
+        key: the config key.
         names: its value.
-        known: what the backbone computes.
-        only_one: whether the part reads one feature.
+        known: features of the backbone.
+        only_one: whether the component reads a single feature.
 
     Raises:
-        ValueError: if there are none, too many, or others.
+        ValueError: if there are none, unknown ones or too many.
     """
     if set(names) - set(known) or not names or (only_one and len(names) > 1):
         some = "one" if only_one else "some"
@@ -29,33 +70,27 @@ def check_features(key: str, names: Sequence[str], known: Iterable[str], only_on
         )
 
 
-def check_only_boxes(cfg: CfgNode, network: str) -> None:
-    """Checks that neither masks nor keypoints are asked of a network that finds boxes.
+def check_only_boxes(cfg: CfgNode, name: str) -> None:
+    """Raises a ValueError if masks or keypoints are asked of a component that predicts neither.
 
     Args:
-        cfg: of the network.
-        network: for the message.
-
-    Raises:
-        ValueError: if they are.
+        cfg: the config.
+        name: name of the component, for the message.
     """
     for key in ("MASK_ON", "KEYPOINT_ON"):
         if cfg.MODEL[key]:
-            raise ValueError(f"MODEL.{key} must be False for {network}, which finds boxes only")
+            raise ValueError(f"MODEL.{key} must be False for {name}, which predicts only boxes")
 
 
-def check_kind(key: str, name: str, registry: Registry, kind: type, network: str) -> None:
-    """Checks that a part of a network is of the kind that it needs.
+def check_class(key: str, name: str, registry: Registry, base: type, user: str) -> None:
+    """Raises a ValueError if a component is not of the class that another one needs.
 
     Args:
-        key: of the config.
+        key: the config key that names the component.
         name: its value.
-        registry: in which the name is.
-        kind: of the part, or a class that it is derived from.
-        network: for the message.
-
-    Raises:
-        ValueError: if it is not.
+        registry: where the component is registered.
+        base: the class that it must be derived from.
+        user: name of the component that needs it, for the message.
     """
-    if not issubclass(registry.get(name), kind):
-        raise ValueError(f"{key} must be {kind.__name__} for {network}, got {name}")
+    if not issubclass(registry.get(name), base):
+        raise ValueError(f"{key} must be {base.__name__} for {user}, got {name}")

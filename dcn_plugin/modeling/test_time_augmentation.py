@@ -22,9 +22,8 @@ from detectron2.modeling import (
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.transforms import HFlipTransform
 
+from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers.offset_branch import without_autocast
-
-from .roi_heads import DeformROIHeads, RFCNROIHeads
 
 
 def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -42,34 +41,21 @@ def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    wrapper = _wrap(cfg, model)
-    # What evaluates leaves a module, and all within, in the mode that it says it has.
+    cfg = with_dcn_defaults(cfg)
+    if cfg.TEST.BOX_AVERAGING.ENABLED:
+        if not hasattr(getattr(model, "roi_heads", None), "predict_regions"):
+            raise ValueError(
+                "TEST.BOX_AVERAGING.ENABLED must be False for a model without DeformROIHeads or "
+                f"RFCNROIHeads, which score boxes again; this is a {type(model).__name__}"
+            )
+        wrapper: nn.Module = BoxAveragingRCNN(cfg, model)
+    elif isinstance(model, SemanticSegmentor):
+        wrapper = SemanticSegmentorWithTTA(cfg, model)
+    else:
+        wrapper = GeneralizedRCNNWithTTA(cfg, model)
+    # `inference_on_dataset` restores the mode of the module it is given, and of its children.
     wrapper.training = model.training
     return wrapper
-
-
-def _wrap(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    averages = cfg.TEST.BOX_AVERAGING.ENABLED
-    if cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError(
-            "MODEL.LOAD_PROPOSALS must be False with TEST.AUG or TEST.BOX_AVERAGING: fixed "
-            "proposals lie on the image as it is, not on its scaled versions"
-        )
-    if cfg.MODEL.KEYPOINT_ON:
-        raise ValueError(
-            "MODEL.KEYPOINT_ON must be False with TEST.AUG or TEST.BOX_AVERAGING, got True"
-        )
-    if isinstance(model, SemanticSegmentor) and not averages:
-        return SemanticSegmentorWithTTA(cfg, model)
-    if not averages:
-        return GeneralizedRCNNWithTTA(cfg, model)
-    heads = getattr(model, "roi_heads", None)
-    if not isinstance(heads, DeformROIHeads | RFCNROIHeads):
-        raise ValueError(
-            "TEST.BOX_AVERAGING.ENABLED must be False for a network without DeformROIHeads or "
-            f"RFCNROIHeads, whose boxes are scored again; this is a {type(model).__name__}"
-        )
-    return BoxAveragingRCNN(cfg, model)
 
 
 def views(cfg: CfgNode) -> DatasetMapperTTA:

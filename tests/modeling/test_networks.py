@@ -120,7 +120,6 @@ def test_ca_rpn_proposes_in_training_for_pictures_only() -> None:
 REFUSED = [
     ("rfcn", "MASK_ON", True, "MASK_ON must be False for RFCNROIHeads"),
     ("ca_rpn", "KEYPOINT_ON", True, "KEYPOINT_ON must be False for CategoryAwareRPN"),
-    ("ca_rpn", "LOAD_PROPOSALS", True, "LOAD_PROPOSALS must be False for CategoryAwareRPN"),
     ("rfcn", "ROI_HEADS.NAME", "Res5ROIHeads", "NAME must be RFCNROIHeads for RFCN, got Res5ROI"),
     ("deeplab", "SEM_SEG_HEAD.NAME", "SemSegFPNHead", "must be DeepLabHead for DeepLab, got SemS"),
     ("ca_rpn", "RPN.HEAD_NAME", "StandardRPNHead", "must be CategoryRPNHead for CategoryDetector"),

@@ -229,7 +229,7 @@ def test_fixed_proposals_and_keypoints_cannot_be_scaled(key: str, averaging: boo
     cfg = config("faster_rcnn", averaging)
     model = build_model(cfg)
     cfg.MODEL[key] = True
-    with pytest.raises(ValueError, match=rf"{key} must be False with TEST\.AUG"):
+    with pytest.raises(AssertionError, match="not supported yet"):
         build_model_with_tta(cfg, model)
 
 

@@ -44,10 +44,6 @@ class CategoryAwareRPN(GeneralizedRCNN):
             cfg: with MODEL.RPN, and of MODEL.ROI_HEADS the number of classes and the thresholds.
         """
         check_only_boxes(cfg, cls.__name__)
-        if cfg.MODEL.LOAD_PROPOSALS:
-            raise ValueError(
-                f"MODEL.LOAD_PROPOSALS must be False for {cls.__name__}, which makes its own"
-            )
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,

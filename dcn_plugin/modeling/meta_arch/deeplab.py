@@ -13,7 +13,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, SemanticSegmentor
 
-from ..config_checks import check_features, check_kind
+from dcn_plugin.config import with_dcn_defaults
+
+from ..config_checks import check_class, check_features
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -65,7 +67,7 @@ class DeepLabHead(nn.Module):
                 MODEL.SEM_SEG_HEAD.
             input_shape: of the backbone's features.
         """
-        head = cfg.MODEL.SEM_SEG_HEAD
+        head = with_dcn_defaults(cfg).MODEL.SEM_SEG_HEAD
         check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, input_shape, True)
         (in_feature,) = head.IN_FEATURES
         return {
@@ -128,5 +130,5 @@ class DeepLab(SemanticSegmentor):
             cfg: whose MODEL.SEM_SEG_HEAD.NAME is DeepLabHead.
         """
         name, heads = cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY
-        check_kind("MODEL.SEM_SEG_HEAD.NAME", name, heads, DeepLabHead, cls.__name__)
+        check_class("MODEL.SEM_SEG_HEAD.NAME", name, heads, DeepLabHead, cls.__name__)
         return super().from_config(cfg)

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
-from ..config_checks import check_kind
+from ..config_checks import check_class
 from ..roi_heads import RFCNROIHeads
 
 
@@ -25,5 +25,5 @@ class RFCN(GeneralizedRCNN):
             cfg: whose MODEL.ROI_HEADS.NAME is RFCNROIHeads.
         """
         name, heads = cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY
-        check_kind("MODEL.ROI_HEADS.NAME", name, heads, RFCNROIHeads, cls.__name__)
+        check_class("MODEL.ROI_HEADS.NAME", name, heads, RFCNROIHeads, cls.__name__)
         return super().from_config(cfg)

@@ -23,7 +23,7 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
-from ..config_checks import check_features, check_kind
+from ..config_checks import check_class, check_features
 
 """
 Shape shorthand in this module:
@@ -99,7 +99,7 @@ class CategoryRPN(RPN):
             input_shape: of the backbone's features.
         """
         name, heads = cfg.MODEL.RPN.HEAD_NAME, RPN_HEAD_REGISTRY
-        check_kind("MODEL.RPN.HEAD_NAME", name, heads, CategoryRPNHead, cls.__name__)
+        check_class("MODEL.RPN.HEAD_NAME", name, heads, CategoryRPNHead, cls.__name__)
         check_features("MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES, input_shape, False)
         settings = super().from_config(cfg, input_shape)
         return {**settings, "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}

@@ -17,6 +17,7 @@ from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances
 
+from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
 from ..config_checks import check_features, check_only_boxes
@@ -108,6 +109,7 @@ class RFCNROIHeads(BoxesOnly, ROIHeads):
             cfg: with MODEL.ROI_HEADS.OHEM and the keys of `RFCNOutputLayers`.
             input_shape: of the backbone's features.
         """
+        cfg = with_dcn_defaults(cfg)
         heads = cfg.MODEL.ROI_HEADS
         check_only_boxes(cfg, cls.__name__)
         check_features("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, input_shape, True)
