@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from dcn_plugin.engine import Trainer, read_config
+from dcn_plugin.modeling import check_deformable
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LEAVES = sorted(
@@ -44,15 +45,23 @@ def test_builds_the_network_of_its_name(name: str) -> None:
     with torch.device("meta"):
         cfg.MODEL.DEVICE = "meta"
         model = build_model(cfg)
+    check_deformable(cfg, model)
     stem = name.split("/")[1]
     branches = {n.rpartition(".")[0] for n, _ in model.named_parameters() if "offset" in n}
     in_backbone = {branch for branch in branches if branch.startswith("backbone.")}
     expected = max(DEFORMED.get(part, 0) for part in stem.split("_"))
+    if "dconv_c3-c5" in stem:
+        expected = 4 + 6 + 3
     assert len(in_backbone) == expected * (2 if "AIR" in stem else 1)
-    in_heads = {"faster_rcnn": 1, "rfcn": 2}.get(re.split("_R_|_AIR|_slim", stem)[0], 0)
+    in_heads = {"faster_rcnn": 1, "mask_rcnn": 1, "rfcn": 2}.get(
+        re.split("_R_|_AIR|_slim", stem)[0], 0
+    )
+    if "FPN" in stem:  # an offset branch for each of p2 to p5
+        in_heads *= 4
     assert len(branches - in_backbone) == (in_heads if "droi" in stem else 0)
     dilation = re.search(r"atrous(\d)", stem)
-    assert (int(dilation[1]) if dilation else 2) == cfg.MODEL.RESNETS.RES5_DILATION
+    usual = 1 if "FPN" in cfg.MODEL.BACKBONE.NAME.upper() else 2
+    assert (int(dilation[1]) if dilation else usual) == cfg.MODEL.RESNETS.RES5_DILATION
     if "_joint" in stem or "VOC-Detection" not in name or "rpn" in stem:
         assert not cfg.MODEL.LOAD_PROPOSALS
     else:
