@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The config keys that this package adds to Detectron2's."""
+"""Config keys of this package, in addition to Detectron2's."""
 
 from __future__ import annotations
 
@@ -11,61 +11,65 @@ if TYPE_CHECKING:
 
 
 def add_dcn_config(cfg: CfgNode) -> None:
-    """Adds the keys to a config made by `detectron2.config.get_cfg()`.
+    """Adds the config keys of this package, whose defaults leave every model plain.
 
     Args:
-        cfg: changed in place; every key's default leaves the networks plain.
+        cfg: made by `detectron2.config.get_cfg()`; changed in place.
     """
-    # How many blocks at the end of res2, res3, res4 and res5 have a deformable 3x3 convolution.
-    # The paper's three layers are [0, 0, 0, 3]. Detectron2's MODEL.RESNETS.DEFORM_MODULATED and
-    # DEFORM_NUM_GROUPS (offset groups) apply to them; so does DEFORM_ON_PER_STAGE, which stands
-    # for all blocks of a stage.
+    # Number of blocks at the end of res2, res3, res4 and res5 whose 3x3 convolution is deformable,
+    # from 0 to the blocks of the stage. The paper's three layers are [0, 0, 0, 3]. Detectron2's
+    # DEFORM_MODULATED and DEFORM_NUM_GROUPS apply; DEFORM_ON_PER_STAGE means all blocks of a stage.
     cfg.MODEL.RESNETS.DEFORM_LAST = [0, 0, 0, 0]
-    # Blocks of res2, res3, res4 and res5; empty: those of DEPTH, or of Aligned-Inception-ResNet.
+    # Number of blocks in res2, res3, res4 and res5. Empty: those of DEPTH, or of
+    # Aligned-Inception-ResNet.
     cfg.MODEL.RESNETS.BLOCKS = []
-    # Channels of the feature `reduced`: res5 through a 1x1 convolution and ReLU. It is there if
-    # MODEL.RESNETS.OUT_FEATURES names it. R-FCN and DeepLab have 1024, Faster R-CNN 256.
+    # Channels of the feature "reduced": a 1x1 convolution and ReLU on res5, computed if
+    # MODEL.RESNETS.OUT_FEATURES names it. The paper has 1024, and 256 in Faster R-CNN.
     cfg.MODEL.RESNETS.REDUCED_CHANNELS = 1024
-    # Its norm, as MODEL.RESNETS.NORM; the paper's has none. Helps networks that learn from scratch.
+    # Norm of "reduced", a name as in MODEL.RESNETS.NORM. Empty: none, as in the paper. Models
+    # trained from scratch need one.
     cfg.MODEL.RESNETS.REDUCED_NORM = ""
 
-    # Whether the bins of DeformROIHeads and RFCNROIHeads move, by how much of an offset, and how a
-    # bin samples ("align", "bin" or "msra": see docs/ops.md).
+    # Deformable RoI pooling in DeformROIHeads and RFCNROIHeads.
     cfg.MODEL.ROI_BOX_HEAD.DEFORM = False
+    # Factor of the predicted offsets, which are relative to the size of the RoI.
     cfg.MODEL.ROI_BOX_HEAD.DEFORM_GAMMA = 0.1
+    # Sampling mode of a bin: "align", "bin" or "msra", see docs/ops.md. DeformROIHeads use it with
+    # POOLER_TYPE ROIAlignV2; other types are Detectron2's poolers.
     cfg.MODEL.ROI_BOX_HEAD.POOLER_MODE = "align"
-    # From how many RoIs of an image RFCNROIHeads learns: those with the highest losses. 0: from
-    # those that Detectron2 samples (BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION).
+    # Online hard example mining in RFCNROIHeads: number of RoIs per image, those with the highest
+    # losses, on which the losses are computed. 0: those that Detectron2 samples
+    # (BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION).
     cfg.MODEL.ROI_HEADS.OHEM = 128
 
-    # Whether images and features lie in memory with their channels together, which is faster on
-    # CPUs, and on GPUs in half precision.
+    # Train in the channels_last memory format, faster on CPUs and on GPUs in half precision.
     cfg.MODEL.CHANNELS_LAST = False
 
-    # Whether DeepLabHead returns probabilities; Detectron2's heads return logits.
+    # Whether DeepLabHead returns probabilities at inference instead of logits.
     cfg.MODEL.SEM_SEG_HEAD.PROBABILITIES = False
 
-    # Whether labels are compared at the size that the network saw, as the authors did on VOC, and
-    # not at that of the image.
+    # Whether semantic segmentation is evaluated at the size of the model's input, as the authors
+    # did on VOC, instead of the size of the original image.
     cfg.TEST.SEM_SEG_AT_NETWORK_SIZE = False
 
-    # Iterative bounding-box averaging at test time, with TEST.AUG or without: how often boxes are
-    # scored, how many are kept of each time and version of the image, and from which IoU on a box
-    # votes on another.
+    # Iterative bounding-box averaging at test time, with or without TEST.AUG.
     cfg.TEST.BOX_AVERAGING = type(cfg)()
     cfg.TEST.BOX_AVERAGING.ENABLED = False
+    # Number of times that boxes are scored and refined, at least 1.
     cfg.TEST.BOX_AVERAGING.ROUNDS = 2
+    # Maximum number of boxes kept per round and augmented image.
     cfg.TEST.BOX_AVERAGING.CANDIDATES = 1000
+    # Minimum IoU of a box with the detection to whose average it contributes, in (0, 1].
     cfg.TEST.BOX_AVERAGING.VOTE_THRESH = 0.5
 
-    # SGD, or AdamW, which reads BASE_LR, WEIGHT_DECAY and the like, but not MOMENTUM and NESTEROV.
+    # "SGD" or "AdamW". The latter ignores MOMENTUM and NESTEROV.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Learning rates of offset branches relative to SOLVER.BASE_LR: of convolutions, and of the
-    # fully connected layer of deformable RoI pooling (section 2.3).
+    # Learning-rate factor of the offset branches of convolutions, relative to BASE_LR.
     cfg.SOLVER.OFFSET_LR_FACTOR = 1.0
+    # Learning-rate factor of the offset branches of RoI pooling, relative to BASE_LR (section 2.3).
     cfg.SOLVER.ROI_OFFSET_LR_FACTOR = 0.01
 
-    # Iterations between two looks of the OffsetMonitor at the offsets; 0: never.
+    # Iterations between two records of OffsetMonitor; 0: none.
     cfg.OFFSET_MONITOR_PERIOD = 100
 
 

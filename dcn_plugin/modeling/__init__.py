@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What is registered with Detectron2, and what its parts are made of."""
+"""Components for Detectron2: backbones, poolers, heads and meta-architectures."""
 
 from .backbone import (
     AlignedInceptionResNet,

@@ -16,7 +16,7 @@ from dcn_plugin.layers import DeformRoIPool, RoIPool
 
 
 class AverageROIPooler(ROIPooler):
-    """Detectron2's `ROIPooler` with the average RoI pooling of this project on each level."""
+    """Detectron2's `ROIPooler` with `dcn_plugin.layers.RoIPool` on each level."""
 
     def __init__(
         self,
@@ -26,16 +26,16 @@ class AverageROIPooler(ROIPooler):
         mode: str = "align",
         **levels: int,
     ) -> None:
-        """Makes a pooling for each level.
+        """Makes a pooling layer for each level.
 
         Args:
-            output_size: bins along each axis.
-            scales: of each level relative to the image, powers of two, from fine to coarse.
-            sampling_ratio: as in `RoIPool`, like the next.
-            mode: where a bin samples.
+            output_size: number of bins along each axis.
+            scales: as in `ROIPooler`.
+            sampling_ratio: as in `RoIPool`.
+            mode: sampling mode, as in `RoIPool`.
             levels: `canonical_box_size` and `canonical_level` of `ROIPooler`.
         """
-        # The type is replaced below.
+        # The poolers of this type are replaced.
         super().__init__(output_size, scales, sampling_ratio, "ROIAlignV2", **levels)
         self.level_poolers = nn.ModuleList(
             RoIPool(output_size, scale, sampling_ratio, mode) for scale in scales
@@ -45,24 +45,23 @@ class AverageROIPooler(ROIPooler):
         """Pools boxes.
 
         Args:
-            x: Tensor[N, C, H, W] of each level.
-            box_lists: of each image.
+            x: feature maps of each level, Tensor[N, C, H, W].
+            box_lists: boxes of each image.
 
         Returns:
             Tensor[R, C, output_size, output_size].
         """
         kind = x[0].device.type
         if torch.is_autocast_enabled(kind) and x[0].dtype != torch.float64:
-            # ROIPooler makes its result in the dtype of the features, the op in autocast's.
+            # ROIPooler's result has the dtype of the features, but the op returns autocast's.
             x = [level.to(torch.get_autocast_dtype(kind)) for level in x]
         return super().forward(x, box_lists)
 
 
 class DeformROIPooler(AverageROIPooler):
-    """Deformable RoI pooling on each level, where `AverageROIPooler` pools plainly.
+    """`ROIPooler` with deformable RoI pooling on each level.
 
-    Every level has an offset branch of its own, as in the authors' feature pyramid; a box is
-    pooled on the level of its size. With one level it is plain deformable RoI pooling.
+    Each level has its own offset branch, as in the authors' feature pyramid.
     """
 
     def __init__(
@@ -75,15 +74,15 @@ class DeformROIPooler(AverageROIPooler):
         mode: str = "align",
         **levels: int,
     ) -> None:
-        """Makes a pooling for each level.
+        """Makes a pooling layer for each level.
 
         Args:
-            in_channels: of every level.
-            output_size: as in `AverageROIPooler`, like the next two.
-            scales: of each level relative to the image.
-            sampling_ratio: samples of a bin along each axis.
-            gamma: what offsets are multiplied by.
-            mode: where a bin samples.
+            in_channels: channels of every level.
+            output_size: as in `AverageROIPooler`.
+            scales: as in `AverageROIPooler`.
+            sampling_ratio: as in `AverageROIPooler`.
+            gamma: factor of the offsets.
+            mode: as in `AverageROIPooler`.
             levels: as in `AverageROIPooler`.
         """
         super().__init__(output_size, scales, sampling_ratio, mode, **levels)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Several scales at test time, and iterative bounding-box averaging (section 4.3)."""
+"""Test-time augmentation and iterative bounding-box averaging (section 4.3)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from dcn_plugin.layers.offset_branch import without_autocast
 
 
 def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Builds what tests a trained network as the config says.
+    """Wraps a trained model for test-time augmentation and box averaging.
 
     Args:
-        cfg: with TEST.AUG, as in Detectron2, and TEST.BOX_AVERAGING.
-        model: one of the four networks, or any that Detectron2 augments.
+        cfg: the config, with TEST.AUG and TEST.BOX_AVERAGING.
+        model: a `GeneralizedRCNN` or a `SemanticSegmentor`.
 
     Returns:
-        a module that is called as the model is.
+        a module with the inputs and outputs of the model.
 
     Raises:
-        ValueError: if the network cannot be tested like that.
+        ValueError: if boxes are to be averaged but the model cannot score boxes again.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -59,26 +59,26 @@ def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 def views(cfg: CfgNode) -> DatasetMapperTTA:
-    """Returns what makes the versions of an image that are tested."""
+    """Returns the mapper that makes the augmented versions of an image."""
     if cfg.TEST.AUG.ENABLED:
         return DatasetMapperTTA(cfg)
     return DatasetMapperTTA((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST, flip=False)
 
 
 class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
-    """Detectron2's test-time augmentation with the boxes of Gidaris and Komodakis (2015).
+    """`GeneralizedRCNNWithTTA` with the box averaging of Gidaris and Komodakis (2015).
 
-    Boxes are scored and refined again from where they were refined to, for some rounds. Of all
-    boxes of all rounds and versions of the image, non-maximum suppression keeps the best, and
-    each of those becomes the mean of those of its class that overlap it, weighted by score.
+    Boxes are scored and refined for several rounds, each starting from the refined boxes of the
+    last. Non-maximum suppression selects among the boxes of all rounds and augmented images; each
+    selected box becomes the score-weighted mean of the boxes of its class that overlap it.
     """
 
     def __init__(self, cfg: CfgNode, model: GeneralizedRCNN) -> None:
-        """Takes a trained detector of two stages.
+        """Wraps a two-stage detector.
 
         Args:
-            cfg: with TEST.BOX_AVERAGING.
-            model: whose heads have `predict_regions`.
+            cfg: the config, with TEST.BOX_AVERAGING.
+            model: a detector whose RoI heads have `predict_regions`.
         """
         super().__init__(cfg, model, views(cfg))
         settings = cfg.TEST.BOX_AVERAGING
@@ -96,12 +96,12 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
     ) -> tuple[Tensor, Tensor, Tensor]:
         boxes, scores, classes = [], [], []
         for version, transform in zip(augmented_inputs, tfms, strict=True):
-            for found in self.refine(version):
-                there = found.pred_boxes.tensor.cpu().numpy()
-                back = np.ascontiguousarray(transform.inverse().apply_box(there))
-                boxes.append(torch.from_numpy(back).to(found.scores.device))
-                scores.append(found.scores.float())
-                classes.append(found.pred_classes)
+            for detections in self.refine(version):
+                augmented = detections.pred_boxes.tensor.cpu().numpy()
+                original = np.ascontiguousarray(transform.inverse().apply_box(augmented))
+                boxes.append(torch.from_numpy(original).to(detections.scores.device))
+                scores.append(detections.scores.float())
+                classes.append(detections.pred_classes)
         return torch.cat(boxes), torch.cat(scores), torch.cat(classes)
 
     def _merge_detections(
@@ -117,13 +117,10 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
 
     @torch.no_grad()
     def refine(self, version: dict[str, Any]) -> list[Instances]:
-        """Detects in one version of an image.
+        """Returns the boxes, scores and classes of each round, before non-maximum suppression.
 
         Args:
-            version: an input of the network.
-
-        Returns:
-            boxes, scores and classes of every round, before non-maximum suppression.
+            version: one augmented image, as an input of the model.
         """
         model = self.model
         images = model.preprocess_image([version])
@@ -145,61 +142,60 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
         regions: Boxes,
         classes: Tensor | None = None,
     ) -> Instances:
-        """Scores and refines boxes for the class that each has, or for all where none is given."""
+        """Scores and refines regions, for the given class of each or for all classes."""
         heads = self.model.roi_heads
         proposals = [Instances(size, proposal_boxes=regions)]
         predictions = heads.predict_regions(features, [regions])
         (scores,) = heads.box_predictor.predict_probs(predictions, proposals)
         (boxes,) = heads.box_predictor.predict_boxes(predictions, proposals)
         finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-        wanted = (scores[:, :-1] > heads.box_predictor.test_score_thresh) & finite[:, None]
+        keep = (scores[:, :-1] > heads.box_predictor.test_score_thresh) & finite[:, None]
         if classes is not None:
-            wanted &= F.one_hot(classes, wanted.shape[1]).bool()
-        rows, classes = wanted.nonzero().unbind(dim=1)
+            keep &= F.one_hot(classes, keep.shape[1]).bool()
+        rows, classes = keep.nonzero().unbind(dim=1)
         best = scores[rows, classes].topk(min(self.candidates, len(rows))).indices
         rows, classes = rows[best], classes[best]
-        by_class = boxes.unflatten(1, (-1, 4))  # of each class, or one for all
-        refined = Boxes(by_class[rows, classes if by_class.shape[1] > 1 else 0])
+        per_class = boxes.unflatten(1, (-1, 4))  # (R, C * 4) -> (R, C, 4); C is 1 if agnostic
+        refined = Boxes(per_class[rows, classes if per_class.shape[1] > 1 else 0])
         refined.clip(size)
         return Instances(
             size, pred_boxes=refined, scores=scores[rows, classes], pred_classes=classes
         )
 
 
-def vote(kept: Instances, boxes: Tensor, scores: Tensor, classes: Tensor, overlap: float) -> Tensor:
-    """Averages boxes by their scores.
+def vote(
+    kept: Instances, boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: float
+) -> Tensor:
+    """Replaces each box by the score-weighted mean of the boxes of its class that overlap it.
 
     Args:
-        kept: what non-maximum suppression left, M boxes with classes.
-        boxes: Tensor[R, 4], the voters.
-        scores: Tensor[R].
-        classes: Tensor[R].
-        overlap: the least IoU of a voter with the box that it votes on.
+        kept: M detections after non-maximum suppression.
+        boxes: all boxes, Tensor[R, 4].
+        scores: their scores, Tensor[R].
+        classes: their classes, Tensor[R].
+        iou_thresh: minimum IoU of a box with the detection to which it contributes.
 
     Returns:
-        Tensor[M, 4], the mean of each box's voters.
+        Tensor[M, 4].
     """
-    votes = pairwise_iou(kept.pred_boxes, Boxes(boxes)) >= overlap
+    votes = pairwise_iou(kept.pred_boxes, Boxes(boxes)) >= iou_thresh
     votes &= kept.pred_classes[:, None] == classes[None]
-    with without_autocast(boxes):  # coordinates need all of float32
+    with without_autocast(boxes):  # coordinates need float32
         weights = votes * scores
         total = weights.sum(dim=1, keepdim=True)
-        # A box of no area overlaps nothing, not even itself: it stays.
+        # An empty box has no IoU even with itself; it is kept.
         return torch.where(total > 0, weights @ boxes / total, kept.pred_boxes.tensor)
 
 
 class SemanticSegmentorWithTTA(nn.Module):
-    """Tests a network for semantic segmentation on several versions of an image.
-
-    Probabilities of all versions are averaged at the image's own size.
-    """
+    """A `SemanticSegmentor` with test-time augmentation: probabilities are averaged."""
 
     def __init__(self, cfg: CfgNode, model: SemanticSegmentor) -> None:
-        """Takes a trained network.
+        """Wraps a model.
 
         Args:
-            cfg: with TEST.AUG.
-            model: under test.
+            cfg: the config, with TEST.AUG.
+            model: the model.
         """
         super().__init__()
         self.model = model
@@ -207,26 +203,26 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """Segments.
+        """Computes the probabilities of each pixel.
 
         Args:
-            batched_inputs: as the network takes them.
+            batched_inputs: inputs of the model.
 
         Returns:
-            for each image `sem_seg`, Tensor[classes, height, width] of probabilities.
+            for each image the probabilities `sem_seg`, Tensor[classes, height, width].
         """
-        return [{"sem_seg": self._average(one)} for one in batched_inputs]
+        return [{"sem_seg": self._average(item)} for item in batched_inputs]
 
-    def _average(self, one: dict[str, Any]) -> Tensor:
-        height, width = one["image"].shape[1:]
-        versions = self.views({"height": height, "width": width, **one})
+    def _average(self, item: dict[str, Any]) -> Tensor:
+        height, width = item["image"].shape[1:]
+        versions = self.views({"height": height, "width": width, **item})
         total: Tensor | float = 0.0
         for version in versions:
             transforms = version.pop("transforms")
             (result,) = self.model([version])
-            found = result["sem_seg"]
+            probabilities = result["sem_seg"]
             if not getattr(self.model.sem_seg_head, "probabilities", False):
-                found = found.softmax(dim=0)
+                probabilities = probabilities.softmax(dim=0)
             flipped = any(isinstance(t, HFlipTransform) for t in transforms.transforms)
-            total = total + (found.flip(2) if flipped else found)
+            total = total + (probabilities.flip(2) if flipped else probabilities)
         return total / len(versions)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Slim backbones to test with, built as users build them: by config and registry."""
+"""Slim backbones, built from a config through the registry."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def offset_branches(
 
 
 def shake(network: nn.Module) -> nn.Module:
-    """Gives norms statistics and parameters of their own, and returns the network to evaluate."""
+    """Randomizes the statistics and parameters of norms; returns the network in eval mode."""
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.running_var, 0.7, 1.3)

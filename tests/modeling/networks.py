@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The four networks at a slim size, by config, and what to feed them."""
+"""Slim versions of the four networks, and inputs for them."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def build_network(network: str, deformable: bool, classes: int = 5) -> nn.Module
     return build_model(network_config(network, deformable, classes))
 
 
-def truth(size: tuple[int, int], boxes: list[list[float]], classes: list[int]) -> Instances:
-    """Returns the objects of an image."""
+def ground_truth(size: tuple[int, int], boxes: list[list[float]], classes: list[int]) -> Instances:
+    """Returns the ground truth of an image."""
     found = Instances(size)
     found.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     found.gt_classes = torch.tensor(classes, dtype=torch.int64)
@@ -67,9 +67,12 @@ def truth(size: tuple[int, int], boxes: list[list[float]], classes: list[int]) -
 
 
 def inputs() -> list[dict[str, Tensor | Instances]]:
-    """Returns two images of different sizes; the second shows nothing."""
+    """Returns two images of different sizes; the second has no objects."""
     sizes = (100, 130), (90, 140)
-    objects = truth(sizes[0], [[10, 20, 60, 70], [30, 5, 100, 90]], [3, 1]), truth(sizes[1], [], [])
+    objects = (
+        ground_truth(sizes[0], [[10, 20, 60, 70], [30, 5, 100, 90]], [3, 1]),
+        ground_truth(sizes[1], [], []),
+    )
     generator = torch.Generator().manual_seed(3)
     return [
         {

@@ -27,7 +27,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_block_is_that_of_figure_8(dilation: int) -> None:
+def test_block_matches_figure_8(dilation: int) -> None:
     block = shake(InceptionResidualBlock(32, 32, dilation=dilation)).double()
     shapes = {name: tuple(p.shape) for name, p in block.named_parameters() if p.dim() == 4}
     assert shapes == {
@@ -65,7 +65,7 @@ def test_block_projects_where_the_size_changes(stride_in_1x1: bool) -> None:
     assert block(torch.randn(1, 16, 9, 8)).shape == (1, 32, 5, 4)
 
 
-def test_size_is_that_of_table_7() -> None:
+def test_parameter_count_matches_table_7() -> None:
     network = AlignedInceptionResNet(num_classes=1000)
     total = sum(p.numel() for p in network.parameters())
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -117,7 +117,7 @@ def test_features_are_activated() -> None:
     assert all(features[name].min() == 0 for name in names)
 
 
-def test_freezing_reaches_what_the_key_says() -> None:
+def test_freeze_at() -> None:
     cfg = slim_config(NORM="FrozenBN", OUT_FEATURES=["reduced"])
     cfg.MODEL.BACKBONE.FREEZE_AT = 3
     backbone = build(NAME, cfg)
@@ -155,7 +155,7 @@ def test_classifier_and_backbone_have_the_same_names() -> None:
         ("OUT_FEATURES", ["conv5"]),
     ],
 )
-def test_settings_that_do_not_fit_are_named(key: str, value: object) -> None:
+def test_error_names_the_config_key(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"MODEL.RESNETS.{key}\)? must be .*got"):
         build(NAME, slim_config(**{key: value}))
 

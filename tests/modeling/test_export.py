@@ -41,7 +41,7 @@ def detect(model: torch.nn.Module, batch: list[dict[str, Any]]) -> list[dict[str
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @networks
 @torch.no_grad()
-def test_a_traced_network_gives_the_same(network: str) -> None:
+def test_traced_network_gives_the_same(network: str) -> None:
     model = build_network(network, deformable=True).eval()
     adapter = TracingAdapter(model, [{"image": image(0)}], detect)
     with patch_builtin_len():
@@ -60,7 +60,7 @@ def test_a_traced_network_gives_the_same(network: str) -> None:
 
 
 @networks
-def test_runs_in_detectron2s_predictor(network: str, tmp_path: Path) -> None:
+def test_runs_in_default_predictor(network: str, tmp_path: Path) -> None:
     cfg = network_config(network, deformable=True)
     model = build_network(network, deformable=True).eval()
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 
-from .networks import DETECTORS, NETWORKS, build_network, inputs, network_config, truth
+from .networks import DETECTORS, NETWORKS, build_network, ground_truth, inputs, network_config
 
 networks = pytest.mark.parametrize("network", NETWORKS)
 detectors = pytest.mark.parametrize("network", DETECTORS)
@@ -22,7 +22,7 @@ kinds = pytest.mark.parametrize("deformable", [False, True], ids=["plain", "defo
 
 @networks
 @kinds
-def test_every_parameter_learns(network: str, deformable: bool) -> None:
+def test_every_parameter_gets_a_gradient(network: str, deformable: bool) -> None:
     model = build_network(network, deformable)
     with EventStorage():
         losses = model(inputs())
@@ -52,7 +52,7 @@ def test_starts_as_the_plain_network(network: str, deformable: bool) -> None:
     ("network", "more"),
     [("faster_rcnn", 1.48), ("rfcn", 2.46), ("ca_rpn", 0.25), ("deeplab", 0.25)],
 )
-def test_deformable_parts_cost_what_the_paper_says(network: str, more: float) -> None:
+def test_parameters_of_deformable_parts_match_the_paper(network: str, more: float) -> None:
     sizes = []
     for deformable in (False, True):
         cfg = network_config(network, deformable, classes=20 + (network == "deeplab"))
@@ -66,11 +66,11 @@ def test_deformable_parts_cost_what_the_paper_says(network: str, more: float) ->
 
 
 @networks
-def test_images_without_anything(network: str) -> None:
+def test_images_without_ground_truth(network: str) -> None:
     model = build_network(network, True)
     batch = inputs()
     for item in batch:
-        item["instances"] = truth(tuple(item["image"].shape[1:]), [], [])
+        item["instances"] = ground_truth(tuple(item["image"].shape[1:]), [], [])
         item["sem_seg"] = torch.full(item["image"].shape[1:], 255)
     with EventStorage():
         losses = model(batch)
@@ -79,12 +79,12 @@ def test_images_without_anything(network: str) -> None:
 
 
 @detectors
-def test_training_on_numbers_that_are_none_stops(network: str) -> None:
+def test_training_stops_on_nan_inputs(network: str) -> None:
     batch = inputs()
     for item in batch:
         item["image"] = torch.full_like(item["image"].float(), float("nan"))
     model = build_network(network, True)
-    with EventStorage(), pytest.raises(FloatingPointError, match="diverged"):
+    with EventStorage(), pytest.raises(FloatingPointError, match=r"has diverged"):
         model(batch)
     results = model.eval()(batch)
     assert all(len(r["instances"]) == 0 for r in results)
@@ -98,14 +98,14 @@ def test_ca_rpn_finds_no_empty_boxes_in_a_batch_of_two_sizes() -> None:
         assert len(found) > 20 and found.pred_boxes.nonempty().all()
 
 
-def test_ca_rpn_honours_the_least_size_of_proposals() -> None:
+def test_ca_rpn_honours_the_minimum_size_of_proposals() -> None:
     cfg = network_config("ca_rpn", deformable=False)
     cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 40
     (found, _) = build_model(cfg).eval().inference(inputs(), do_postprocess=False)
     assert len(found) > 0 and found.pred_boxes.nonempty(threshold=39.9).all()
 
 
-def test_ca_rpn_proposes_in_training_for_pictures_only() -> None:
+def test_ca_rpn_computes_training_proposals_only_to_visualize() -> None:
     cfg = network_config("ca_rpn", deformable=False)
     cfg.VIS_PERIOD = 2
     model = build_model(cfg)
@@ -137,9 +137,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("network", "key", "value", "message"), REFUSED)
-def test_settings_that_do_not_fit_are_named(
-    network: str, key: str, value: object, message: str
-) -> None:
+def test_error_names_the_config_key(network: str, key: str, value: object, message: str) -> None:
     cfg = network_config(network, deformable=True)
     cfg.merge_from_list([f"MODEL.{key}", value])
     with pytest.raises(ValueError, match=rf"MODEL\..*{message}"):

@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from .networks import DETECTORS, network_config, truth
+from .networks import DETECTORS, ground_truth, network_config
 
 IMAGES, SIZE, CLASSES = 8, 128, 2
 
@@ -44,7 +44,7 @@ def draw(seed: int) -> dict[str, Any]:
         classes.append(kind)
     return {
         "image": torch.from_numpy(image).permute(2, 0, 1).contiguous(),
-        "instances": truth((SIZE, SIZE), boxes, classes),
+        "instances": ground_truth((SIZE, SIZE), boxes, classes),
         "sem_seg": torch.from_numpy(labels),
     }
 
@@ -129,7 +129,7 @@ def mean_iou(results: list, batch: list[dict[str, Any]]) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("deformable", [False, True], ids=["plain", "deformable"])
 @pytest.mark.parametrize("network", [*DETECTORS, "deeplab"])
-def test_learns_eight_images_by_heart(network: str, deformable: bool) -> None:
+def test_overfits_eight_images(network: str, deformable: bool) -> None:
     batch = [draw(seed) for seed in range(IMAGES)]
     model = build_model(overfit_config(network, deformable))
     history = learn(model, batch, steps=300)

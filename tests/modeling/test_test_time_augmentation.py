@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Several scales at test time, and bounding-box averaging, beside slow restatements."""
+"""Test-time augmentation and box averaging, against slow references."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dcn_plugin.modeling.test_time_augmentation import (
 )
 
 from .networks import NETWORKS, inputs, network_config
-from .restatement import iou
+from .scalar_reference import iou
 
 
 def config(network: str, averaging: bool, scales: tuple[int, ...] = (64, 96)) -> CfgNode:
@@ -47,7 +47,7 @@ def one_input() -> dict[str, Any]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_is_tested_at_several_scales(network: str) -> None:
+def test_tta_of_every_network(network: str) -> None:
     model = augmented(network, averaging=False)
     (result,) = model([one_input()])
     if network == "deeplab":
@@ -84,7 +84,7 @@ def test_segmentation_takes_probabilities_as_they_are() -> None:
     )
 
 
-def restated_vote(kept: Instances, voters: list, overlap: float) -> list[list[float]]:
+def reference_vote(kept: Instances, voters: list, overlap: float) -> list[list[float]]:
     means = []
     boxes = zip(kept.pred_boxes.tensor.tolist(), kept.pred_classes.tolist(), strict=True)
     for box, label in boxes:
@@ -99,7 +99,7 @@ def restated_vote(kept: Instances, voters: list, overlap: float) -> list[list[fl
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("overlap", [0.3, 0.5, 1.0])
-def test_votes_are_those_of_the_restatement(seed: int, overlap: float) -> None:
+def test_vote_equals_the_scalar_reference(seed: int, overlap: float) -> None:
     torch.manual_seed(seed)
     corners, sides = torch.rand(60, 2) * 20, torch.rand(60, 2) * 30 + 10
     boxes = torch.cat([corners, corners + sides], dim=1)
@@ -107,7 +107,7 @@ def test_votes_are_those_of_the_restatement(seed: int, overlap: float) -> None:
     scores, classes = torch.rand(60), torch.randint(0, 3, (60,))
     kept = Instances((50, 50), pred_boxes=Boxes(boxes[:9].clone()), pred_classes=classes[:9])
     voters = list(zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True))
-    expected = torch.tensor(restated_vote(kept, voters, overlap))
+    expected = torch.tensor(reference_vote(kept, voters, overlap))
     found = vote(kept, boxes, scores, classes, overlap)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -133,7 +133,7 @@ def test_averaged_boxes_have_an_area_under_autocast(network: str) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_network_stays_in_its_mode(network: str, training: bool) -> None:
+def test_model_keeps_its_training_mode(network: str, training: bool) -> None:
     cfg = config(network, averaging=False)
     model = build_model(cfg).train(training)
     with inference_context(build_model_with_tta(cfg, model)):
@@ -141,7 +141,7 @@ def test_the_network_stays_in_its_mode(network: str, training: bool) -> None:
     assert model.training is training
 
 
-def restated_merge(voters: list, nms: float, overlap: float) -> list[tuple]:
+def reference_merge(voters: list, nms: float, overlap: float) -> list[tuple]:
     """Keeps the best of each class and averages each with its voters: (score, class, box)."""
     kept: list[tuple] = []
     for box, score, label in sorted(voters, key=lambda v: -v[1]):
@@ -158,7 +158,7 @@ def restated_merge(voters: list, nms: float, overlap: float) -> list[tuple]:
 
 @pytest.mark.parametrize("averaging", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_versions_are_merged_as_the_restatement_does(averaging: bool, seed: int) -> None:
+def test_merging_equals_the_scalar_reference(averaging: bool, seed: int) -> None:
     model = augmented("rfcn", averaging)
     torch.manual_seed(seed)
     corners, sides = torch.rand(80, 2) * 60, torch.rand(80, 2) * 40 + 10
@@ -167,7 +167,7 @@ def test_versions_are_merged_as_the_restatement_does(averaging: bool, seed: int)
     found = model._merge_detections(boxes.clone(), scores, classes, (120, 156))
     voters = list(zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True))
     # Without averaging a box votes on itself alone.
-    expected = restated_merge(voters, nms=0.3, overlap=0.5 if averaging else 1 - 1e-9)
+    expected = reference_merge(voters, nms=0.3, overlap=0.5 if averaging else 1 - 1e-9)
     assert len(found) == len(expected) > 10
     torch.testing.assert_close(found.scores, torch.tensor([e[0] for e in expected]))
     assert found.pred_classes.tolist() == [e[1] for e in expected]
@@ -191,7 +191,7 @@ def test_boxes_are_averaged(network: str, scales: tuple[int, ...]) -> None:
     clipped = Boxes(boxes.clone())
     clipped.clip((120, 156))
     voters = zip(clipped.tensor.tolist(), scores.tolist(), classes.tolist(), strict=True)
-    expected = torch.tensor(restated_vote(merged, list(voters), 0.5))
+    expected = torch.tensor(reference_vote(merged, list(voters), 0.5))
     torch.testing.assert_close(found.pred_boxes.tensor, expected, rtol=1e-3, atol=1e-2)
     assert torch.equal(found.scores, merged.scores)
 
@@ -233,7 +233,7 @@ def test_fixed_proposals_and_keypoints_cannot_be_scaled(key: str, averaging: boo
         build_model_with_tta(cfg, model)
 
 
-def test_settings_that_do_not_fit_are_named() -> None:
+def test_error_names_the_config_key() -> None:
     cfg = config("rfcn", averaging=True)
     cfg.TEST.BOX_AVERAGING.VOTE_THRESH = 0.0
     with pytest.raises(ValueError, match=r"TEST.BOX_AVERAGING must have .* got 2, 1000 and 0.0"):

@@ -2,8 +2,8 @@
 # Copyright (c) dcn_plugin contributors
 """Residual blocks with a deformable 3x3 convolution.
 
-The convolution keeps its name, weight and norm, with its offset branch beside it: the names of
-Detectron2's own deformable block, so that weights of either load here.
+The convolution keeps its name, weight and norm, and its offset branch is a sibling. These are the
+names of Detectron2's `DeformBottleneckBlock`, so its weights load here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dcn_plugin.ops import deform_conv2d
 
 
 class DeformableBlock:
-    """What makes a residual block deformable: comes before the plain block among the bases."""
+    """Mixin that makes a residual block deformable; it precedes the plain block in the bases."""
 
-    # Which of the plain block's convolutions are.
+    # Names of the convolutions that are deformable.
     DEFORMABLE: tuple[str, ...] = ("conv2",)
 
     def __init__(
@@ -35,13 +35,13 @@ class DeformableBlock:
         modulated: bool = False,
         **plain: Any,
     ) -> None:
-        """Makes the plain block, then its offset branches.
+        """Makes the plain block and its offset branches.
 
         Args:
-            in_channels: of the block.
-            out_channels: of the block.
-            offset_groups: how many blocks of channels have offsets of their own.
-            modulated: whether taps are weighted by a learnt mask too (DCNv2).
+            in_channels: input channels of the block.
+            out_channels: output channels of the block.
+            offset_groups: number of offset groups.
+            modulated: whether the deformable convolutions have a mask (DCNv2).
             plain: the other arguments of the plain block.
         """
         super().__init__(in_channels, out_channels, **plain)
@@ -49,11 +49,11 @@ class DeformableBlock:
             branch = OffsetConv2d(getattr(self, name), offset_groups, modulated)
             setattr(self, f"{name}_offset", branch)
 
-    def deform(self, name: str, x: Tensor) -> Tensor:
-        """Applies a convolution, and its norm, where its offset branch says.
+    def apply_conv(self, name: str, x: Tensor) -> Tensor:
+        """Applies a convolution at the offsets that its branch predicts, then its norm.
 
         Args:
-            name: of the convolution: one of Detectron2's, without activation.
+            name: name of the convolution, a Detectron2 `Conv2d` without activation.
             x: Tensor[N, C, H, W].
 
         Returns:
@@ -80,24 +80,24 @@ class DeformBottleneckBlock(DeformableBlock, BottleneckBlock):
             Tensor[N, out_channels, H', W'].
         """
         out = F.relu_(self.conv1(x))
-        out = F.relu_(self.deform("conv2", out))
+        out = F.relu_(self.apply_conv("conv2", out))
         out = self.conv3(out)
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 
 
 class DilatedBasicBlock(BasicBlock):
-    """The block of ResNet-18 and 34 with dilation, which Detectron2's does not have."""
+    """Detectron2's `BasicBlock` (ResNet-18 and 34) with dilation."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, dilation: int = 1, **plain: Any
     ) -> None:
-        """Makes the plain block and dilates both of its 3x3 convolutions.
+        """Makes the block.
 
         Args:
-            in_channels: of the block.
-            out_channels: of the block.
-            dilation: of both convolutions.
+            in_channels: input channels of the block.
+            out_channels: output channels of the block.
+            dilation: dilation of both 3x3 convolutions.
             plain: the other arguments of `BasicBlock`.
         """
         super().__init__(in_channels, out_channels, **plain)
@@ -118,6 +118,6 @@ class DeformBasicBlock(DeformableBlock, DilatedBasicBlock):
             Tensor[N, out_channels, H', W'].
         """
         out = F.relu_(self.conv1(x))
-        out = self.deform("conv2", out)
+        out = self.apply_conv("conv2", out)
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The block of Aligned-Inception-ResNet, plain or deformable (figure 8)."""
+"""Blocks of Aligned-Inception-ResNet (figure 8)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .deform_block import DeformableBlock
 
 
 class Activation(CNNBlockBase):
-    """Norm and ReLU of a bare sum: at the beginning of a block, and at the end of a stage."""
+    """Norm and ReLU of a residual sum, at the beginning of a block or the end of a stage."""
 
     def __init__(self, channels: int, norm: str) -> None:
         """Makes the norm.
 
         Args:
-            channels: of the sum.
+            channels: number of channels.
             norm: Detectron2's name of the normalization.
         """
         super().__init__(channels, channels, 1)
         self.norm = get_norm(norm, channels) or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies both.
+        """Applies the norm and ReLU.
 
         Args:
             x: Tensor[N, channels, H, W].
@@ -42,12 +42,12 @@ class Activation(CNNBlockBase):
 
 
 class InceptionResidualBlock(CNNBlockBase):
-    """Two branches of convolutions, joined by a 1x1 convolution and added to the input.
+    """Residual block with two branches, concatenated and joined by a 1x1 convolution.
 
-    With c output channels, the deep branch is 1x1, 3x3, 3x3 of c/8 channels, the wide one 1x1,
-    3x3 of c/4. The block is pre-activated: norm and ReLU come before each convolution, and what
-    leaves it is the bare sum. A block that changes the size, the first of its stage, has no norm
-    of its own for its input: what comes from the stem or the stage before is activated already.
+    With c output channels, the deep branch is 1x1, 3x3, 3x3 of c/8 channels and the wide branch
+    1x1, 3x3 of c/4. The block is pre-activated: norm and ReLU come before each convolution, and
+    the output is the sum without activation. The first block of a stage has no norm for its input,
+    which the stem or the previous stage has already activated.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class InceptionResidualBlock(CNNBlockBase):
         """Makes the block.
 
         Args:
-            in_channels: of the block.
+            in_channels: input channels of the block.
             out_channels: c, a multiple of 8.
-            stride: of the block.
-            dilation: of the 3x3 convolutions.
-            stride_in_1x1: whether the first convolution of a branch has the stride, or the second.
+            stride: stride of the block.
+            dilation: dilation of the 3x3 convolutions.
+            stride_in_1x1: whether the first convolution of a branch has the stride, else the
+                second.
             norm: Detectron2's name of the normalization.
         """
         super().__init__(in_channels, out_channels, stride)
@@ -93,43 +94,31 @@ class InceptionResidualBlock(CNNBlockBase):
             x: Tensor[N, in_channels, H, W].
 
         Returns:
-            Tensor[N, out_channels, H', W'], a bare sum.
+            Tensor[N, out_channels, H', W'], without activation.
         """
         active = self.activation(x) if self.shortcut is None else x
-        deep = self.last_deep(F.relu_(self.deep2(F.relu_(self.deep1(active)))))
-        wide = self.last_wide(F.relu_(self.wide1(active)))
-        # Each channel has its norm already: this is norm and ReLU before the joining convolution.
+        deep = self.apply_conv("deep3", F.relu_(self.deep2(F.relu_(self.deep1(active)))))
+        wide = self.apply_conv("wide2", F.relu_(self.wide1(active)))
+        # The branches end with their norms, so this is norm and ReLU before `join`.
         out = self.join(F.relu_(torch.cat([deep, wide], dim=1)))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
-    def last_deep(self, x: Tensor) -> Tensor:
-        """Applies the last convolution of the deep branch, with its norm."""
-        return self.deep3(x)
-
-    def last_wide(self, x: Tensor) -> Tensor:
-        """Applies the last convolution of the wide branch, with its norm."""
-        return self.wide2(x)
+    def apply_conv(self, name: str, x: Tensor) -> Tensor:
+        """Applies a convolution and its norm; `DeformableBlock` overrides it."""
+        return getattr(self, name)(x)
 
 
 class DeformInceptionResidualBlock(DeformableBlock, InceptionResidualBlock):
-    """The block with the last 3x3 convolution of each branch deformable.
+    """The block with a deformable convolution as the last 3x3 of each branch.
 
-    Which of its convolutions are the deformable ones the paper does not say.
+    The paper does not say which convolutions of the block are deformable.
     """
 
     DEFORMABLE = ("deep3", "wide2")
 
-    def last_deep(self, x: Tensor) -> Tensor:
-        """Applies the last convolution of the deep branch where its offsets say."""
-        return self.deform("deep3", x)
-
-    def last_wide(self, x: Tensor) -> Tensor:
-        """Applies the last convolution of the wide branch where its offsets say."""
-        return self.deform("wide2", x)
-
 
 def _conv(in_channels: int, out_channels: int, kernel: int, norm: str = "", **more: Any) -> Conv2d:
-    """Makes a convolution without bias, with He's initial weights, and its norm if named."""
+    """Makes a convolution without bias, initialized by `c2_msra_fill`, and its norm."""
     after: nn.Module | None = get_norm(norm, out_channels)
     conv = Conv2d(in_channels, out_channels, kernel, bias=False, norm=after, **more)
     c2_msra_fill(conv)

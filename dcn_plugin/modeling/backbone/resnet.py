@@ -187,15 +187,9 @@ def build_retinanet_deform_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeS
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: DeformResNet, top_block: nn.Module) -> FPN:
-    in_features = cfg.MODEL.FPN.IN_FEATURES
-    if cfg.MODEL.RESNETS.RES5_DILATION != 1 and {"res4", "res5"} <= set(in_features):
-        raise ValueError(
-            "MODEL.RESNETS.RES5_DILATION must be 1 under a feature pyramid on res4 and res5, whose "
-            f"strides must differ, got {cfg.MODEL.RESNETS.RES5_DILATION}"
-        )
     return FPN(
         bottom_up=bottom_up,
-        in_features=in_features,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,

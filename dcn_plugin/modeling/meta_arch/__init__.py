@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Whole networks."""
+"""Meta-architectures."""
 
 from .category_aware_rpn import CategoryAwareRPN
 from .deeplab import DeepLab, DeepLabHead

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The category-aware RPN as a detector."""
+"""The category-aware RPN, a one-stage detector (section 2.3)."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ..roi_heads.boxes_only import BoxesOnly
 
 @META_ARCH_REGISTRY.register()
 class CategoryAwareRPN(GeneralizedRCNN):
-    """A detector of one stage: a region proposal network that knows classes.
+    """A one-stage detector: an RPN that classifies its anchors.
 
-    Detectron2's `GeneralizedRCNN` whose proposal generator is the whole detector, so that whatever
-    takes a `GeneralizedRCNN` (test-time augmentation, tracing, visualization) takes it too.
+    It is a `GeneralizedRCNN` whose proposal generator returns the detections, so test-time
+    augmentation, tracing and visualization work as for any `GeneralizedRCNN`.
     """
 
     generator = CategoryDetector
 
     @configurable
     def __init__(self, **parts: Any) -> None:
-        """Makes the network.
+        """Makes a `GeneralizedRCNN` without RoI heads.
 
         Args:
-            parts: of `GeneralizedRCNN`, but for its heads.
+            parts: the other arguments of `GeneralizedRCNN`.
         """
         super().__init__(roi_heads=NoHeads(), **parts)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads a config.
+        """Reads the keys of `CategoryDetector`, and of `GeneralizedRCNN` without RoI heads.
 
         Args:
-            cfg: with MODEL.RPN, and of MODEL.ROI_HEADS the number of classes and the thresholds.
+            cfg: the config.
         """
         check_only_boxes(cfg, cls.__name__)
         backbone = build_backbone(cfg)
@@ -56,7 +56,7 @@ class CategoryAwareRPN(GeneralizedRCNN):
 
 
 class NoHeads(BoxesOnly, nn.Module):
-    """Stands where a detector of two stages has its heads, and passes detections on."""
+    """RoI heads that return the detections of the proposal generator unchanged."""
 
     def forward(
         self,
@@ -68,9 +68,9 @@ class NoHeads(BoxesOnly, nn.Module):
         """Returns the proposals, and no losses.
 
         Args:
-            images: not needed.
-            features: not needed.
-            proposals: of each image.
-            targets: not needed.
+            images: not used.
+            features: not used.
+            proposals: detections of each image.
+            targets: not used.
         """
         return proposals, {}

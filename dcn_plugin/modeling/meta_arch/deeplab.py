@@ -20,9 +20,9 @@ from ..config_checks import check_class, check_features
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class DeepLabHead(nn.Module):
-    """Scores of each class for each pixel: a 1x1 convolution, then fixed bilinear upsampling.
+    """Semantic segmentation head: a 1x1 convolution and bilinear upsampling.
 
-    Runs under Detectron2's `SemanticSegmentor`.
+    It works under Detectron2's `SemanticSegmentor`.
     """
 
     @configurable
@@ -40,13 +40,13 @@ class DeepLabHead(nn.Module):
         """Makes the head.
 
         Args:
-            in_feature: what it reads.
-            in_channels: of it.
-            stride: of it.
-            num_classes: all that pixels may have, background too where it is one.
-            ignore_value: the label of pixels that are not learnt.
-            loss_weight: of the loss.
-            probabilities: whether to return probabilities, or logits as Detectron2's heads do.
+            in_feature: name of the input feature.
+            in_channels: channels of the input feature.
+            stride: stride of the input feature.
+            num_classes: number of classes, including background where it is one.
+            ignore_value: label of pixels that are left out of the loss.
+            loss_weight: factor of the loss.
+            probabilities: whether inference returns probabilities instead of logits.
         """
         super().__init__()
         self.in_feature = in_feature
@@ -60,12 +60,11 @@ class DeepLabHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads a config.
+        """Reads IN_FEATURES, NUM_CLASSES, IGNORE_VALUE, LOSS_WEIGHT and PROBABILITIES.
 
         Args:
-            cfg: with IN_FEATURES, NUM_CLASSES, IGNORE_VALUE, LOSS_WEIGHT and PROBABILITIES of
-                MODEL.SEM_SEG_HEAD.
-            input_shape: of the backbone's features.
+            cfg: the config; the keys are below MODEL.SEM_SEG_HEAD.
+            input_shape: shapes of the backbone's features.
         """
         head = with_dcn_defaults(cfg).MODEL.SEM_SEG_HEAD
         check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, input_shape, True)
@@ -83,11 +82,11 @@ class DeepLabHead(nn.Module):
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Predicts, or learns.
+        """Computes the scores of each pixel, or the loss in training.
 
         Args:
-            features: Tensor[N, C, H, W] by name.
-            targets: Tensor[N, height, width] of labels, in training.
+            features: feature maps by name, Tensor[N, C, H, W].
+            targets: labels in training, Tensor[N, height, width].
 
         Returns:
             Tensor[N, classes, H * stride, W * stride] and no losses; in training None and the loss.
@@ -120,14 +119,14 @@ class DeepLabHead(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class DeepLab(SemanticSegmentor):
-    """Detectron2's `SemanticSegmentor` with a `DeepLabHead`, which runs under that name too."""
+    """`SemanticSegmentor` with a `DeepLabHead`, which also works under the former itself."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads a config.
+        """Reads the keys of `SemanticSegmentor`.
 
         Args:
-            cfg: whose MODEL.SEM_SEG_HEAD.NAME is DeepLabHead.
+            cfg: the config; MODEL.SEM_SEG_HEAD.NAME must be DeepLabHead.
         """
         name, heads = cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY
         check_class("MODEL.SEM_SEG_HEAD.NAME", name, heads, DeepLabHead, cls.__name__)

@@ -15,14 +15,14 @@ from ..roi_heads import RFCNROIHeads
 
 @META_ARCH_REGISTRY.register()
 class RFCN(GeneralizedRCNN):
-    """Detectron2's `GeneralizedRCNN` with `RFCNROIHeads`, which run under that name too."""
+    """`GeneralizedRCNN` with `RFCNROIHeads`, which also work under `GeneralizedRCNN` itself."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads a config.
+        """Reads the keys of `GeneralizedRCNN`.
 
         Args:
-            cfg: whose MODEL.ROI_HEADS.NAME is RFCNROIHeads.
+            cfg: the config; MODEL.ROI_HEADS.NAME must be RFCNROIHeads.
         """
         name, heads = cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY
         check_class("MODEL.ROI_HEADS.NAME", name, heads, RFCNROIHeads, cls.__name__)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Region proposals that know their class."""
+"""The category-aware RPN, as a proposal generator and as a detector."""
 
 from .category_detector import CategoryDetector
 from .category_rpn import CategoryRPN, CategoryRPNHead

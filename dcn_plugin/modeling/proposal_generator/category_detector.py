@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The category-aware RPN as a detector of one stage (section 2.3)."""
+"""The category-aware RPN as a one-stage detector (section 2.3)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .category_rpn import CategoryRPN
 """
 Shape shorthand in this module:
 
-    N: images, C: classes without background, R: anchors of an image
+    N: images, C: classes without background, R: anchors per image
 """
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class CategoryDetector(CategoryRPN):
-    """A `CategoryRPN` whose proposals, when it is not training, are detections."""
+    """A `CategoryRPN` that returns detections at inference."""
 
     @configurable
     def __init__(
@@ -41,11 +41,11 @@ class CategoryDetector(CategoryRPN):
         """Makes the detector.
 
         Args:
-            score_thresh: detections have a higher score.
-            detection_nms_thresh: IoU of detections of a class, of which one is left.
-            detections_per_image: at most so many.
-            vis_period: iterations between two pictures of proposals in training; 0: none.
-            settings: of `CategoryRPN`.
+            score_thresh: minimum score of a detection.
+            detection_nms_thresh: IoU threshold of the non-maximum suppression of each class.
+            detections_per_image: maximum number of detections.
+            vis_period: iterations between two visualizations of proposals in training; 0: none.
+            settings: arguments of `CategoryRPN`.
         """
         super().__init__(**settings)
         self.score_thresh = score_thresh
@@ -58,9 +58,9 @@ class CategoryDetector(CategoryRPN):
         """Reads a config.
 
         Args:
-            cfg: with MODEL.ROI_HEADS.SCORE_THRESH_TEST and NMS_THRESH_TEST,
-                TEST.DETECTIONS_PER_IMAGE, VIS_PERIOD, and what `CategoryRPN` reads.
-            input_shape: of the backbone's features.
+            cfg: MODEL.ROI_HEADS.SCORE_THRESH_TEST and NMS_THRESH_TEST, TEST.DETECTIONS_PER_IMAGE,
+                VIS_PERIOD, and the keys of `CategoryRPN`.
+            input_shape: shapes of the backbone's features.
         """
         return {
             **super().from_config(cfg, input_shape),
@@ -77,17 +77,17 @@ class CategoryDetector(CategoryRPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Finds detections, or in training, where nobody takes them, pictures' proposals.
+        """Computes the detections, or in training the proposals if they are to be visualized.
 
         Args:
-            anchors: of each level.
-            pred_objectness_logits: Tensor[N, R * (C+1)] of each level.
-            pred_anchor_deltas: Tensor[N, R, 4] of each level.
-            image_sizes: of each image.
+            anchors: anchors of each level.
+            pred_objectness_logits: logits of each level, Tensor[N, R * (C+1)].
+            pred_anchor_deltas: deltas of each level, Tensor[N, R, 4].
+            image_sizes: (height, width) of each image.
 
         Returns:
-            `pred_boxes`, `scores` and `pred_classes` of each image; in training as `CategoryRPN`,
-            or no proposals.
+            `pred_boxes`, `scores` and `pred_classes` of each image; in training the proposals of
+            `CategoryRPN`, or none.
         """
         if self.training:
             if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
@@ -103,12 +103,12 @@ class CategoryDetector(CategoryRPN):
         boxes, scores = [], []
         for image, size in enumerate(image_sizes):
             levels = [
-                self._best(level[image], of_level[image], size)
-                for level, of_level in zip(decoded, probabilities, strict=True)
+                self._top_boxes(level[image], probs[image], size)
+                for level, probs in zip(decoded, probabilities, strict=True)
             ]
             boxes.append(cat([level[0] for level in levels]))
             scores.append(cat([level[1] for level in levels]))
-        found, _ = fast_rcnn_inference(
+        detections, _ = fast_rcnn_inference(
             boxes,
             scores,
             image_sizes,
@@ -116,20 +116,17 @@ class CategoryDetector(CategoryRPN):
             self.detection_nms_thresh,
             self.detections_per_image,
         )
-        return found
+        return detections
 
-    def _best(
+    def _top_boxes(
         self, boxes: Tensor, probabilities: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Chooses as many boxes of a level as an RPN looks at, of those that lie in the image.
+        """Returns the `pre_nms_topk` boxes and probabilities of a level with the best class.
 
         Args:
             boxes: Tensor[R, 4].
             probabilities: Tensor[R, C+1].
-            size: of the image.
-
-        Returns:
-            some rows of both.
+            size: (height, width) of the image.
         """
         finite = boxes.isfinite().all(dim=1) & probabilities.isfinite().all(dim=1)
         inside, probabilities = Boxes(boxes[finite]), probabilities[finite]
@@ -146,17 +143,19 @@ class CategoryDetector(CategoryRPN):
 
 
 def check_finite(predictions: list[Tensor]) -> None:
-    """Stops a training that has diverged, as Detectron2's RPN does when it proposes."""
+    """Raises an error if training has diverged, as Detectron2's `find_top_rpn_proposals` does."""
     if not all(level.isfinite().all() for level in predictions):
-        raise FloatingPointError("scores or boxes contain Inf or NaN: training has diverged")
+        raise FloatingPointError(
+            "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+        )
 
 
 def no_proposals(size: tuple[int, int], like: Tensor) -> Instances:
-    """Returns what an RPN proposes where it finds nothing.
+    """Returns an empty set of proposals.
 
     Args:
-        size: of the image.
-        like: a tensor of the proposals' device and dtype.
+        size: (height, width) of the image.
+        like: a tensor with the device and dtype to use.
     """
     return Instances(
         size,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The region proposal network with classes (section 2.3)."""
+"""The category-aware region proposal network (section 2.3)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from ..config_checks import check_class, check_features
 """
 Shape shorthand in this module:
 
-    N: images, C: classes without background, A: anchors to a cell, R: anchors of an image
+    N: images, C: classes without background, A: anchors per cell, R: anchors per image
 """
 
 
 @RPN_HEAD_REGISTRY.register()
 class CategoryRPNHead(StandardRPNHead):
-    """Detectron2's head of an RPN, with logits of every class and background for each anchor."""
+    """`StandardRPNHead` with C+1 logits for each anchor."""
 
     @configurable
     def __init__(self, *, num_classes: int, num_anchors: int, **settings: Any) -> None:
@@ -43,22 +43,22 @@ class CategoryRPNHead(StandardRPNHead):
         Args:
             num_classes: C.
             num_anchors: A.
-            settings: of `StandardRPNHead`.
+            settings: further arguments of `StandardRPNHead`.
         """
         super().__init__(num_anchors=num_anchors, **settings)
         logits = self.objectness_logits
-        # Channel a * (C + 1) + c has class c of anchor a, background last.
+        # Channel a * (C+1) + c is class c of anchor a; background is the last class.
         self.objectness_logits = nn.Conv2d(logits.in_channels, num_anchors * (num_classes + 1), 1)
         nn.init.normal_(self.objectness_logits.weight, std=0.01)
         nn.init.zeros_(self.objectness_logits.bias)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
-        """Reads a config.
+        """Reads MODEL.ROI_HEADS.NUM_CLASSES and the keys of `StandardRPNHead`.
 
         Args:
-            cfg: with MODEL.ROI_HEADS.NUM_CLASSES, and what `StandardRPNHead` reads.
-            input_shape: of the features.
+            cfg: the config.
+            input_shape: shapes of the features.
         """
         network = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
         name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
@@ -73,10 +73,10 @@ class CategoryRPNHead(StandardRPNHead):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class CategoryRPN(RPN):
-    """Detectron2's RPN, which learns the classes of its anchors.
+    """Detectron2's `RPN` with a softmax over the classes and background for each anchor.
 
-    Anchors are matched and sampled as there; each is classified by a softmax over the classes and
-    background. Proposals are the boxes least likely to be background.
+    Anchors are matched and sampled as in `RPN`. Proposals are the boxes with the lowest probability
+    of background.
     """
 
     @configurable
@@ -85,18 +85,18 @@ class CategoryRPN(RPN):
 
         Args:
             num_classes: C.
-            settings: of `RPN`; its head is a `CategoryRPNHead`.
+            settings: arguments of `RPN`; the head must be a `CategoryRPNHead`.
         """
         super().__init__(**settings)
         self.num_classes = num_classes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads a config.
+        """Reads MODEL.ROI_HEADS.NUM_CLASSES and the keys of `RPN`.
 
         Args:
-            cfg: with what `RPN` and `CategoryRPNHead` read.
-            input_shape: of the backbone's features.
+            cfg: the config.
+            input_shape: shapes of the backbone's features.
         """
         name, heads = cfg.MODEL.RPN.HEAD_NAME, RPN_HEAD_REGISTRY
         check_class("MODEL.RPN.HEAD_NAME", name, heads, CategoryRPNHead, cls.__name__)
@@ -108,28 +108,28 @@ class CategoryRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Labels anchors with classes.
+        """Samples anchors and labels them with classes.
 
         Args:
-            anchors: of each level.
-            gt_instances: the truth of each image.
+            anchors: anchors of each level.
+            gt_instances: ground truth of each image.
 
         Returns:
-            for each image Tensor[R] of classes, C for background and -1 for anchors that were not
-            sampled; and Tensor[R, 4], the boxes of the truth.
+            for each image the classes Tensor[R], C for background and -1 for anchors that are not
+            sampled; and the matched ground-truth boxes Tensor[R, 4].
         """
-        labels, boxes = super().label_and_sample_anchors(anchors, gt_instances)
-        together = Boxes.cat(anchors)
-        classes = []
-        for label, truth in zip(labels, gt_instances, strict=True):
-            found = torch.where(label == 0, self.num_classes, -1)
-            objects = label == 1
-            if objects.any():
-                # Of the few that were sampled: the whole matrix may not fit twice.
-                _, matched = pairwise_iou(truth.gt_boxes, together[objects]).max(dim=0)
-                found[objects] = truth.gt_classes[matched]
-            classes.append(found)
-        return classes, boxes
+        labels, matched_gt_boxes = super().label_and_sample_anchors(anchors, gt_instances)
+        all_anchors = Boxes.cat(anchors)
+        gt_classes = []
+        for label, gt in zip(labels, gt_instances, strict=True):
+            classes = torch.where(label == 0, self.num_classes, -1)
+            fg_mask = label == 1
+            if fg_mask.any():
+                # Only of the sampled anchors: the IoU matrix of all may not fit in memory twice.
+                _, matched_idxs = pairwise_iou(gt.gt_boxes, all_anchors[fg_mask]).max(dim=0)
+                classes[fg_mask] = gt.gt_classes[matched_idxs]
+            gt_classes.append(classes)
+        return gt_classes, matched_gt_boxes
 
     def losses(
         self,
@@ -139,39 +139,39 @@ class CategoryRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Computes the losses of classes and boxes, over all sampled anchors.
+        """Computes the classification and box losses of the sampled anchors.
 
         Args:
-            anchors: of each level.
-            pred_objectness_logits: Tensor[N, R * (C+1)] of each level.
-            gt_labels: what `label_and_sample_anchors` returned, like the last.
-            pred_anchor_deltas: Tensor[N, R, 4] of each level.
-            gt_boxes: of each image.
+            anchors: anchors of each level.
+            pred_objectness_logits: logits of each level, Tensor[N, R * (C+1)].
+            gt_labels: classes of the anchors in each image, from `label_and_sample_anchors`.
+            pred_anchor_deltas: deltas of each level, Tensor[N, R, 4].
+            gt_boxes: matched boxes of the anchors in each image.
 
         Returns:
             `loss_rpn_cls` and `loss_rpn_loc`.
         """
         labels = torch.stack(gt_labels)
         sampled = labels >= 0
-        objects = sampled & (labels < self.num_classes)
+        fg_mask = sampled & (labels < self.num_classes)
         storage = get_event_storage()
-        count = int(objects.sum())
-        storage.put_scalar("rpn/num_pos_anchors", count / len(labels))
-        storage.put_scalar("rpn/num_neg_anchors", (int(sampled.sum()) - count) / len(labels))
+        num_fg = int(fg_mask.sum())
+        storage.put_scalar("rpn/num_pos_anchors", num_fg / len(labels))
+        storage.put_scalar("rpn/num_neg_anchors", (int(sampled.sum()) - num_fg) / len(labels))
         logits = cat([self.by_anchor(level) for level in pred_objectness_logits], dim=1)
-        of_classes = F.cross_entropy(logits[sampled].float(), labels[sampled], reduction="sum")
-        of_boxes = _dense_box_regression_loss(
+        loss_cls = F.cross_entropy(logits[sampled].float(), labels[sampled], reduction="sum")
+        loss_loc = _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
             pred_anchor_deltas,
             gt_boxes,
-            objects,
+            fg_mask,
             box_reg_loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        found = {"loss_rpn_cls": of_classes, "loss_rpn_loc": of_boxes}
-        anchors_learnt = self.batch_size_per_image * len(labels)
-        return {k: v / anchors_learnt * self.loss_weight.get(k, 1.0) for k, v in found.items()}
+        losses = {"loss_rpn_cls": loss_cls, "loss_rpn_loc": loss_loc}
+        normalizer = self.batch_size_per_image * len(labels)
+        return {k: v / normalizer * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
 
     def predict_proposals(
         self,
@@ -180,13 +180,13 @@ class CategoryRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Finds the boxes least likely to be background.
+        """Selects the boxes with the lowest probability of background.
 
         Args:
-            anchors: of each level.
-            pred_objectness_logits: Tensor[N, R * (C+1)] of each level.
-            pred_anchor_deltas: Tensor[N, R, 4] of each level.
-            image_sizes: of each image.
+            anchors: anchors of each level.
+            pred_objectness_logits: logits of each level, Tensor[N, R * (C+1)].
+            pred_anchor_deltas: deltas of each level, Tensor[N, R, 4].
+            image_sizes: (height, width) of each image.
 
         Returns:
             `proposal_boxes` and `objectness_logits` of each image.
@@ -194,10 +194,10 @@ class CategoryRPN(RPN):
         objectness = []
         for level in pred_objectness_logits:
             logits = self.by_anchor(level.detach()).float()
-            # The logit of not being background, whose sigmoid is the sum over all classes.
+            # The logit of foreground: its sigmoid is the sum of the softmax over all classes.
             objectness.append(logits[..., :-1].logsumexp(dim=-1) - logits[..., -1])
         return super().predict_proposals(anchors, objectness, pred_anchor_deltas, image_sizes)
 
     def by_anchor(self, logits: Tensor) -> Tensor:
-        """Returns Tensor[N, R, C+1] of the logits of a level as `RPN.forward` flattens them."""
+        """Reshapes the logits of a level from `RPN.forward`, (N, R * (C+1)) -> (N, R, C+1)."""
         return logits.unflatten(1, (-1, self.num_classes + 1))

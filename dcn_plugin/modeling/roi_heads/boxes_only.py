@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What heads without masks and keypoints have in common."""
+"""RoI heads without masks and keypoints."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from detectron2.structures import Instances
 
 
 class BoxesOnly:
-    """Heads that have nothing to add to given boxes, as test-time augmentation asks for."""
+    """Mixin of RoI heads that predict boxes only; test-time augmentation calls its method."""
 
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Returns the instances as they are: there are no masks or keypoints to add.
+        """Returns the instances unchanged: there are no masks or keypoints to predict.
 
         Args:
-            features: not needed.
-            instances: of each image, with boxes.
+            features: not used.
+            instances: detections of each image.
         """
         return instances

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Online hard example mining: learning from the RoIs with the highest losses."""
+"""Online hard example mining: training on the RoIs with the highest losses."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from fvcore.nn import smooth_l1_loss
 
 
 @torch.no_grad()
-def find_hardest(
+def select_hard_rois(
     predictor: FastRCNNOutputLayers,
     predictions: tuple[Tensor, Tensor],
     proposals: list[Instances],
     count: int,
 ) -> list[Tensor]:
-    """Finds the RoIs of each image with the highest losses.
+    """Returns the indices of the RoIs with the highest losses, highest first, for each image.
 
     Args:
-        predictor: whose losses they are; class-agnostic, with a smooth L1 loss.
+        predictor: has the loss weights; class-agnostic, with a smooth L1 loss.
         predictions: logits Tensor[R, C+1] and deltas Tensor[R, 4].
-        proposals: of each image, with the classes and boxes of the truth.
-        count: how many to find in an image.
-
-    Returns:
-        for each image the indices of its hardest RoIs, at most `count`, the hardest first.
+        proposals: RoIs of each image, with ground-truth classes and boxes.
+        count: maximum number of RoIs per image.
     """
-    losses = loss_of_each(predictor, predictions, proposals)
-    parts = losses.split([len(p) for p in proposals])
-    return [part.topk(min(count, len(part))).indices for part in parts]
+    losses = per_roi_loss(predictor, predictions, proposals)
+    per_image = losses.split([len(p) for p in proposals])
+    return [loss.topk(min(count, len(loss))).indices for loss in per_image]
 
 
-def loss_of_each(
+def per_roi_loss(
     predictor: FastRCNNOutputLayers, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
 ) -> Tensor:
-    """Computes Tensor[R], the losses of class and box of each RoI together.
+    """Returns Tensor[R], the sum of classification and box loss of each RoI.
 
     Args:
-        predictor: as in `find_hardest`, like the others.
-        predictions: logits and deltas.
-        proposals: of each image.
+        predictor: as in `select_hard_rois`.
+        predictions: as in `select_hard_rois`.
+        proposals: as in `select_hard_rois`.
     """
     logits, deltas = predictions
-    classes = cat([p.gt_classes for p in proposals])
-    losses = F.cross_entropy(logits.float(), classes, reduction="none")
-    objects = (classes < predictor.num_classes).nonzero().squeeze(1)
+    gt_classes = cat([p.gt_classes for p in proposals])
+    losses = F.cross_entropy(logits.float(), gt_classes, reduction="none")
+    fg_inds = (gt_classes < predictor.num_classes).nonzero().squeeze(1)
     boxes = cat([p.proposal_boxes.tensor for p in proposals])
-    # An image without objects has no boxes of the truth, and nobody asks for them.
-    truth = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-    wanted = predictor.box2box_transform.get_deltas(boxes[objects], truth[objects])
-    of_boxes = smooth_l1_loss(deltas[objects].float(), wanted, predictor.smooth_l1_beta)
+    # As in FastRCNNOutputLayers.losses: an image without objects has no gt_boxes. The proposals
+    # are a placeholder, since only foreground RoIs are read.
+    gt_boxes = cat(
+        [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+    )
+    gt_deltas = predictor.box2box_transform.get_deltas(boxes[fg_inds], gt_boxes[fg_inds])
+    box_losses = smooth_l1_loss(deltas[fg_inds].float(), gt_deltas, predictor.smooth_l1_beta)
     weights = predictor.loss_weight
     losses *= weights.get("loss_cls", 1.0)
-    return losses.index_add(0, objects, of_boxes.sum(dim=1) * weights.get("loss_box_reg", 1.0))
+    return losses.index_add(0, fg_inds, box_losses.sum(dim=1) * weights.get("loss_box_reg", 1.0))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The heads of R-FCN: position-sensitive score maps and a vote, plain or deformable."""
+"""RoI heads of R-FCN: position-sensitive RoI pooling, plain or deformable."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
 from ..config_checks import check_features, check_only_boxes
 from .boxes_only import BoxesOnly
-from .ohem import find_hardest
+from .ohem import select_hard_rois
 
 
 class RFCNOutputLayers(FastRCNNOutputLayers):
-    """Predicts classes and boxes of RoIs by the vote of their bins.
+    """`FastRCNNOutputLayers` with position-sensitive RoI pooling instead of linear layers.
 
-    Losses and inference are those of `FastRCNNOutputLayers`; in the place of its two
-    fully connected layers are two position-sensitive poolings. Boxes are class-agnostic.
+    Logits and deltas of a RoI are the means over its bins. Boxes are class-agnostic.
     """
 
     @configurable
     def __init__(self, *, cls_score: nn.Module, bbox_pred: nn.Module, **settings: Any) -> None:
-        """Takes the poolings.
+        """Stores the two pooling layers.
 
         Args:
-            cls_score: pools C+1 classes, background last.
-            bbox_pred: pools the four deltas of a box.
-            settings: of `FastRCNNOutputLayers`.
+            cls_score: pools the score maps of C+1 classes, background last.
+            bbox_pred: pools the maps of the four box deltas.
+            settings: arguments of `FastRCNNOutputLayers`.
         """
         super().__init__(ShapeSpec(channels=1), cls_agnostic_bbox_reg=True, **settings)
         self.cls_score = cls_score
@@ -47,12 +46,11 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Reads a config.
+        """Reads POOLER_RESOLUTION (k), POOLER_SAMPLING_RATIO, POOLER_MODE, DEFORM, DEFORM_GAMMA.
 
         Args:
-            cfg: with MODEL.ROI_BOX_HEAD's POOLER_RESOLUTION (k), POOLER_SAMPLING_RATIO,
-                POOLER_MODE, DEFORM and DEFORM_GAMMA.
-            input_shape: of the features.
+            cfg: the config; the keys are below MODEL.ROI_BOX_HEAD.
+            input_shape: shape of the features.
         """
         settings = super().from_config(cfg, input_shape)
         for replaced in ("input_shape", "cls_agnostic_bbox_reg"):
@@ -60,17 +58,17 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
         return {
             **settings,
-            # Offsets for each class, background too; one set for the boxes.
-            "cls_score": build_ps_pool(cfg, input_shape, classes, offset_classes=classes),
-            "bbox_pred": build_ps_pool(cfg, input_shape, 4, offset_classes=1),
+            # Each class, including background, has its own offsets; the boxes share one set.
+            "cls_score": _build_ps_pool(cfg, input_shape, classes, offset_classes=classes),
+            "bbox_pred": _build_ps_pool(cfg, input_shape, 4, offset_classes=1),
         }
 
     def forward(self, features: Tensor, boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
-        """Predicts.
+        """Predicts classes and boxes.
 
         Args:
             features: Tensor[N, C, H, W].
-            boxes: of each image.
+            boxes: RoIs of each image.
 
         Returns:
             logits Tensor[R, C+1] and deltas Tensor[R, 4].
@@ -82,32 +80,33 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class RFCNROIHeads(BoxesOnly, ROIHeads):
-    """The heads of R-FCN, which learn from the hardest RoIs of each image."""
+    """RoI heads of R-FCN, trained by online hard example mining (OHEM)."""
 
     @configurable
     def __init__(
-        self, *, in_feature: str, box_predictor: nn.Module, hardest: int, **settings: Any
+        self, *, in_feature: str, box_predictor: nn.Module, ohem_batch_size: int, **settings: Any
     ) -> None:
-        """Takes the parts.
+        """Stores the box predictor.
 
         Args:
-            in_feature: what score maps are made of.
-            box_predictor: `RFCNOutputLayers`.
-            hardest: how many RoIs of an image are learnt from; 0: as many as Detectron2 samples.
-            settings: of `ROIHeads`.
+            in_feature: name of the input feature.
+            box_predictor: an `RFCNOutputLayers`.
+            ohem_batch_size: number of RoIs per image, those with the highest losses, on which the
+                losses are computed; 0: on those that Detectron2 samples.
+            settings: arguments of `ROIHeads`.
         """
         super().__init__(**settings)
         self.in_feature = in_feature
         self.box_predictor = box_predictor
-        self.hardest = hardest
+        self.ohem_batch_size = ohem_batch_size
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads a config.
+        """Reads MODEL.ROI_HEADS.OHEM and the keys of `RFCNOutputLayers`.
 
         Args:
-            cfg: with MODEL.ROI_HEADS.OHEM and the keys of `RFCNOutputLayers`.
-            input_shape: of the backbone's features.
+            cfg: the config.
+            input_shape: shapes of the backbone's features.
         """
         cfg = with_dcn_defaults(cfg)
         heads = cfg.MODEL.ROI_HEADS
@@ -120,18 +119,18 @@ class RFCNROIHeads(BoxesOnly, ROIHeads):
             )
         if heads.OHEM and cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE != "smooth_l1":
             raise ValueError(
-                "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE must be smooth_l1 with OHEM, got "
-                f"{cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE}"
+                "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE must be smooth_l1 if MODEL.ROI_HEADS.OHEM "
+                f"is not 0, got {cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE}"
             )
         settings = super().from_config(cfg)
-        if heads.OHEM:  # all RoIs are labelled, and those to learn from chosen by their losses
+        if heads.OHEM:  # label all RoIs; forward() selects those with the highest losses
             settings |= {"batch_size_per_image": sys.maxsize, "positive_fraction": 1.0}
         (in_feature,) = heads.IN_FEATURES
         return {
             **settings,
             "in_feature": in_feature,
             "box_predictor": RFCNOutputLayers(cfg, input_shape[in_feature]),
-            "hardest": heads.OHEM,
+            "ohem_batch_size": heads.OHEM,
         }
 
     def forward(
@@ -141,24 +140,24 @@ class RFCNROIHeads(BoxesOnly, ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Does what `ROIHeads.forward` says.
+        """Implements `ROIHeads.forward`.
 
         Args:
-            images: not needed.
-            features: Tensor[N, C, H, W] by name.
-            proposals: of each image.
-            targets: the truth of each image, in training.
+            images: not used.
+            features: feature maps by name, Tensor[N, C, H, W].
+            proposals: proposals of each image.
+            targets: ground truth of each image, in training.
 
         Returns:
-            what was detected, and no losses; in training the proposals learnt from, and losses.
+            detections and no losses; in training the sampled proposals and the losses.
         """
         if self.training:
             proposals = self.label_and_sample_proposals(proposals, targets)
         predictions = self.predict_regions(features, [p.proposal_boxes for p in proposals])
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0], {}
-        if self.hardest:
-            predictions, proposals = self._keep_hardest(predictions, proposals)
+        if self.ohem_batch_size:
+            predictions, proposals = self._select_hard_rois(predictions, proposals)
         return proposals, self.box_predictor.losses(predictions, proposals)
 
     def predict_regions(
@@ -167,18 +166,19 @@ class RFCNROIHeads(BoxesOnly, ROIHeads):
         """Predicts classes and refined boxes of regions.
 
         Args:
-            features: Tensor[N, C, H, W] by name.
-            boxes: of each image.
+            features: feature maps by name, Tensor[N, C, H, W].
+            boxes: regions of each image.
 
         Returns:
-            what `box_predictor` predicts.
+            the predictions of `box_predictor`.
         """
         return self.box_predictor(features[self.in_feature], boxes)
 
-    def _keep_hardest(
+    def _select_hard_rois(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[tuple[Tensor, Tensor], list[Instances]]:
-        kept = find_hardest(self.box_predictor, predictions, proposals, self.hardest)
+        """Returns the predictions and proposals of the RoIs with the highest losses."""
+        kept = select_hard_rois(self.box_predictor, predictions, proposals, self.ohem_batch_size)
         sizes = [len(p) for p in proposals]
         logits, deltas = (
             [part[keep] for part, keep in zip(p.split(sizes), kept, strict=True)]
@@ -188,17 +188,10 @@ class RFCNROIHeads(BoxesOnly, ROIHeads):
         return (torch.cat(logits), torch.cat(deltas)), chosen
 
 
-def build_ps_pool(
+def _build_ps_pool(
     cfg: CfgNode, input_shape: ShapeSpec, out_channels: int, offset_classes: int
 ) -> PSRoIPool:
-    """Builds a position-sensitive pooling, deformable if the config says so.
-
-    Args:
-        cfg: as in `RFCNOutputLayers`.
-        input_shape: of the features.
-        out_channels: of the result.
-        offset_classes: how many blocks of them have offsets of their own, if deformable.
-    """
+    """Builds position-sensitive RoI pooling; `offset_classes` blocks of channels have offsets."""
     head = cfg.MODEL.ROI_BOX_HEAD
     shared = {
         "in_channels": input_shape.channels,

@@ -18,8 +18,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 from dcn_plugin.modeling.proposal_generator import CategoryDetector, CategoryRPN
-from tests.modeling.networks import inputs, network_config, truth
-from tests.modeling.restatement import cross_entropy, deltas, iou, smooth_l1
+from tests.modeling.networks import ground_truth, inputs, network_config
+from tests.modeling.scalar_reference import cross_entropy, deltas, iou, smooth_l1
 
 SHAPES = {"reduced": ShapeSpec(channels=32, stride=16)}
 CLASSES = 5
@@ -61,7 +61,7 @@ def anchors_and_predictions(generator: CategoryRPN, given: dict[str, torch.Tenso
 
 def test_losses_are_means_over_the_sampled_anchors() -> None:
     generator = sharp(CategoryRPN(config(), SHAPES)).train()
-    given, objects = features(), truth(SIZE, TRUTH, [3, 1, 4])
+    given, objects = features(), ground_truth(SIZE, TRUTH, [3, 1, 4])
     boxes, logits, coded = anchors_and_predictions(generator, given)
     torch.manual_seed(5)
     with EventStorage():
@@ -85,7 +85,7 @@ def test_losses_are_means_over_the_sampled_anchors() -> None:
 
 def test_anchors_have_the_class_of_the_object_they_overlap_most() -> None:
     generator = CategoryRPN(config(), SHAPES)
-    objects = truth(SIZE, TRUTH, [3, 1, 4])
+    objects = ground_truth(SIZE, TRUTH, [3, 1, 4])
     (boxes,) = generator.anchor_generator([features()["reduced"]])
     labels = generator.label_and_sample_anchors([boxes], [objects])[0][0]
     overlaps = [[iou(box, true) for true in TRUTH] for box in boxes.tensor.tolist()]
@@ -104,10 +104,10 @@ def test_anchors_have_the_class_of_the_object_they_overlap_most() -> None:
     assert 3 <= positive <= 32 and int((labels >= 0).sum()) == 64
 
 
-def test_an_image_of_nothing_is_all_background() -> None:
+def test_image_without_objects_is_all_background() -> None:
     generator = CategoryRPN(config(), SHAPES)
     (boxes,) = generator.anchor_generator([features()["reduced"]])
-    labels, _ = generator.label_and_sample_anchors([boxes], [truth(SIZE, [], [])])
+    labels, _ = generator.label_and_sample_anchors([boxes], [ground_truth(SIZE, [], [])])
     assert set(labels[0].tolist()) == {-1, CLASSES}
 
 
@@ -125,7 +125,7 @@ def decoded(box: torch.Tensor, coded: torch.Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def test_detections_are_the_best_of_each_class() -> None:
+def test_detections_are_selected_per_class() -> None:
     generator = sharp(CategoryDetector(config(), SHAPES)).eval()
     given = features()
     boxes, logits, coded = anchors_and_predictions(generator, given)
@@ -154,7 +154,7 @@ def test_proposals_are_the_boxes_least_likely_background() -> None:
     assert (found.objectness_logits.diff() <= 0).all()
 
 
-def test_serves_as_the_proposal_generator_of_two_stages() -> None:
+def test_is_a_proposal_generator_of_two_stage_detectors() -> None:
     cfg = network_config("faster_rcnn", deformable=True)
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "CategoryRPN"
     cfg.MODEL.RPN.HEAD_NAME = "CategoryRPNHead"
@@ -167,7 +167,7 @@ def test_serves_as_the_proposal_generator_of_two_stages() -> None:
     assert all(isinstance(r["instances"], Instances) for r in results)
 
 
-def test_the_head_must_be_one_of_classes() -> None:
+def test_head_must_be_category_rpn_head() -> None:
     cfg = config()
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "CategoryRPN"
     cfg.MODEL.RPN.HEAD_NAME = "StandardRPNHead"

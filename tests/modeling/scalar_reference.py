@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Losses of the detectors said again, slowly: one box at a time, in Python's own numbers."""
+"""Reference losses of detectors on Python floats, one box at a time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def cross_entropy(logits: Sequence[float], label: int) -> float:
     return math.log(sum(math.exp(value) for value in logits)) - logits[label]
 
 
-def deltas(box: Box, truth: Box, weights: Sequence[float]) -> list[float]:
-    """Codes the box of the truth relative to a box."""
+def deltas(box: Box, gt: Box, weights: Sequence[float]) -> list[float]:
+    """Encodes a ground-truth box relative to a box."""
     width, height = box[2] - box[0], box[3] - box[1]
-    true_width, true_height = truth[2] - truth[0], truth[3] - truth[1]
-    dx = ((truth[0] + truth[2]) / 2 - (box[0] + box[2]) / 2) / width
-    dy = ((truth[1] + truth[3]) / 2 - (box[1] + box[3]) / 2) / height
-    coded = dx, dy, math.log(true_width / width), math.log(true_height / height)
+    gt_width, gt_height = gt[2] - gt[0], gt[3] - gt[1]
+    dx = ((gt[0] + gt[2]) / 2 - (box[0] + box[2]) / 2) / width
+    dy = ((gt[1] + gt[3]) / 2 - (box[1] + box[3]) / 2) / height
+    coded = dx, dy, math.log(gt_width / width), math.log(gt_height / height)
     return [w * value for w, value in zip(weights, coded, strict=True)]
 
 
