@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Every config builds the network of its name, and says the paper's figures."""
+"""Every config builds the model that its name says, and cites the paper's numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_row_of_the_paper_has_a_config() -> None:
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_builds_the_network_of_its_name(name: str) -> None:
+def test_builds_the_model_of_its_name(name: str) -> None:
     cfg = config(name)
     with torch.device("meta"):
         cfg.MODEL.DEVICE = "meta"
@@ -69,7 +69,7 @@ def test_builds_the_network_of_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-def test_says_the_papers_figures(cell: Cell) -> None:
+def test_comments_cite_the_papers_numbers(cell: Cell) -> None:
     first, second = (CONFIGS / f"{cell.config}.yaml").read_text().splitlines()[:2]
     tables = [
         table for table in (*TABLES, "5") if cell.config in {c.config for c in cells_of(table)}
@@ -94,15 +94,15 @@ def test_the_schedules_are_the_papers() -> None:
     ):
         solver = config(f"{folder}_R_101_plain").SOLVER
         assert (steps,) == solver.STEPS and iterations == solver.MAX_ITER
-        # 0.0005 for each image, as the authors released; the first thousand steps a tenth, but
-        # not for segmentation of VOC.
+        # 0.0005 per image, as in the authors' release, with a warmup of a thousand iterations at a
+        # tenth, except for segmentation of VOC.
         assert pytest.approx(0.0005) == solver.BASE_LR / solver.IMS_PER_BATCH
         assert solver.WARMUP_FACTOR == 0.1
         warmup = 0 if folder.startswith("VOC-Seg") else 1000
         assert warmup == solver.WARMUP_ITERS
 
 
-def test_networks_of_shapes_differ_in_what_their_names_say() -> None:
+def test_shapes_configs_differ_as_their_names_say() -> None:
     for network in ("ca_rpn", "deeplab", "faster_rcnn", "rfcn"):
         stem = f"Shapes/{network}_slim"
         sizes = {}
@@ -114,7 +114,7 @@ def test_networks_of_shapes_differ_in_what_their_names_say() -> None:
             with torch.device("meta"):
                 sizes[difference] = sum(p.numel() for p in build_model(cfg).parameters())
         assert sizes["atrous8"] == sizes["plain"]
-        # The control has no fewer parameters than the deformable network, and few more.
+        # The control has at least as many parameters as the deformable model, at most 2.5% more.
         assert 1 <= sizes["plain_wide"] / sizes["dconv3"] < 1.025
         full = config(f"Shapes/{network}_R_50_dconv3")
         assert full.DATASETS.TRAIN == ("shapes_large_train",)
@@ -130,7 +130,7 @@ def test_losses_are_the_authors() -> None:
             assert model.ROI_HEADS.NMS_THRESH_TEST == 0.3
 
 
-def test_networks_of_a_table_differ_in_what_their_names_say() -> None:
+def test_configs_of_a_table_differ_as_their_names_say() -> None:
     plain, other = config("VOC-Detection/rfcn_R_101_plain"), config("VOC-Detection/rfcn_R_101_droi")
     other.MODEL.ROI_BOX_HEAD.DEFORM = False
     assert other == plain

@@ -43,7 +43,7 @@ def test_block_matches_figure_8(dilation: int) -> None:
     def conv3(x: Tensor, conv: nn.Conv2d) -> Tensor:
         return F.conv2d(x, conv.weight, padding=dilation, dilation=dilation)
 
-    # Norm and ReLU before each convolution, the first of them common to both branches.
+    # Norm and ReLU before each convolution; both branches share the first ones.
     active = norm_relu(x, block.activation.norm)
     deep = norm_relu(F.conv2d(active, block.deep1.weight), block.deep1.norm)
     deep = norm_relu(conv3(deep, block.deep2), block.deep2.norm)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Cells of features are centred on the pixels that networks take them to be centred on.
+"""Cell i of a feature of stride s is centred on pixel s * i.
 
 Appendix B: a network must not shift its features. Measured here by gradients, on the networks
 themselves, at full depth.
@@ -21,7 +21,7 @@ LONG, SHORT = 2752, 32  # pixels; receptive fields of the middle end within the 
 
 
 def linear_on_positive(backbone: nn.Module) -> nn.Module:
-    """Makes all weights positive, so that no ReLU cuts a path of gradients off."""
+    """Makes all weights positive, so that no ReLU blocks a gradient."""
     for name, parameter in backbone.named_parameters():
         if "_offset" not in name:
             parameter.data.abs_()
@@ -29,7 +29,7 @@ def linear_on_positive(backbone: nn.Module) -> nn.Module:
 
 
 def receptive_field(feature: Tensor, image: Tensor, cell: int) -> tuple[int, int]:
-    """Returns the first and the last column of pixels that a column of cells depends on."""
+    """Returns the first and last column of pixels in the receptive field of a column of cells."""
     (gradient,) = torch.autograd.grad(feature[..., cell].sum(), image, retain_graph=True)
     columns = gradient.abs().sum(dim=(0, 1, 2)).nonzero()
     return int(columns.min()), int(columns.max())

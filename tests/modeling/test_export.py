@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The networks run where Detectron2's own do: traced, in its predictor, under DDP."""
+"""The networks under tracing, in DefaultPredictor and under DDP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def image(seed: int, size: tuple[int, int] = (96, 128)) -> Tensor:
 
 
 def detect(model: torch.nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Runs a network as exported ones are run: without scaling results to another size."""
+    """Runs a network without rescaling the results, as exported models do."""
     if not hasattr(model, "inference"):
         return model(batch)
     return [{"instances": model.inference(batch, do_postprocess=False)[0]}]
@@ -75,14 +75,14 @@ def test_runs_in_default_predictor(network: str, tmp_path: Path) -> None:
 
 
 def two_steps(rank: int, network: str, folder: str) -> None:
-    """Is one of two processes, each with one image; the second shows nothing."""
+    """Trains two steps in one of two processes; the image of the second has no objects."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)
     model = DistributedDataParallel(build_network(network, deformable=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with EventStorage():
-        for _ in range(2):  # DDP complains in the second of what got no gradient in the first
+        for _ in range(2):  # DDP raises in the second if a parameter got no gradient in the first
             losses = model(inputs()[rank : rank + 1])
             optimizer.zero_grad()
             sum(losses.values()).backward()

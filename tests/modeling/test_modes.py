@@ -36,7 +36,7 @@ def images(count: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def calibrate(backbone: nn.Module) -> None:
-    """Gives norms the statistics of their input, as trained ones have."""
+    """Sets the running statistics of norms to those of the input."""
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -46,10 +46,10 @@ def calibrate(backbone: nn.Module) -> None:
 
 
 class Pooled(nn.Module):
-    """A backbone and a deformable pooler on what it computes, as detectors put them together."""
+    """A backbone and a deformable pooler on its features."""
 
     def __init__(self, name: str) -> None:
-        """Makes both, with offset branches that predict something."""
+        """Makes both, with non-zero offset branches."""
         super().__init__()
         pyramid = "fpn" in name
         cfg = slim_config(
@@ -106,7 +106,7 @@ def test_autocast_computes_offsets_in_float32(name: str) -> None:
     for branch in branches:
         if isinstance(branch, OffsetConv2d):
             assert branch.weight.grad.dtype == torch.float32 and branch.weight.grad.abs().max() > 0
-    # Random networks of fifty layers lose much in bfloat16: but not more by moving taps.
+    # A random network of fifty layers loses much precision in bfloat16, but not through offsets.
     moved = error_of_autocast(model)
     for branch in branches:
         branch.reset_parameters()
@@ -147,9 +147,9 @@ def test_backbones_compile_with_inductor(name: str) -> None:
 
 
 def gradients_of_one_image(rank: int, name: str, folder: str) -> None:
-    """Is one of two processes: the first writes the averaged gradients."""
+    """Computes gradients in one of two processes; the first saves their average."""
     torch.set_num_threads(1)
-    torch.manual_seed(rank)  # DDP itself must give both the same weights
+    torch.manual_seed(rank)  # DDP must broadcast the weights
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     model = DistributedDataParallel(Pooled(name))
     model(images()[rank : rank + 1], torch.tensor(BOXES)).square().sum().backward()

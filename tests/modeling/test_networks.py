@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What the four networks have in common: they learn, they predict, and stand odd input."""
+"""The four networks: gradients, inference, unusual inputs and invalid configs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The four networks learn eight generated images by heart, from random weights."""
+"""The four networks overfit eight generated images, from random weights."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def overfit_config(network: str, deformable: bool) -> CfgNode:
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = cfg.MODEL.ROI_HEADS.OHEM = 32
     cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 64
     if network == "ca_rpn":
-        # Every anchor but few is learnt: what a network that knows eight images by heart makes of
-        # those between background and object, which the paper leaves out, is anything.
+        # Use almost all anchors: on those with an IoU between the paper's thresholds, which it
+        # leaves out of training, an overfitted model predicts arbitrary boxes.
         cfg.MODEL.RPN.IOU_THRESHOLDS = [0.4, 0.5]
         cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 384
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[36, 48, 64]]
@@ -72,7 +72,7 @@ def overfit_config(network: str, deformable: bool) -> CfgNode:
 
 
 def learn(model: nn.Module, batch: list[dict[str, Any]], steps: int) -> list[dict[str, float]]:
-    """Trains on the same images again and again; returns the losses of each step."""
+    """Trains on the same batch in every step; returns the losses of each step."""
     offsets = [p for n, p in model.named_parameters() if "offset" in n]
     others = [p for n, p in model.named_parameters() if "offset" not in n]
     rate = 3e-3

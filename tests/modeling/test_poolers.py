@@ -41,7 +41,7 @@ def test_each_level_learns_its_own_offsets() -> None:
     assert all(f.grad.abs().max() > 0 for f in features)
     gradients = [p.offset_fc.bias.grad for p in pooler.level_poolers]
     assert all(g.abs().max() > 0 for g in gradients)
-    # A level without boxes takes part all the same, as DDP wants it.
+    # A level without boxes gets gradients too, as DDP requires.
     pooler.zero_grad()
     pooler(features, [BOXES[0][:1], BOXES[1][:0]]).sum().backward()
     assert all(p.offset_fc.bias.grad is not None for p in pooler.level_poolers)

@@ -119,7 +119,7 @@ def test_reduced_may_have_a_norm() -> None:
     backbone = build("build_deform_resnet_backbone", cfg).train()
     assert backbone.reduced.bias is None
     feature = backbone(torch.randn(4, 3, 64, 96, dtype=torch.float64))["reduced"]
-    # Of a normal distribution, cut at 0.
+    # The mean of a rectified normal distribution.
     assert feature.mean().item() == pytest.approx((2 * torch.pi) ** -0.5, rel=0.2)
 
 

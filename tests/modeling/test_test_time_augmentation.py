@@ -142,7 +142,7 @@ def test_model_keeps_its_training_mode(network: str, training: bool) -> None:
 
 
 def reference_merge(voters: list, nms: float, overlap: float) -> list[tuple]:
-    """Keeps the best of each class and averages each with its voters: (score, class, box)."""
+    """Applies NMS per class and averages the boxes: (score, class, box)."""
     kept: list[tuple] = []
     for box, score, label in sorted(voters, key=lambda v: -v[1]):
         if all(label != other or iou(box, taken) <= nms for _, other, taken in kept):
@@ -166,7 +166,7 @@ def test_merging_equals_the_scalar_reference(averaging: bool, seed: int) -> None
     scores, classes = torch.rand(80) + 0.01, torch.randint(0, 5, (80,))
     found = model._merge_detections(boxes.clone(), scores, classes, (120, 156))
     voters = list(zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True))
-    # Without averaging a box votes on itself alone.
+    # Without averaging, each box is the mean of itself only.
     expected = reference_merge(voters, nms=0.3, overlap=0.5 if averaging else 1 - 1e-9)
     assert len(found) == len(expected) > 10
     torch.testing.assert_close(found.scores, torch.tensor([e[0] for e in expected]))

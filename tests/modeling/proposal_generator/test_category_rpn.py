@@ -36,7 +36,7 @@ def config(beta: float = 1 / 9) -> CfgNode:
 
 
 def sharp(generator: CategoryRPN) -> CategoryRPN:
-    """Lets a generator be of some opinion."""
+    """Gives a generator non-zero predictions."""
     for name, parameter in generator.named_parameters():
         torch.nn.init.normal_(parameter, std=0.02 if "deltas" in name else 0.1)
     return generator
@@ -47,7 +47,7 @@ def features() -> dict[str, torch.Tensor]:
 
 
 def anchors_and_predictions(generator: CategoryRPN, given: dict[str, torch.Tensor]):
-    """Returns anchors, logits and deltas, said again from the head's maps: cell by cell."""
+    """Returns anchors, logits and deltas, read from the head's maps cell by cell."""
     logits, coded = (maps[0][0] for maps in generator.rpn_head([given["reduced"]]))
     (boxes,) = generator.anchor_generator([given["reduced"]])
     rows = []
@@ -112,7 +112,7 @@ def test_image_without_objects_is_all_background() -> None:
 
 
 def decoded(box: torch.Tensor, coded: torch.Tensor) -> list[float]:
-    """Returns the box that deltas mean, within the image."""
+    """Decodes the deltas of a box and clips it to the image."""
     width, height = (box[2] - box[0]).item(), (box[3] - box[1]).item()
     dx, dy, dw, dh = coded.tolist()
     x, y = box[0].item() + width / 2 + dx * width, box[1].item() + height / 2 + dy * height
