@@ -59,7 +59,7 @@ def make_deform_stages(
     ):
         raise ValueError(
             "deform_last (MODEL.RESNETS.DEFORM_LAST) must be four integers from 0 to the number of "
-            f"blocks in res2 to res5, {list(blocks)}, got {list(deform_last)}"
+            f"blocks of each stage, {list(blocks)}, got {list(deform_last)}"
         )
     if res5_dilation < 1:
         raise ValueError(
