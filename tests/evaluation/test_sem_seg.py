@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Mean IoU at the size of the image, and at that of the network, beside a slow count."""
+"""IoU at the size of the image and at the model's input size, compared with a slow version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from PIL import Image
 pytest.importorskip("detectron2", reason="the evaluator is Detectron2's")
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import Trainer
@@ -29,7 +30,7 @@ CLASSES = 19
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path) -> Iterator[Path]:
-    """Generated Cityscapes in the catalogue."""
+    """Registers a generated Cityscapes."""
     write_tiny_cityscapes(tmp_path)
     with data_sets_in(str(tmp_path)):
         yield tmp_path
@@ -44,41 +45,67 @@ def config(at_network_size: bool) -> CfgNode:
     return cfg
 
 
-def slow_iou(predicted: list[np.ndarray], truth: list[np.ndarray]) -> float:
-    """Returns the mean IoU in percent over the classes that are shown or predicted."""
-    found = []
+def slow_iou(predictions: list[np.ndarray], ground_truths: list[np.ndarray]) -> dict[int, float]:
+    """Returns the IoU in percent of each class that occurs in the ground truth."""
+    found = {}
     for label in range(CLASSES):
-        both = either = shown = 0
-        for ours, theirs in zip(predicted, truth, strict=True):
-            valid = theirs != 255
-            both += int(((ours == label) & (theirs == label) & valid).sum())
-            either += int((((ours == label) | (theirs == label)) & valid).sum())
-            shown += int((theirs == label).sum())
-        if either:
-            found.append(both / either if shown else 0.0)
-    return 100 * float(np.mean(found))
+        intersection = union = occurs = 0
+        for predicted, ground_truth in zip(predictions, ground_truths, strict=True):
+            valid = ground_truth != 255
+            ours, theirs = (predicted == label) & valid, ground_truth == label
+            intersection += int((ours & theirs).sum())
+            union += int((ours | theirs).sum())
+            occurs += int(theirs.sum())
+        if occurs:
+            found[label] = 100 * intersection / union
+    return found
 
 
 @pytest.mark.parametrize("at_network_size", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_slow_count(at_network_size: bool, seed: int, tmp_path: Path) -> None:
+def test_equals_the_slow_implementation(at_network_size: bool, seed: int, tmp_path: Path) -> None:
     cfg = config(at_network_size)
-    evaluator = build_evaluator(cfg, NAME, str(tmp_path / "found"))
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path / "results"))
     assert isinstance(evaluator, NetworkSizeSemSegEvaluator) == at_network_size
     evaluator.reset()
     rng = np.random.default_rng(seed)
-    predicted, truth = [], []
+    predictions, ground_truths = [], []
     for (item,) in Trainer.build_test_loader(cfg, NAME):
         size = item["height"], item["width"]
         assert size == ((40, 40) if at_network_size else (96, 96))
         record = next(r for r in DatasetCatalog.get(NAME) if r["file_name"] == item["file_name"])
-        with Image.open(record["sem_seg_file_name"]) as labels:
-            truth.append(np.asarray(labels.resize(size[::-1], Image.Resampling.NEAREST)))
-        ours = np.where(rng.random(size) < 0.7, truth[-1], rng.integers(0, CLASSES, size))
-        ours[ours == 255] = 4
-        predicted.append(ours)
-        scores = torch.nn.functional.one_hot(torch.from_numpy(ours).long(), CLASSES)
+        with Image.open(record["sem_seg_file_name"]) as image:
+            resized = image.resize(size[::-1], Image.Resampling.NEAREST)
+            ground_truths.append(np.asarray(resized))
+        random_labels = rng.integers(0, CLASSES, size)
+        predicted = np.where(rng.random(size) < 0.7, ground_truths[-1], random_labels)
+        predicted[predicted == 255] = 4
+        predictions.append(predicted)
+        scores = torch.nn.functional.one_hot(torch.from_numpy(predicted).long(), CLASSES)
         evaluator.process([item], [{"sem_seg": scores.permute(2, 0, 1).float()}])
-    found = evaluator.evaluate()["sem_seg"]
-    assert found["mIoU"] == pytest.approx(slow_iou(predicted, truth))
-    assert 0 < found["mIoU"] < 100
+    results = evaluator.evaluate()["sem_seg"]
+    names = MetadataCatalog.get(NAME).stuff_classes
+    expected = slow_iou(predictions, ground_truths)
+    assert len(expected) >= 3
+    for label, iou in expected.items():
+        assert results[f"IoU-{names[label]}"] == pytest.approx(iou) and 0 < iou < 100
+        # Of Detectron2's main only.
+        assert np.isfinite(results.get(f"BoundaryIoU-{names[label]}", 0.0))
+
+
+def test_process_is_detectron2s(monkeypatch, tmp_path: Path) -> None:
+    """Detectron2's own `process` runs, so that what main adds (boundary IoU) is computed too."""
+    shapes = []
+
+    def process(self, inputs, outputs) -> None:
+        (path,) = (self.input_file_to_gt_file[item["file_name"]] for item in inputs)
+        with Image.open(path) as ground_truth:
+            shapes.append(np.asarray(ground_truth).shape)
+
+    monkeypatch.setattr(SemSegEvaluator, "process", process)
+    cfg = config(at_network_size=True)
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path / "found"))
+    evaluator.reset()
+    (item,) = next(iter(Trainer.build_test_loader(cfg, NAME)))
+    evaluator.process([item], [{"sem_seg": torch.zeros(CLASSES, 40, 40)}])
+    assert shapes == [(40, 40)]
