@@ -106,10 +106,12 @@ def _write(place: Path, name: str, settings: Settings, split: str) -> None:
 
 def _write_images(folder: Path, settings: Settings, split: str, said: str) -> dict[str, Any]:
     files = DrawnFiles(settings, split)
+    # macOS and Windows do not have sched_getaffinity.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
         files,
         batch_size=None,
-        num_workers=0 if len(files) < FEW else min(len(os.sched_getaffinity(0)), 16),
+        num_workers=0 if len(files) < FEW else min(cpus, 16),
         collate_fn=_as_it_is,
         worker_init_fn=_without_threads,
         generator=torch.Generator(),  # else it draws a number of the program's

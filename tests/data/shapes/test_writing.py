@@ -108,6 +108,12 @@ def test_the_same_again_with_more_processes(tmp_path: Path, monkeypatch) -> None
     assert contents(made(tmp_path / "b", TINY, "train")) == first
 
 
+def test_workers_without_sched_getaffinity(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")  # macOS and Windows do not have it
+    monkeypatch.setattr(writing, "FEW", 1)
+    assert len(contents(made(tmp_path, TINY, "val"))) == 2 * 3 + 1
+
+
 def test_what_is_there_stays_and_other_settings_make_it_anew(tmp_path: Path, monkeypatch) -> None:
     place = made(tmp_path, TINY, "val")
     before = (place / "annotations.json").stat().st_mtime_ns
