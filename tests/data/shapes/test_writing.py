@@ -149,12 +149,17 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch, processe
 MANY = replace(TINY, train=5000)
 
 
+# Forked: a spawned process would import PyTorch and Detectron2 first.
+FORK = multiprocessing.get_context("fork")
+
+
 def make_many(folder: Path) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
     made(folder, MANY, "train")
 
 
 def test_a_run_that_is_killed_leaves_no_set(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=make_many, args=(tmp_path,))
+    process = FORK.Process(target=make_many, args=(tmp_path,))
     process.start()
     while process.is_alive() and len(list(tmp_path.glob("*/*.half/images/*"))) < 10:
         time.sleep(0.05)
@@ -191,6 +196,7 @@ def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch) -> None:
 
 
 def make_slowly(folder: Path, barrier: Barrier, log: Path) -> None:
+    cv2.setNumThreads(0)
     write = writing._write
 
     def slow(*args: Any) -> None:
@@ -205,9 +211,8 @@ def make_slowly(folder: Path, barrier: Barrier, log: Path) -> None:
 
 
 def test_several_processes_make_it_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    words = (tmp_path / "sets", context.Barrier(3), tmp_path / "log")
-    processes = [context.Process(target=make_slowly, args=words) for _ in range(3)]
+    words = (tmp_path / "sets", FORK.Barrier(3), tmp_path / "log")
+    processes = [FORK.Process(target=make_slowly, args=words) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
