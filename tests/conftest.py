@@ -61,17 +61,11 @@ def restore_threads() -> Iterator[None]:
 
 @pytest.fixture
 def tiny_coco(tmp_path: Path) -> Iterator[str]:
-    """Registers four generated images with Detectron2, and gives the name of the data set."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.data.datasets import register_coco_instances
+    """Registers four generated images with Detectron2; yields the name of the data set."""
+    from tests import datasets
 
-    from tests.tiny_coco import write_tiny_coco
-
-    json_file = write_tiny_coco(tmp_path / "tiny_coco", images=4)
-    register_coco_instances("tiny_coco", {}, str(json_file), str(json_file.parent))
-    yield "tiny_coco"
-    DatasetCatalog.remove("tiny_coco")
-    MetadataCatalog.remove("tiny_coco")
+    with datasets.tiny_coco(tmp_path / "tiny_coco") as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
