@@ -29,7 +29,6 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.config import add_dcn_config
 from dcn_plugin.data import check_datasets, share_of_batch, use_own_data
-from dcn_plugin.evaluation import check_evaluator
 from dcn_plugin.messages import got
 
 from .optimizer import check_optimizer
@@ -117,8 +116,6 @@ def check_config(cfg: CfgNode, training: bool, processes: int = 1, resume: bool 
         ValueError: if settings do not fit each other.
     """
     check_datasets(cfg, training)
-    for name in cfg.DATASETS.TEST:
-        check_evaluator(name)
     if not (resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     if training:

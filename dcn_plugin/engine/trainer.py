@@ -19,7 +19,7 @@ from detectron2.utils import comm
 
 from dcn_plugin.compat import INNER_TRAINER
 from dcn_plugin.data import TrainLoader, build_train_loader
-from dcn_plugin.evaluation import NetworkSizeMapper, build_evaluator
+from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
@@ -84,7 +84,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds Detectron2's loader; TEST.SEM_SEG_AT_NETWORK_SIZE hides the images' own size."""
-        mapper = NetworkSizeMapper(cfg, False) if cfg.TEST.SEM_SEG_AT_NETWORK_SIZE else None
+        mapper = NetworkSizeMapper(cfg, False) if at_network_size(cfg, dataset_name) else None
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""COCO's figures, and the paper's AP at IoU 0.7."""
+"""COCO's metrics, and the paper's AP at IoU 0.7."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from detectron2.evaluation import COCOEvaluator
 
 
 class DetectionEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator, with AP70 beside AP50 and AP75."""
+    """Detectron2's COCO evaluator, with AP70 beside AP50 and AP75 of boxes and masks."""
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
     ) -> dict[str, Any]:
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if iou_type != "keypoints":
-            results["AP70"] = float("nan") if coco_eval is None else precision_at(coco_eval, 0.7)
+            results["AP70"] = float("nan") if coco_eval is None else ap_at_iou(coco_eval, 0.7)
         return results
 
 
-def precision_at(coco_eval: COCOeval, overlap: float) -> float:
-    """Returns the mean AP in percent at one IoU, over all classes and sizes.
+def ap_at_iou(coco_eval: COCOeval, iou: float) -> float:
+    """Returns the AP in percent at one IoU threshold, averaged over classes.
 
     Args:
         coco_eval: after `accumulate`.
-        overlap: one of its thresholds.
+        iou: one of its thresholds.
     """
-    row = int(np.flatnonzero(np.isclose(coco_eval.params.iouThrs, overlap))[0])
-    precision = coco_eval.eval["precision"][row, :, :, 0, -1]  # recalls, classes
-    precision = precision[precision > -1]
+    index = int(np.flatnonzero(np.isclose(coco_eval.params.iouThrs, iou))[0])
+    precision = coco_eval.eval["precision"][index, :, :, 0, -1]  # recall thresholds, classes
+    precision = precision[precision > -1]  # -1: classes without ground truth
     return 100 * float(precision.mean()) if precision.size else float("nan")

@@ -12,8 +12,22 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from detectron2.data import DatasetMapper
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
+
+
+def at_network_size(cfg: CfgNode, dataset_name: str) -> bool:
+    """Returns whether a data set is evaluated at the model's input size.
+
+    Args:
+        cfg: with TEST.SEM_SEG_AT_NETWORK_SIZE.
+        dataset_name: a registered data set. Only semantic segmentation is affected: boxes and
+            masks of objects are always evaluated at the image's size.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    is_sem_seg = evaluator_type in ("sem_seg", "cityscapes_sem_seg")
+    return cfg.TEST.SEM_SEG_AT_NETWORK_SIZE and is_sem_seg
 
 
 class NetworkSizeMapper(DatasetMapper):

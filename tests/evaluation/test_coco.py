@@ -1,40 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""AP at 0.7 in COCO's evaluator, and which evaluator a data set gets."""
+"""AP at IoU 0.7 in COCO's evaluator, which evaluates boxes, masks and keypoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="the evaluator is Detectron2's")
 
-from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
-from dcn_plugin import add_dcn_config
-from dcn_plugin.evaluation import DetectionEvaluator, build_evaluator
+from dcn_plugin.evaluation import DetectionEvaluator
+from tests.datasets import tiny_keypoints
 
 
-def evaluate(name: str, folder: Path, shift: float) -> dict[str, float]:
-    """Evaluates the truth, moved to the right by a share of each box's width."""
+def evaluate(name: str, folder: Path, shift: float = 0.0) -> dict[str, dict[str, float]]:
+    """Evaluates the ground truth, with boxes moved to the right by a share of their width."""
     evaluator = DetectionEvaluator(name, output_dir=str(folder))
     evaluator.reset()
     for record in DatasetCatalog.get(name):
-        boxes = torch.tensor([item["bbox"] for item in record["annotations"]]).float()
+        objects = record["annotations"]
+        boxes = torch.tensor([item["bbox"] for item in objects]).float()
         boxes[:, 0] += shift * boxes[:, 2]
         boxes[:, 2:] += boxes[:, :2]
         instances = Instances(
             (96, 96),
             pred_boxes=Boxes(boxes),
-            pred_classes=torch.tensor([item["category_id"] for item in record["annotations"]]),
+            pred_classes=torch.tensor([item["category_id"] for item in objects]),
+            pred_masks=torch.from_numpy(np.stack([mask_of(item) for item in objects])),
             scores=torch.linspace(0.9, 0.8, len(boxes)),
         )
+        if "keypoints" in objects[0]:
+            points = torch.tensor([item["keypoints"] for item in objects])
+            instances.pred_keypoints = points.reshape(len(objects), -1, 3)
         evaluator.process([record], [{"instances": instances}])
-    return evaluator.evaluate()["bbox"]
+    return evaluator.evaluate()
+
+
+def mask_of(item: dict) -> np.ndarray:
+    return mask_util.decode(mask_util.frPyObjects(item["segmentation"], 96, 96))[..., 0] > 0
 
 
 @pytest.mark.parametrize(
@@ -42,19 +52,15 @@ def evaluate(name: str, folder: Path, shift: float) -> dict[str, float]:
     [(0.0, (50, 70, 75)), (0.16, (50, 70)), (0.2, (50,)), (0.4, ())],
 )
 def test_ap70_lies_between_its_neighbours(shift, reached, tiny_coco, tmp_path) -> None:
-    found = evaluate(tiny_coco, tmp_path, shift)
-    for overlap in (50, 70, 75):
-        assert found[f"AP{overlap}"] == pytest.approx(100 if overlap in reached else 0), overlap
+    results = evaluate(tiny_coco, tmp_path, shift)
+    for iou in (50, 70, 75):
+        assert results["bbox"][f"AP{iou}"] == pytest.approx(100 if iou in reached else 0), iou
+    assert results["segm"]["AP70"] == pytest.approx(100)  # the masks are not moved
 
 
-def test_an_unknown_kind_of_data_set_is_named(tmp_path) -> None:
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    DatasetCatalog.register("odd", list)
-    MetadataCatalog.get("odd").evaluator_type = "lvis"
-    try:
-        with pytest.raises(ValueError, match="got odd, whose evaluator_type is 'lvis'"):
-            build_evaluator(cfg, "odd", str(tmp_path))
-    finally:
-        DatasetCatalog.remove("odd")
-        MetadataCatalog.remove("odd")
+def test_keypoints_are_evaluated_too(tmp_path: Path) -> None:
+    with tiny_keypoints(tmp_path / "data") as name:
+        results = evaluate(name, tmp_path / "results")
+    assert results.keys() == {"bbox", "segm", "keypoints"}
+    for metrics in results.values():
+        assert metrics["AP50"] == metrics["AP75"] == pytest.approx(100)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The sets in Detectron2's catalogue, where they are made when they are first asked for."""
+"""Registers Shapes with Detectron2. The files are generated when a data set is first loaded."""
 
 from __future__ import annotations
 
@@ -18,71 +18,82 @@ from .settings import ANNOTATIONS, IMAGES, LABELS, SETS, SPLITS, Settings
 FOLDER = "shapes"
 
 
-def load_shapes(folder: Path, name: str, settings: Settings, split: str) -> list[dict[str, Any]]:
-    """Loads a split in Detectron2's format, and makes it before if it is not there.
+def load_shapes(
+    root: str, name: str, settings: Settings, split: str, sem_seg: bool = False
+) -> list[dict[str, Any]]:
+    """Loads a split in Detectron2's format, and generates its files if they do not exist.
 
     Args:
-        folder: of all sets of this kind.
+        root: folder of all data sets.
         name: of the set.
         settings: of the set.
         split: train, val or test.
-
-    Returns:
-        a record of each image, with boxes, masks and the file of its pixels' labels.
+        sem_seg: whether to load `sem_seg_file_name` instead of the annotations of objects.
     """
     try:
         from .writing import ensure_split
     except ModuleNotFoundError as error:
-        if error.name != "cv2":  # Detectron2 does without it
+        if error.name != "cv2":  # an optional dependency of Detectron2
             raise
         raise ModuleNotFoundError(
             f"shapes_{name}_{split} is drawn with OpenCV: pip install opencv-python-headless"
         ) from error
-    place = split_folder(folder, name, settings, split)
-    ensure_split(place, name, settings, split)
-    images, full_name = str(place / IMAGES), f"shapes_{name}_{split}"
-    records = load_coco_json(str(place / ANNOTATIONS), images, full_name)
+    folder = split_folder(root, name, settings, split)
+    ensure_split(folder, name, settings, split)
+    json_file, images = str(folder / ANNOTATIONS), str(folder / IMAGES)
+    if not sem_seg:
+        return load_coco_json(json_file, images, f"shapes_{name}_{split}")
+    records = load_coco_json(json_file, images)
     for record in records:
+        del record["annotations"]
         stem = Path(record["file_name"]).stem
-        record["sem_seg_file_name"] = str(place / LABELS / f"{stem}.png")
+        record["sem_seg_file_name"] = str(folder / LABELS / f"{stem}.png")
     return records
 
 
-def split_folder(folder: Path, name: str, settings: Settings, split: str) -> Path:
-    """Returns where a split lies; with other settings it is another place.
+def split_folder(root: str, name: str, settings: Settings, split: str) -> Path:
+    """Returns the folder of a split, which depends on the settings.
 
     Args:
-        folder: of all sets of this kind.
+        root: folder of all data sets.
         name: of the set.
         settings: of the set.
         split: train, val or test.
     """
-    return folder / f"{name}-{settings.key()}" / split
+    return Path(root, FOLDER, f"{name}-{settings.key()}", split)
 
 
 def register_set(root: str, name: str, settings: Settings) -> None:
-    """Registers shapes_<name>_train, _val and _test with Detectron2.
+    """Registers a set as shapes_<name>_<split>, with objects, and shapes_<name>_<split>_sem_seg.
 
     Args:
-        root: of all data sets.
+        root: folder of all data sets.
         name: of the set.
         settings: how it is drawn.
     """
-    folder = Path(root, FOLDER)
     for split in SPLITS:
-        full_name = f"shapes_{name}_{split}"
-        DatasetCatalog.register(full_name, partial(load_shapes, folder, name, settings, split))
-        place = split_folder(folder, name, settings, split)
-        MetadataCatalog.get(full_name).set(
+        folder = split_folder(root, name, settings, split)
+        load = partial(load_shapes, root, name, settings, split)
+        paths = {
+            "json_file": os.fspath(folder / ANNOTATIONS),
+            "image_root": os.fspath(folder / IMAGES),
+            "made_in": os.path.join(root, FOLDER),  # generated there: its files may be missing
+        }
+        detection, sem_seg = f"shapes_{name}_{split}", f"shapes_{name}_{split}_sem_seg"
+        DatasetCatalog.register(detection, load)
+        MetadataCatalog.get(detection).set(
             thing_classes=list(NAMES),
             thing_dataset_id_to_contiguous_id={1 + kind: kind for kind in range(len(NAMES))},
+            evaluator_type="coco",
+            **paths,
+        )
+        DatasetCatalog.register(sem_seg, partial(load, sem_seg=True))
+        MetadataCatalog.get(sem_seg).set(
             stuff_classes=["background", *NAMES],
             ignore_label=255,
-            json_file=os.fspath(place / ANNOTATIONS),
-            image_root=os.fspath(place / IMAGES),
-            sem_seg_root=os.fspath(place / LABELS),
-            evaluator_type="coco",
-            made_in=os.fspath(folder),  # on first use: until then its files are not missed
+            sem_seg_root=os.fspath(folder / LABELS),
+            evaluator_type="sem_seg",
+            **paths,
         )
 
 
@@ -90,7 +101,7 @@ def register_shapes(root: str) -> None:
     """Registers tiny, demo, hard and large.
 
     Args:
-        root: of all data sets.
+        root: folder of all data sets.
     """
     for name, settings in SETS.items():
         register_set(root, name, settings)

@@ -28,8 +28,8 @@ TINY = replace(SETS["tiny"], train=6, val=3)
 
 
 def made(folder: Path, settings: Settings, split: str) -> Path:
-    place = split_folder(folder, "own", settings, split)
-    writing.ensure_split(place, "own", settings, split)
+    place = split_folder(str(folder), "custom", settings, split)
+    writing.ensure_split(place, "custom", settings, split)
     return place
 
 
@@ -161,16 +161,16 @@ def make_many(folder: Path) -> None:
 def test_a_run_that_is_killed_leaves_no_set(tmp_path: Path) -> None:
     process = FORK.Process(target=make_many, args=(tmp_path,))
     process.start()
-    while process.is_alive() and len(list(tmp_path.glob("*/*.half/images/*"))) < 10:
+    while process.is_alive() and len(list(tmp_path.glob("**/*.half/images/*"))) < 10:
         time.sleep(0.05)
     process.terminate()
     process.join()
     assert process.exitcode == -signal.SIGTERM
-    assert not split_folder(tmp_path, "own", MANY, "train").exists()
+    assert not split_folder(str(tmp_path), "custom", MANY, "train").exists()
 
 
 def test_what_a_kill_left_is_thrown_away(tmp_path: Path) -> None:
-    place = split_folder(tmp_path, "own", TINY, "val")
+    place = split_folder(str(tmp_path), "custom", TINY, "val")
     half = place.with_suffix(".half")
     (half / "images").mkdir(parents=True)
     (half / "images/junk.jpg").write_text("half an image")
@@ -191,7 +191,7 @@ def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch) -> None:
         raise LockException("no locks available")
 
     monkeypatch.setattr(writing, "file_lock", refused)
-    with pytest.raises(OSError, match=r"own-.*/val could not be locked"):
+    with pytest.raises(OSError, match=r"custom-.*/val could not be locked"):
         made(tmp_path, TINY, "val")
 
 
@@ -219,4 +219,4 @@ def test_several_processes_make_it_once(tmp_path: Path) -> None:
         process.join()
         assert process.exitcode == 0
     assert words[2].read_text() == "made\n"
-    assert len(contents(split_folder(words[0], "own", TINY, "train"))) == 2 * 6 + 1
+    assert len(contents(split_folder(str(words[0]), "custom", TINY, "train"))) == 2 * 6 + 1
