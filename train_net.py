@@ -29,7 +29,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from dcn_plugin.data import add_own_data
+from dcn_plugin.data import add_custom_data_option
 from dcn_plugin.engine import (
     Checkpointer,
     Trainer,
@@ -47,7 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """Returns Detectron2's parser, which also takes data of one's own."""
     parser = default_argument_parser(epilog=__doc__)
     for part in ("train", "test"):
-        add_own_data(parser, part)
+        add_custom_data_option(parser, part)
     return parser
 
 

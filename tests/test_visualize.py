@@ -213,7 +213,7 @@ def test_images_have_different_names(tmp_path: Path) -> None:
 def test_custom_data_have_class_names(weights, tmp_path: Path) -> None:
     DatasetCatalog.get("shapes_tiny_test")  # generates it
     metadata = MetadataCatalog.get("shapes_tiny_test")
-    words = ["--test-data", metadata.json_file, metadata.image_root, "--input", "own_test"]
+    words = ["--test-data", metadata.json_file, metadata.image_root, "--input", "custom_test"]
     output = tmp_path / "output"
     name = "ca_rpn_slim_dconv3"
     given = ["--limit", "1", "--output", output, "--format", "html", "--score", "0.0"]

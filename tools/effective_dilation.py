@@ -34,7 +34,7 @@ from detectron2.utils.logger import setup_logger
 from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation, on_object_share
 from dcn_plugin.analysis.effective_dilation import AREAS, CATEGORIES
 from dcn_plugin.analysis.on_object_share import OFFSETS, OnObjectShare
-from dcn_plugin.data import add_own_data, check_datasets
+from dcn_plugin.data import add_custom_data_option, check_datasets
 from dcn_plugin.engine import load_network
 from dcn_plugin.engine.settings import read_trained_config
 
@@ -51,7 +51,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--weights", required=True, help="checkpoint of the model")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--dataset", help="name of a registered data set with boxes")
-    add_own_data(data, "test")
+    add_custom_data_option(data, "test")
     areas, metavar = [area**0.5 for area in AREAS], ("MEDIUM", "LARGE")
     areas_help = "sides of squares; default: the paper's 96 and 224"
     add("--areas", type=float, nargs=2, metavar=metavar, default=areas, help=areas_help)

@@ -11,7 +11,7 @@
 Writes for every image a picture, <name>.png, of the detections, sampling locations through all
 deformable layers, RoI bins of the highest-scoring detection and offsets, and a self-contained page,
 <name>.html, on which positions and objects can be clicked. For a model trained on custom data,
---test-data gives the names of its classes, and --input own_test its images. Config keys can be
+--test-data gives the names of its classes, and --input custom_test its images. Config keys can be
 overridden at the end of the command line.
 """
 
@@ -31,7 +31,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.utils.logger import setup_logger
 
-from dcn_plugin.data import add_own_data
+from dcn_plugin.data import add_custom_data_option
 from dcn_plugin.engine.settings import read_trained_config
 
 
@@ -61,7 +61,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--score", type=float, default=0.5, help="minimum score of detections")
     add("--limit", type=int, default=20, help="maximum number of images")
     add("--format", choices=("png", "html", "both"), default="both", help="files to write")
-    add_own_data(parser, "test")
+    add_custom_data_option(parser, "test")
     add("opts", nargs=argparse.REMAINDER, help="config keys and values")
     return parser.parse_args(words)
 

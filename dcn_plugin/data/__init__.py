@@ -4,8 +4,8 @@
 
 from .batches import TrainingBatches, share_of_batch
 from .check import ROOT, check_datasets
+from .custom_coco import add_custom_data_option, use_custom_data
 from .loader import TrainLoader, build_train_loader
-from .own import add_own_data, use_own_data
 from .seeds import image_seed
 from .shapes import register_shapes
 from .voc import register_voc
@@ -13,12 +13,12 @@ from .voc import register_voc
 __all__ = [
     "TrainLoader",
     "TrainingBatches",
-    "add_own_data",
+    "add_custom_data_option",
     "build_train_loader",
     "check_datasets",
     "image_seed",
     "share_of_batch",
-    "use_own_data",
+    "use_custom_data",
 ]
 
 register_voc(ROOT)

@@ -1,123 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""A user's own data in COCO's format, by two paths on the command line."""
+"""Custom data sets in COCO's format, registered from the command line."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.utils.file_io import PathManager
 
-NAMES = {"TRAIN": "own_train", "TEST": "own_test"}
-# What Detectron2 reads of a file in COCO's format.
-KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
+# What training and COCO's evaluation read of an annotation, without which they fail hours later.
+REQUIRED = {"train": ("bbox",), "test": ("bbox", "area", "iscrowd")}
 
 
-def add_own_data(parser: argparse.ArgumentParser, part: str) -> None:
-    """Adds the option for data of one's own.
+def add_custom_data_option(parser: argparse.ArgumentParser, split: str) -> None:
+    """Adds --train-data or --test-data to a command line.
 
     Args:
         parser: of the command line.
-        part: train or test.
+        split: train or test.
     """
     parser.add_argument(
-        f"--{part}-data",
+        f"--{split}-data",
         nargs=2,
         metavar=("JSON", "IMAGES"),
-        help=f"your own data to {part}: annotations in COCO's format, and a folder of images",
+        help=f"your own data to {split} on: annotations in COCO's format, and a folder of images",
     )
 
 
-def use_own_data(
+def use_custom_data(
     cfg: CfgNode, train: Sequence[str] | None = None, test: Sequence[str] | None = None
 ) -> None:
-    """Registers own data as own_train and own_test, and sets the config for them.
+    """Registers custom_train and custom_test, and sets DATASETS and NUM_CLASSES for them.
 
     Args:
-        cfg: gets DATASETS and the number of classes.
-        train: file of annotations and folder of images; None: not own.
+        cfg: changed in place. Without `test`, DATASETS.TEST is empty; without `train`,
+            DATASETS.TRAIN stays.
+        train: JSON file and folder of images; anything that PathManager opens.
         test: likewise.
 
     Raises:
-        OSError: if a file or folder is not there.
-        ValueError: if a file is not in COCO's format, or their categories differ.
+        FileNotFoundError: if a file does not exist.
+        ValueError: if training or evaluation would fail on a JSON file, or the categories differ.
     """
-    categories: dict[str, list[str]] = {}
-    for key, paths in (("TRAIN", train), ("TEST", test)):
-        if paths:
-            categories[key] = _register(NAMES[key], f"--{key.lower()}-data", *paths)
-            cfg.DATASETS[key] = (NAMES[key],)
-    if train and not test:
-        cfg.DATASETS.TEST = ()
-    if len(categories) == 2 and categories["TRAIN"] != categories["TEST"]:
+    classes = {
+        split: _register(cfg, split, *paths)
+        for split, paths in (("train", train), ("test", test))
+        if paths
+    }
+    if len(classes) == 2 and classes["train"] != classes["test"]:
         raise ValueError(
-            "--train-data and --test-data must have the same categories in the same order of their "
-            f"ids, got {categories['TRAIN']} and {categories['TEST']}"
+            "--train-data and --test-data must have the same categories in the order of their "
+            f"ids, got {classes['train']} and {classes['test']}"
         )
-    count = len(next(iter(categories.values())))
+    if train:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("custom_train",), ()
+    if test:
+        cfg.DATASETS.TEST = ("custom_test",)
+    count = len(next(iter(classes.values())))
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = count
 
 
-def _register(name: str, option: str, annotations: str, images: str) -> list[str]:
-    content = _read(option, annotations, images)
-    names = [item["name"] for item in sorted(content["categories"], key=lambda item: item["id"])]
+def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list[str]:
+    """Registers and checks a data set; returns its classes."""
+    name, option = f"custom_{split}", f"--{split}-data"
+    if _is_missing(json_file) or ("://" not in image_root and not PathManager.isdir(image_root)):
+        raise FileNotFoundError(
+            f"{option} must be a JSON file and a folder of images, got {json_file} and {image_root}"
+        )
     if name in DatasetCatalog.list():  # of an earlier call in this process
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {"thing_classes": names}, annotations, images)
-    return names
-
-
-def _read(option: str, annotations: str, images: str) -> dict[str, Any]:
-    if not Path(annotations).is_file() or not Path(images).is_dir():
-        raise FileNotFoundError(
-            f"{option} must be a file of annotations and a folder of images, got {annotations} "
-            f"and {images}"
-        )
+    register_coco_instances(name, {}, json_file, image_root)
     try:
-        content = json.loads(Path(annotations).read_bytes())
-        lists = {key: content[key] for key in KEYS}
-        for key, items in lists.items():
-            for item in items:
-                _ = [item[name] for name in KEYS[key]]
-        if any(len(item["bbox"]) != 4 for item in content["annotations"]):
-            raise TypeError("a bbox without four numbers")
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        records = load_coco_json(json_file, image_root, name, extra_annotation_keys=["area"])
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{option}: {annotations} is not in COCO's format, whose {_wanted()}: "
-            f"{type(error).__name__}, {error}"
+            f"{option}: {json_file} must be in COCO's format, with lists of images, annotations "
+            f"and categories, but Detectron2 cannot load it: {type(error).__name__}: {error}"
         ) from error
-    ids = {key: [item["id"] for item in items] for key, items in lists.items()}
-    for key, found in ids.items():
-        if not found or len(set(found)) < len(found):
-            raise ValueError(
-                f"{option}: {annotations} must have {key}, each with an id of its own, got "
-                f"{len(found)} with {len(set(found))} different ids"
-            )
-    unknown = {item["category_id"] for item in content["annotations"]} - set(ids["categories"])
-    if unknown:
-        raise ValueError(
-            f"{option}: {annotations} has annotations of unknown categories {sorted(unknown)}"
-        )
-    lost = [
-        i["file_name"] for i in content["images"] if not (Path(images) / i["file_name"]).is_file()
-    ]
+    if split == "train" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+    if not records:
+        raise ValueError(f"{option}: {json_file} has no images to {split} on")
+    for record in records:
+        for annotation in record["annotations"]:
+            missing = [key for key in REQUIRED[split] if key not in annotation]
+            if missing:
+                raise ValueError(
+                    f"{option}: annotations in {json_file} must have {', '.join(REQUIRED[split])}; "
+                    f"one of image {record['image_id']} has no {', '.join(missing)}"
+                )
+    lost = [record["file_name"] for record in records if _is_missing(record["file_name"])]
     if lost:
         raise FileNotFoundError(
-            f"{option}: there is no {lost[0]} in {images}; {len(lost)} images are missing"
+            f"{option}: {len(lost)} of {len(records)} images in {json_file} do not exist, the "
+            f"first is {lost[0]}"
         )
-    return content
+    return MetadataCatalog.get(name).thing_classes
 
 
-def _wanted() -> str:
-    return "; ".join(f"{key} have {', '.join(names)}" for key, names in KEYS.items())
+def _is_missing(path: str) -> bool:
+    return "://" not in path and not PathManager.isfile(path)

@@ -28,7 +28,7 @@ from detectron2.modeling import (
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.config import add_dcn_config
-from dcn_plugin.data import check_datasets, share_of_batch, use_own_data
+from dcn_plugin.data import check_datasets, share_of_batch, use_custom_data
 from dcn_plugin.messages import got
 
 from .optimizer import check_optimizer
@@ -75,7 +75,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
             raise ValueError(f"{key} must be a name that is registered, {got(name, known)}")
     own = getattr(args, "train_data", None), getattr(args, "test_data", None)
     if any(own):
-        use_own_data(cfg, *own)
+        use_custom_data(cfg, *own)
     return cfg
 
 
