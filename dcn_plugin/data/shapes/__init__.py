@@ -4,6 +4,6 @@
 
 from .classes import NAMES
 from .registration import register_set, register_shapes
-from .settings import SETS, SPLITS, Settings
+from .sets import SETS, SPLITS, Settings
 
 __all__ = ["NAMES", "SETS", "SPLITS", "Settings", "register_set", "register_shapes"]

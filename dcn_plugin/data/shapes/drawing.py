@@ -11,20 +11,20 @@ import numpy as np
 
 from .classes import NAMES
 from .geometry import Points, object_outlines
-from .settings import Settings
+from .sets import Settings
 
-SHIFT = 4  # bits of a pixel, in which OpenCV draws
-TRIES = 30  # places for an object, before it is left out
-SMALLEST = 12  # pixels of an object
+SUBPIXEL_BITS = 4  # bits of a pixel, in which OpenCV draws
+MAX_TRIES = 30  # places for an object, before it is left out
+MIN_PIXELS = 12  # pixels of an object
 OCTAVES = ((2, 1.0), (4, 0.8), (9, 0.6), (20, 0.45), (44, 0.3))  # cells along a side, contrast
 
 
 @dataclass
-class Drawn:
+class Drawing:
     """An image, and whose every pixel is."""
 
     image: np.ndarray  # (side, side, 3) bytes, blue, green, red
-    owners: np.ndarray  # (side, side), 0 for none, else 1 + the object's number
+    instance_ids: np.ndarray  # (side, side), 0 for none, else 1 + the object's number
     classes: list[int]  # of each object
 
 
@@ -36,11 +36,11 @@ class Patch:
     left: int
     top: int
 
-    def pixels(self) -> int:
+    def area(self) -> int:
         """Returns how many pixels it covers, also outside of the image."""
         return int((self.mask > 127).sum())
 
-    def pixels_inside(self, side: int) -> int:
+    def area_inside(self, side: int) -> int:
         """Returns how many pixels of an image it covers."""
         return int((self.inside(side)[1] > 127).sum())
 
@@ -54,7 +54,7 @@ class Patch:
         return (slice(top, bottom), slice(left, right)), own
 
 
-def draw(settings: Settings, rng: np.random.Generator) -> Drawn:
+def draw_image(settings: Settings, rng: np.random.Generator) -> Drawing:
     """Draws an image.
 
     Args:
@@ -63,93 +63,93 @@ def draw(settings: Settings, rng: np.random.Generator) -> Drawn:
     """
     side = settings.side
     image = background(settings, rng)
-    owners = np.zeros((side, side), np.uint8)
+    instance_ids = np.zeros((side, side), np.uint8)
     for _ in range(rng.integers(settings.distractors[0], settings.distractors[1] + 1)):
-        paint(image, cover(distractor(side, rng)), rng)
+        paint(image, rasterize(distractor(side, rng)), rng)
     classes: list[int] = []
     least: list[float] = []  # pixels of each object that must stay in sight
     for _ in range(rng.integers(settings.objects[0], settings.objects[1] + 1)):
         kind = int(rng.integers(len(NAMES)))
-        patch = place(NAMES[kind], settings, owners, least, rng)
+        patch = place_object(NAMES[kind], settings, instance_ids, least, rng)
         if patch is not None:
             paint(image, patch, rng)
             classes.append(kind)
-            seen, whole = patch.pixels_inside(side), patch.pixels()
+            seen, whole = patch.area_inside(side), patch.area()
             least.append(max(seen - settings.overlap * whole, 1))
-            take(owners, patch, len(classes))
+            assign(instance_ids, patch, len(classes))
     if rng.random() < 0.3:  # something thin in front of everything
-        stroke = cover(distractor(side, rng, thin=True))
-        if hides_little(stroke, owners, least):
+        stroke = rasterize(distractor(side, rng, thin=True))
+        if leaves_visible(stroke, instance_ids, least):
             paint(image, stroke, rng)
-            take(owners, stroke, 0)
-    return Drawn(image.clip(0, 255).astype(np.uint8), owners, classes)
+            assign(instance_ids, stroke, 0)
+    return Drawing(image.clip(0, 255).astype(np.uint8), instance_ids, classes)
 
 
-def place(
+def place_object(
     name: str,
     settings: Settings,
-    owners: np.ndarray,
+    instance_ids: np.ndarray,
     least: list[float],
     rng: np.random.Generator,
 ) -> Patch | None:
-    """Finds a place for an object where enough of it, and of what it hides, can be seen.
+    """Finds a folder for an object where enough of it, and of what it hides, can be seen.
 
     Args:
         name: of its class.
         settings: of the set.
-        owners: of the pixels so far.
+        instance_ids: of the pixels so far.
         least: pixels of each object so far that must stay in sight.
         rng: of the image's random numbers.
 
     Returns:
-        what it covers, or None if there was no place.
+        what it covers, or None if there was no folder.
     """
     side = settings.side
     low, high = settings.size
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         extent = side * np.exp(rng.uniform(np.log(low), np.log(high)))
         centre = rng.uniform(0, side, 2)
         outlines = object_outlines(name, settings, rng)
-        patch = cover([points * extent + centre for points in outlines])
-        enough = patch.pixels_inside(side) >= max(
-            (1 - settings.truncation) * patch.pixels(), SMALLEST
+        patch = rasterize([points * extent + centre for points in outlines])
+        enough = patch.area_inside(side) >= max(
+            (1 - settings.truncation) * patch.area(), MIN_PIXELS
         )
-        if enough and hides_little(patch, owners, least):
+        if enough and leaves_visible(patch, instance_ids, least):
             return patch
     return None
 
 
-def hides_little(patch: Patch, owners: np.ndarray, least: list[float]) -> bool:
+def leaves_visible(patch: Patch, instance_ids: np.ndarray, least: list[float]) -> bool:
     """Returns whether of every object enough is left when a patch covers it."""
-    where, mask = patch.inside(owners.shape[0])
+    where, mask = patch.inside(instance_ids.shape[0])
     numbers = len(least) + 1
-    left = np.bincount(owners.ravel(), minlength=numbers)
-    left -= np.bincount(owners[where][mask > 127], minlength=numbers)
+    left = np.bincount(instance_ids.ravel(), minlength=numbers)
+    left -= np.bincount(instance_ids[where][mask > 127], minlength=numbers)
     return bool((left[1:] >= np.array(least)).all())
 
 
-def take(owners: np.ndarray, patch: Patch, owner: int) -> None:
+def assign(instance_ids: np.ndarray, patch: Patch, instance_id: int) -> None:
     """Gives the pixels under a patch to an object, or with 0 to none."""
-    where, mask = patch.inside(owners.shape[0])
-    owners[where][mask > 127] = owner
+    where, mask = patch.inside(instance_ids.shape[0])
+    instance_ids[where][mask > 127] = instance_id
 
 
-def cover(outlines: list[Points]) -> Patch:
+def rasterize(outlines: list[Points]) -> Patch:
     """Returns the union of outlines."""
     points = np.concatenate(outlines)
     corner = np.floor(points.min(axis=0)).astype(int) - 1
     width, height = np.ceil(points.max(axis=0)).astype(int) + 2 - corner
     mask = np.zeros((height, width), np.uint8)
     for outline in outlines:
-        fixed = np.round((outline - corner) * (1 << SHIFT)).astype(np.int32)
-        cv2.fillPoly(mask, [fixed], 255, cv2.LINE_AA, SHIFT)
+        fixed = np.round((outline - corner) * (1 << SUBPIXEL_BITS)).astype(np.int32)
+        cv2.fillPoly(mask, [fixed], 255, cv2.LINE_AA, SUBPIXEL_BITS)
     return Patch(mask, int(corner[0]), int(corner[1]))
 
 
 def paint(image: np.ndarray, patch: Patch, rng: np.random.Generator) -> None:
     """Paints what a patch covers in a bright colour with a mild texture."""
     colour = rng.uniform(120, 255, 3).astype(np.float32)
-    texture = noise(patch.mask.shape, int(rng.integers(2, 6)), rng) * rng.uniform(4, 18)
+    texture = smooth_noise(patch.mask.shape, int(rng.integers(2, 6)), rng) * rng.uniform(4, 18)
     where, mask = patch.inside(image.shape[0])
     (height, width) = mask.shape
     share = (mask.astype(np.float32) / 255)[..., None]
@@ -183,11 +183,11 @@ def background(settings: Settings, rng: np.random.Generator) -> np.ndarray:
     side = settings.side
     image = np.zeros((side, side, 3), np.float32)
     for cells, contrast in OCTAVES:
-        image += noise((side, side), cells, rng) * contrast
+        image += smooth_noise((side, side), cells, rng) * contrast
     return rng.uniform(25, 60, 3).astype(np.float32) + image * (55 * settings.clutter)
 
 
-def noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> np.ndarray:
+def smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> np.ndarray:
     """Returns smooth noise, (height, width, 3), of mean 0 and deviation about 1."""
     grid = rng.standard_normal((cells + 2, cells + 2, 3)).astype(np.float32)
     return cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from .classes import CLASSES, Bar, Part
-from .settings import Settings
+from .sets import Settings
 
 Points = np.ndarray  # (n, 2), x and y
 
@@ -32,8 +32,8 @@ def object_outlines(name: str, settings: Settings, rng: np.random.Generator) -> 
     spine, headings = bent_spine(settings.bend, rng)
     outlines = [ribbon(spine, headings)]
     for part in CLASSES[name]:
-        outlines.append(outline_of(part, spine, headings, settings.articulation, rng))
-    return seen_from(outlines, settings, rng)
+        outlines.append(part_outline(part, spine, headings, settings.articulation, rng))
+    return random_view(outlines, settings, rng)
 
 
 def bent_spine(bend: float, rng: np.random.Generator) -> tuple[Points, np.ndarray]:
@@ -53,7 +53,7 @@ def ribbon(points: Points, headings: np.ndarray) -> Points:
     return np.concatenate([points + across, (points - across)[::-1]])
 
 
-def outline_of(
+def part_outline(
     part: Part,
     spine: Points,
     headings: np.ndarray,
@@ -74,7 +74,9 @@ def outline_of(
     return np.stack([where + across, tip + across, tip - across, where - across])
 
 
-def seen_from(outlines: list[Points], settings: Settings, rng: np.random.Generator) -> list[Points]:
+def random_view(
+    outlines: list[Points], settings: Settings, rng: np.random.Generator
+) -> list[Points]:
     """Flips, stretches, shears, turns and tilts outlines; their box gets a longer side of 1."""
     stretch = np.exp(rng.uniform(0, np.log(settings.aspect)))
     shear = rng.uniform(-settings.shear, settings.shear)

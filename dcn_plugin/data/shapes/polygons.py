@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 
-def polygons_of(mask: np.ndarray) -> list[list[float]]:
+def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     """Returns polygons along the edges of a mask's pixels.
 
     COCO's own code fills them to the same mask. A hole is reached by a cut of no width, since

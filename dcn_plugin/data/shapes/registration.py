@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from .classes import NAMES
-from .settings import ANNOTATIONS, IMAGES, LABELS, SETS, SPLITS, Settings
+from .sets import ANNOTATIONS, IMAGES, LABELS, SETS, SPLITS, Settings
 
 FOLDER = "shapes"
 
@@ -31,7 +31,7 @@ def load_shapes(
         sem_seg: whether to load `sem_seg_file_name` instead of the annotations of objects.
     """
     try:
-        from .writing import ensure_split
+        from .writing import generate_split
     except ModuleNotFoundError as error:
         if error.name != "cv2":  # an optional dependency of Detectron2
             raise
@@ -39,7 +39,7 @@ def load_shapes(
             f"shapes_{name}_{split} is drawn with OpenCV: pip install opencv-python-headless"
         ) from error
     folder = split_folder(root, name, settings, split)
-    ensure_split(folder, name, settings, split)
+    generate_split(folder, name, settings, split)
     json_file, images = str(folder / ANNOTATIONS), str(folder / IMAGES)
     if not sem_seg:
         return load_coco_json(json_file, images, f"shapes_{name}_{split}")

@@ -20,19 +20,19 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .classes import NAMES
-from .drawing import draw
-from .polygons import polygons_of
-from .settings import ANNOTATIONS, IMAGES, LABELS, SPLITS, VERSION, Settings
+from .drawing import draw_image
+from .polygons import mask_to_polygons
+from .sets import ANNOTATIONS, IMAGES, LABELS, SPLITS, VERSION, Settings
 
-FEW = 200  # images that this process draws faster than others that it must start
-QUALITY = 95  # of JPEG files
+MIN_IMAGES_FOR_WORKERS = 200  # images that this process draws faster than others that it must start
+JPEG_QUALITY = 95  # of JPEG files
 
 
-def ensure_split(place: Path, name: str, settings: Settings, split: str) -> None:
+def generate_split(folder: Path, name: str, settings: Settings, split: str) -> None:
     """Makes a split if it is not there; several processes may ask for it at once.
 
     Args:
-        place: its folder, which gets images, labels and annotations.json.
+        folder: its folder, which gets images, labels and annotations.json.
         name: of the set.
         settings: of the set.
         split: train, val or test.
@@ -40,22 +40,22 @@ def ensure_split(place: Path, name: str, settings: Settings, split: str) -> None
     Raises:
         OSError: if it cannot be written.
     """
-    annotations = place / ANNOTATIONS
+    annotations = folder / ANNOTATIONS
     if not annotations.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with file_lock(str(place)):
+            with file_lock(str(folder)):
                 if not annotations.is_file():  # nobody else has made it meanwhile
-                    _write(place, name, settings, split)
+                    _write(folder, name, settings, split)
         except LockException as error:
             raise OSError(
-                f"{place} could not be locked, so that one process alone makes it: does another "
+                f"{folder} could not be locked, so that one process alone makes it: does another "
                 "still make it, an hour long? Or is its disk one without locks? Then set "
                 "DETECTRON2_DATASETS to a folder of another"
             ) from error
 
 
-class DrawnFiles(Dataset[dict[str, Any]]):
+class EncodedImages(Dataset[dict[str, Any]]):
     """The files of each image, and what is annotated in it."""
 
     def __init__(self, settings: Settings, split: str) -> None:
@@ -75,45 +75,45 @@ class DrawnFiles(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Draws an image, of random numbers that its split and number alone decide."""
         seed = [self.settings.seed, SPLITS.index(self.split), index]
-        drawn = draw(self.settings, np.random.default_rng(seed))
-        labels = np.zeros_like(drawn.owners)
+        drawn = draw_image(self.settings, np.random.default_rng(seed))
+        labels = np.zeros_like(drawn.instance_ids)
         annotations = []
         for number, kind in enumerate(drawn.classes):
-            mask = drawn.owners == number + 1
+            mask = drawn.instance_ids == number + 1
             labels[mask] = kind + 1
             annotations.append({"category_id": kind + 1, **_annotation(mask)})
         return {
-            "image": _encoded(".jpg", drawn.image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY]),
-            "labels": _encoded(".png", labels, []),
+            "image": _encode(".jpg", drawn.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
+            "labels": _encode(".png", labels, []),
             "annotations": annotations,
         }
 
 
-def _write(place: Path, name: str, settings: Settings, split: str) -> None:
-    half = place.with_suffix(".half")
-    shutil.rmtree(half, ignore_errors=True)  # of a run that was killed
+def _write(folder: Path, name: str, settings: Settings, split: str) -> None:
+    unfinished = folder.with_suffix(".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     try:
-        (half / IMAGES).mkdir(parents=True)
-        (half / LABELS).mkdir()
-        content = _write_images(half, settings, split, f"drawing shapes_{name}_{split}")
-        (half / ANNOTATIONS).write_text(json.dumps(content))
-        shutil.rmtree(place, ignore_errors=True)  # of which somebody has deleted a part
-        half.replace(place)
+        (unfinished / IMAGES).mkdir(parents=True)
+        (unfinished / LABELS).mkdir()
+        content = _write_images(unfinished, settings, split, f"drawing shapes_{name}_{split}")
+        (unfinished / ANNOTATIONS).write_text(json.dumps(content))
+        shutil.rmtree(folder, ignore_errors=True)  # of which somebody has deleted a part
+        unfinished.replace(folder)
     except BaseException:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
 def _write_images(folder: Path, settings: Settings, split: str, said: str) -> dict[str, Any]:
-    files = DrawnFiles(settings, split)
+    files = EncodedImages(settings, split)
     # macOS and Windows do not have sched_getaffinity.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
         files,
         batch_size=None,
-        num_workers=0 if len(files) < FEW else min(cpus, 16),
-        collate_fn=_as_it_is,
-        worker_init_fn=_without_threads,
+        num_workers=0 if len(files) < MIN_IMAGES_FOR_WORKERS else min(cpus, 16),
+        collate_fn=_identity,
+        worker_init_fn=_disable_threads,
         generator=torch.Generator(),  # else it draws a number of the program's
     )
     images, annotations = [], []
@@ -141,20 +141,20 @@ def _annotation(mask: np.ndarray) -> dict[str, Any]:
         "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
         "area": int(mask.sum()),
         "iscrowd": 0,
-        "segmentation": polygons_of(mask),
+        "segmentation": mask_to_polygons(mask),
     }
 
 
-def _encoded(suffix: str, image: np.ndarray, settings: list[int]) -> bytes:
+def _encode(suffix: str, image: np.ndarray, settings: list[int]) -> bytes:
     done, data = cv2.imencode(suffix, image, settings)
     if not done:
         raise RuntimeError(f"OpenCV could not encode an image as {suffix}")
     return data.tobytes()
 
 
-def _without_threads(worker: int) -> None:
+def _disable_threads(worker: int) -> None:
     cv2.setNumThreads(0)  # its threads do not survive in a process that was split off
 
 
-def _as_it_is(item: dict[str, Any]) -> dict[str, Any]:
+def _identity(item: dict[str, Any]) -> dict[str, Any]:
     return item

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
 
 from dcn_plugin.data.shapes import NAMES, SETS, drawing
-from dcn_plugin.data.shapes.drawing import SMALLEST, Patch, cover, draw, hides_little, take
+from dcn_plugin.data.shapes.drawing import (
+    MIN_PIXELS,
+    Patch,
+    assign,
+    draw_image,
+    leaves_visible,
+    rasterize,
+)
 
 levels = st.sampled_from(["tiny", "demo", "hard"])
 
@@ -22,29 +29,31 @@ levels = st.sampled_from(["tiny", "demo", "hard"])
 @given(st.integers(0, 2**32), levels)
 def test_objects_can_be_seen(seed: int, level: str) -> None:
     rules = SETS[level]
-    drawn = draw(rules, np.random.default_rng(seed))
+    drawn = draw_image(rules, np.random.default_rng(seed))
     assert drawn.image.shape == (rules.side, rules.side, 3) and drawn.image.dtype == np.uint8
     assert len(drawn.classes) <= rules.objects[1]
     assert set(drawn.classes) <= set(range(len(NAMES)))
     for number in range(len(drawn.classes)):
-        assert (drawn.owners == number + 1).sum() >= SMALLEST * (1 - rules.overlap) - 1
-    assert drawn.owners.max(initial=0) <= len(drawn.classes)
+        assert (drawn.instance_ids == number + 1).sum() >= MIN_PIXELS * (1 - rules.overlap) - 1
+    assert drawn.instance_ids.max(initial=0) <= len(drawn.classes)
 
 
 @given(st.integers(0, 2**32), levels)
 def test_an_image_follows_from_its_seed(seed: int, level: str) -> None:
-    first, second = (draw(SETS[level], np.random.default_rng(seed)) for _ in range(2))
+    first, second = (draw_image(SETS[level], np.random.default_rng(seed)) for _ in range(2))
     assert np.array_equal(first.image, second.image)
-    assert np.array_equal(first.owners, second.owners) and first.classes == second.classes
+    assert (
+        np.array_equal(first.instance_ids, second.instance_ids) and first.classes == second.classes
+    )
 
 
 def test_objects_have_the_sizes_of_their_set() -> None:
     """The longer side of what is not cut off, over many images, spans the range of the set."""
     sides = []
     for seed in range(300):
-        drawn = draw(SETS["hard"], np.random.default_rng(seed))
+        drawn = draw_image(SETS["hard"], np.random.default_rng(seed))
         for number in range(len(drawn.classes)):
-            rows, columns = np.nonzero(drawn.owners == number + 1)
+            rows, columns = np.nonzero(drawn.instance_ids == number + 1)
             sides.append(max(np.ptp(rows), np.ptp(columns)) + 1)
     shares = np.array(sides) / SETS["hard"].side
     assert shares.min() < 0.13 and shares.max() > 0.9
@@ -52,45 +61,45 @@ def test_objects_have_the_sizes_of_their_set() -> None:
 
 def square(left: int, top: int, side: int) -> Patch:
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float) * (side - 1)
-    return cover([corners + np.array([left, top])])
+    return rasterize([corners + np.array([left, top])])
 
 
 def test_a_patch_is_cut_at_the_borders() -> None:
-    owners = np.zeros((20, 20), np.uint8)
+    instance_ids = np.zeros((20, 20), np.uint8)
     patch = square(-3, 15, 10)
-    assert patch.pixels() == 100
-    take(owners, patch, 1)
-    assert (owners == 1).sum() == 7 * 5 and owners[15:, :7].all()
-    take(owners, square(30, 30, 5), 2)  # outside altogether
-    assert owners.max() == 1
+    assert patch.area() == 100
+    assign(instance_ids, patch, 1)
+    assert (instance_ids == 1).sum() == 7 * 5 and instance_ids[15:, :7].all()
+    assign(instance_ids, square(30, 30, 5), 2)  # outside altogether
+    assert instance_ids.max() == 1
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 10))
 def test_as_much_is_hidden_as_the_set_allows(columns: int) -> None:
     rules = SETS["demo"]
-    owners = np.zeros((rules.side, rules.side), np.uint8)
-    take(owners, square(50, 50, 10), 1)
+    instance_ids = np.zeros((rules.side, rules.side), np.uint8)
+    assign(instance_ids, square(50, 50, 10), 1)
     hidden = square(50 + 10 - columns, 50, 10)
     least = [100 - rules.overlap * 100]
-    assert hides_little(hidden, owners, least) == (columns / 10 <= rules.overlap)
+    assert leaves_visible(hidden, instance_ids, least) == (columns / 10 <= rules.overlap)
 
 
 def test_others_hide_no_more_of_an_object_than_its_set_says(monkeypatch) -> None:
     """Every object's pixels are noted where it is drawn, and counted when the image is done."""
     rules, worst, drawn_first = SETS["hard"], [], []
 
-    def note(owners: np.ndarray, patch: Patch, owner: int) -> None:
-        take(owners, patch, owner)
-        if owner:
-            drawn_first.append((int((owners == owner).sum()), patch.pixels()))
+    def note(instance_ids: np.ndarray, patch: Patch, instance_id: int) -> None:
+        assign(instance_ids, patch, instance_id)
+        if instance_id:
+            drawn_first.append((int((instance_ids == instance_id).sum()), patch.area()))
 
-    monkeypatch.setattr(drawing, "take", note)
+    monkeypatch.setattr(drawing, "assign", note)
     for seed in range(200):
         drawn_first.clear()
-        owners = draw(rules, np.random.default_rng(seed)).owners
+        instance_ids = draw_image(rules, np.random.default_rng(seed)).instance_ids
         for number, (at_first, whole) in enumerate(drawn_first, start=1):
-            worst.append((at_first - int((owners == number).sum())) / whole)
+            worst.append((at_first - int((instance_ids == number).sum())) / whole)
             assert at_first >= (1 - rules.truncation) * whole
     assert 0.1 < max(worst) <= rules.overlap
 

@@ -15,8 +15,8 @@ pytest.importorskip("detectron2", reason="the data sets are in Detectron2's cata
 import pycocotools.mask as coco_masks
 
 from dcn_plugin.data.shapes import SETS
-from dcn_plugin.data.shapes.drawing import draw
-from dcn_plugin.data.shapes.polygons import polygons_of
+from dcn_plugin.data.shapes.drawing import draw_image
+from dcn_plugin.data.shapes.polygons import mask_to_polygons
 
 
 def filled(polygons: list[list[float]], shape: tuple[int, int]) -> np.ndarray:
@@ -27,21 +27,21 @@ def filled(polygons: list[list[float]], shape: tuple[int, int]) -> np.ndarray:
 
 @given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12)))
 def test_any_mask_comes_back(mask: np.ndarray) -> None:
-    polygons = polygons_of(mask)
+    polygons = mask_to_polygons(mask)
     assert all(len(polygon) >= 6 for polygon in polygons)
     assert np.array_equal(filled(polygons, mask.shape), mask)
 
 
 @given(st.integers(0, 2**32))
 def test_objects_come_back(seed: int) -> None:
-    drawn = draw(SETS["hard"], np.random.default_rng(seed))
+    drawn = draw_image(SETS["hard"], np.random.default_rng(seed))
     for number in range(len(drawn.classes)):
-        mask = drawn.owners == number + 1
-        assert np.array_equal(filled(polygons_of(mask), mask.shape), mask)
+        mask = drawn.instance_ids == number + 1
+        assert np.array_equal(filled(mask_to_polygons(mask), mask.shape), mask)
 
 
 def test_a_hole_stays_open() -> None:
     ring = np.ones((5, 5), bool)
     ring[2, 2] = False
-    (polygon,) = polygons_of(ring)
+    (polygon,) = mask_to_polygons(ring)
     assert filled([polygon], (5, 5)).sum() == 24

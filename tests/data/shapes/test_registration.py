@@ -137,9 +137,9 @@ def test_a_set_that_is_made_needs_no_writing(few: str, monkeypatch) -> None:
 
 def test_a_set_of_another_user_is_named_before_the_training(few: str, monkeypatch) -> None:
     DatasetCatalog.get(f"{few}_train")
-    place = Path(MetadataCatalog.get(f"{few}_val").json_file).parents[1]
+    folder = Path(MetadataCatalog.get(f"{few}_val").json_file).parents[1]
     access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != place and access(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
     with pytest.raises(PermissionError, match="shapes_few_val is made in"):
         check_datasets(config(few, "RFCN"), True)
 

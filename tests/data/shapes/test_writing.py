@@ -21,16 +21,16 @@ from portalocker import LockException
 pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
 
 from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
-from dcn_plugin.data.shapes.drawing import draw
+from dcn_plugin.data.shapes.drawing import draw_image
 from dcn_plugin.data.shapes.registration import split_folder
 
 TINY = replace(SETS["tiny"], train=6, val=3)
 
 
 def made(folder: Path, settings: Settings, split: str) -> Path:
-    place = split_folder(str(folder), "custom", settings, split)
-    writing.ensure_split(place, "custom", settings, split)
-    return place
+    folder = split_folder(str(folder), "custom", settings, split)
+    writing.generate_split(folder, "custom", settings, split)
+    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -42,26 +42,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_files_are_what_was_drawn(tmp_path: Path) -> None:
-    place = made(tmp_path, TINY, "train")
-    content = json.loads((place / "annotations.json").read_text())
+    folder = made(tmp_path, TINY, "train")
+    content = json.loads((folder / "annotations.json").read_text())
     assert [item["name"] for item in content["categories"]] == list(NAMES)
     assert len(content["images"]) == 6
     assert content["info"]["settings"]["seed"] == TINY.seed
     for index, image in enumerate(content["images"]):
-        drawn = draw(TINY, np.random.default_rng([TINY.seed, 0, index]))
-        read = cv2.imread(str(place / "images" / image["file_name"]))
+        drawn = draw_image(TINY, np.random.default_rng([TINY.seed, 0, index]))
+        read = cv2.imread(str(folder / "images" / image["file_name"]))
         assert np.abs(read.astype(int) - drawn.image).mean() < 6  # JPEG
-        labels = cv2.imread(str(place / f"labels/{index:06d}.png"), cv2.IMREAD_UNCHANGED)
+        labels = cv2.imread(str(folder / f"labels/{index:06d}.png"), cv2.IMREAD_UNCHANGED)
         own = [item for item in content["annotations"] if item["image_id"] == image["id"]]
         assert [item["category_id"] - 1 for item in own] == drawn.classes
         for number, item in enumerate(own):
-            mask = drawn.owners == number + 1
+            mask = drawn.instance_ids == number + 1
             assert (labels[mask] == item["category_id"]).all() and item["area"] == mask.sum()
             left, top, width, height = item["bbox"]
             assert mask[top : top + height, left : left + width].sum() == mask.sum()
             assert mask[top].any() and mask[top + height - 1].any()
             assert mask[:, left].any() and mask[:, left + width - 1].any()
-        assert (labels[drawn.owners == 0] == 0).all()
+        assert (labels[drawn.instance_ids == 0] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_files_are_what_was_drawn(tmp_path: Path) -> None:
 def test_a_set_stays_what_it_is(level: str, index: int, boxes: dict, colour: list[float]) -> None:
     """Where this fails, what is drawn has changed: VERSION must change, and then these numbers."""
     assert writing.VERSION == 2
-    item = writing.DrawnFiles(SETS[level], "train")[index]
+    item = writing.EncodedImages(SETS[level], "train")[index]
     found = {NAMES[own["category_id"] - 1]: own["bbox"] for own in item["annotations"]}
     assert list(found) == list(boxes)
     # Another build of OpenCV may round otherwise.
@@ -98,31 +98,31 @@ def test_a_set_stays_what_it_is(level: str, index: int, boxes: dict, colour: lis
 def test_splits_have_images_of_their_own(tmp_path: Path) -> None:
     train, val = (made(tmp_path, TINY, split) for split in ("train", "val"))
     assert len(list((val / "images").iterdir())) == 3
-    images = {path.read_bytes() for place in (train, val) for path in place.glob("images/*")}
+    images = {path.read_bytes() for folder in (train, val) for path in folder.glob("images/*")}
     assert len(images) == 9
 
 
 def test_the_same_again_with_more_processes(tmp_path: Path, monkeypatch) -> None:
     first = contents(made(tmp_path / "a", TINY, "train"))
-    monkeypatch.setattr(writing, "FEW", 1)
+    monkeypatch.setattr(writing, "MIN_IMAGES_FOR_WORKERS", 1)
     assert contents(made(tmp_path / "b", TINY, "train")) == first
 
 
 def test_workers_without_sched_getaffinity(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delattr("os.sched_getaffinity")  # macOS and Windows do not have it
-    monkeypatch.setattr(writing, "FEW", 1)
+    monkeypatch.setattr(writing, "MIN_IMAGES_FOR_WORKERS", 1)
     assert len(contents(made(tmp_path, TINY, "val"))) == 2 * 3 + 1
 
 
 def test_what_is_there_stays_and_other_settings_make_it_anew(tmp_path: Path, monkeypatch) -> None:
-    place = made(tmp_path, TINY, "val")
-    before = (place / "annotations.json").stat().st_mtime_ns
-    assert made(tmp_path, TINY, "val") == place
-    assert (place / "annotations.json").stat().st_mtime_ns == before
+    folder = made(tmp_path, TINY, "val")
+    before = (folder / "annotations.json").stat().st_mtime_ns
+    assert made(tmp_path, TINY, "val") == folder
+    assert (folder / "annotations.json").stat().st_mtime_ns == before
     others = {made(tmp_path, replace(TINY, bend=5.0), "val")}
-    monkeypatch.setattr(f"{writing.__package__}.settings.VERSION", 99)
+    monkeypatch.setattr(f"{writing.__package__}.sets.VERSION", 99)
     others.add(made(tmp_path, TINY, "val"))
-    assert len(others | {place}) == 3
+    assert len(others | {folder}) == 3
 
 
 @pytest.mark.parametrize("processes", ["one", "several"])
@@ -138,7 +138,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch, processe
 
     monkeypatch.setattr(Path, "write_bytes", interrupted)
     if processes == "several":
-        monkeypatch.setattr(writing, "FEW", 1)
+        monkeypatch.setattr(writing, "MIN_IMAGES_FOR_WORKERS", 1)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, TINY, "train")
     assert not [path for path in tmp_path.rglob("*") if path.suffix != ".lock" and path.is_file()]
@@ -161,7 +161,7 @@ def make_many(folder: Path) -> None:
 def test_a_run_that_is_killed_leaves_no_set(tmp_path: Path) -> None:
     process = FORK.Process(target=make_many, args=(tmp_path,))
     process.start()
-    while process.is_alive() and len(list(tmp_path.glob("**/*.half/images/*"))) < 10:
+    while process.is_alive() and len(list(tmp_path.glob("**/*.tmp/images/*"))) < 10:
         time.sleep(0.05)
     process.terminate()
     process.join()
@@ -170,19 +170,19 @@ def test_a_run_that_is_killed_leaves_no_set(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_is_thrown_away(tmp_path: Path) -> None:
-    place = split_folder(str(tmp_path), "custom", TINY, "val")
-    half = place.with_suffix(".half")
-    (half / "images").mkdir(parents=True)
-    (half / "images/junk.jpg").write_text("half an image")
+    folder = split_folder(str(tmp_path), "custom", TINY, "val")
+    unfinished = folder.with_suffix(".tmp")
+    (unfinished / "images").mkdir(parents=True)
+    (unfinished / "images/junk.jpg").write_text("half an image")
     found = contents(made(tmp_path, TINY, "val"))
-    assert "images/junk.jpg" not in found and not half.exists()
+    assert "images/junk.jpg" not in found and not unfinished.exists()
 
 
 def test_what_lost_a_part_is_made_anew(tmp_path: Path) -> None:
-    place = made(tmp_path, TINY, "val")
-    before = contents(place)
-    (place / "annotations.json").unlink()
-    (place / "images/000001.jpg").unlink()
+    folder = made(tmp_path, TINY, "val")
+    before = contents(folder)
+    (folder / "annotations.json").unlink()
+    (folder / "images/000001.jpg").unlink()
     assert contents(made(tmp_path, TINY, "val")) == before
 
 
