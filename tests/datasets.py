@@ -28,7 +28,7 @@ from detectron2.data.datasets.builtin import (
     register_all_pascal_voc,
 )
 
-from dcn_plugin.data.check import ROOT
+from dcn_plugin.data import ROOT
 from dcn_plugin.data.shapes import register_shapes
 from dcn_plugin.data.voc import register_voc
 from tests.tiny_coco import (

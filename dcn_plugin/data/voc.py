@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""PASCAL VOC beyond Detectron2's catalogue: without difficult objects, and segmentation."""
+"""PASCAL VOC data sets that Detectron2 does not register: see `register_voc`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 from detectron2.utils.file_io import PathManager
 
-EASY = "_no_difficult"
-LABELS = "SegmentationClassAug"  # below VOC2012, as tools/prepare_sbd.py writes it
-SPLITS = ("train_aug", "train", "val")
+LABELS = "SegmentationClassAug"  # below VOC2012, written by tools/prepare_sbd.py
 
 
-def load_easy_objects(folder: str, split: str) -> list[dict[str, Any]]:
+def load_voc_no_difficult(folder: str, split: str) -> list[dict[str, Any]]:
     """Loads a split as Detectron2 does, without the objects that are marked as difficult.
 
     Args:
@@ -32,14 +30,16 @@ def load_easy_objects(folder: str, split: str) -> list[dict[str, Any]]:
         path = os.path.join(folder, "Annotations", f"{record['image_id']}.xml")
         with PathManager.open(path) as file:
             objects = ElementTree.parse(file).findall("object")
-        difficult = [item.findtext("difficult", "0").strip() == "1" for item in objects]
-        kept = zip(record["annotations"], difficult, strict=True)
-        record["annotations"] = [item for item, hard in kept if not hard]
+        record["annotations"] = [
+            annotation
+            for annotation, item in zip(record["annotations"], objects, strict=True)
+            if item.findtext("difficult", "0").strip() != "1"
+        ]
     return records
 
 
-def load_segmentation(folder: str, split: str) -> list[dict[str, Any]]:
-    """Loads a split of VOC 2012 segmentation with the labels of SBD.
+def load_voc_sem_seg(folder: str, split: str) -> list[dict[str, Any]]:
+    """Loads a split of VOC 2012 for semantic segmentation, with the labels of VOC and SBD.
 
     Args:
         folder: VOC2012.
@@ -64,8 +64,8 @@ def load_segmentation(folder: str, split: str) -> list[dict[str, Any]]:
     return records
 
 
-def palette(count: int) -> list[tuple[int, int, int]]:
-    """Returns the colours of VOC's labels: their bits, spread over red, green and blue."""
+def voc_colormap(count: int) -> list[tuple[int, int, int]]:
+    """Returns VOC's RGB colours of labels, which spread a label's bits over the channels."""
     labels = np.arange(count)
     colours = np.zeros((count, 3), dtype=int)
     for bit in range(8):
@@ -75,16 +75,16 @@ def palette(count: int) -> list[tuple[int, int, int]]:
 
 
 def register_voc(root: str) -> None:
-    """Registers them with Detectron2.
+    """Registers voc_<year>_<split>_no_difficult and voc_2012_sem_seg_<split> with Detectron2.
 
     Args:
-        root: of all data sets, with VOC2007 and VOC2012.
+        root: folder with VOC2007 and VOC2012.
     """
     for year in (2007, 2012):
         for split in ("trainval", "train", "val"):
-            name, folder = f"voc_{year}_{split}{EASY}", os.path.join(root, f"VOC{year}")
+            name, folder = f"voc_{year}_{split}_no_difficult", os.path.join(root, f"VOC{year}")
             DatasetCatalog.register(
-                name, lambda folder=folder, split=split: load_easy_objects(folder, split)
+                name, lambda folder=folder, split=split: load_voc_no_difficult(folder, split)
             )
             MetadataCatalog.get(name).set(
                 thing_classes=list(CLASS_NAMES),
@@ -94,12 +94,12 @@ def register_voc(root: str) -> None:
                 evaluator_type="pascal_voc",
             )
     folder = os.path.join(root, "VOC2012")
-    for split in SPLITS:
+    for split in ("train_aug", "train", "val"):
         name = f"voc_2012_sem_seg_{split}"
-        DatasetCatalog.register(name, lambda split=split: load_segmentation(folder, split))
+        DatasetCatalog.register(name, lambda split=split: load_voc_sem_seg(folder, split))
         MetadataCatalog.get(name).set(
             stuff_classes=["background", *CLASS_NAMES],
-            stuff_colors=palette(1 + len(CLASS_NAMES)),
+            stuff_colors=voc_colormap(1 + len(CLASS_NAMES)),
             ignore_label=255,
             image_root=os.path.join(folder, "JPEGImages"),
             sem_seg_root=os.path.join(folder, LABELS),

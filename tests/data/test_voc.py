@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""PASCAL VOC without difficult objects, and its segmentation."""
+"""PASCAL VOC without difficult objects, and for semantic segmentation."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
+pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
 
 import prepare_sbd
 
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from dcn_plugin.data.voc import palette
+from dcn_plugin.data.voc import voc_colormap
 from tests.datasets import data_sets_in
 from tests.tiny_voc import draw_labels, write_tiny_sbd, write_tiny_voc
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """Generated VOC 2007 and 2012 in the catalogue."""
+    """Registers generated VOC 2007 and 2012."""
     write_tiny_voc(tmp_path)
     with data_sets_in(str(tmp_path)):
         yield tmp_path
@@ -41,7 +41,7 @@ def test_difficult_objects_are_left_out(root: Path) -> None:
     assert metadata.thing_classes == list(CLASS_NAMES) and metadata.evaluator_type == "pascal_voc"
 
 
-def test_segmentation_has_vocs_labels_and_sbds(root: Path) -> None:
+def test_sem_seg_has_labels_of_voc_and_sbd(root: Path) -> None:
     labels = write_tiny_sbd(root / "sbd", root / "VOC2012")
     prepare_sbd.prepare(root / "sbd", root / "VOC2012")
     for split, size in (("train_aug", 4), ("train", 2), ("val", 2)):
@@ -52,20 +52,20 @@ def test_segmentation_has_vocs_labels_and_sbds(root: Path) -> None:
     mapped = mapper(record)
     assert mapped["image"].shape == (3, 96, 96)
     assert np.array_equal(mapped["sem_seg"].numpy(), labels["2012_000002"])
-    # A file of VOC's own has colours; what the network learns are classes.
-    own = mapper(DatasetCatalog.get("voc_2012_sem_seg_val")[0])["sem_seg"]
-    assert set(own.unique().tolist()) <= {0, 3, 7, 255}
+    # VOC's own files have a palette; the model is trained on class ids.
+    labels_of_voc = mapper(DatasetCatalog.get("voc_2012_sem_seg_val")[0])["sem_seg"]
+    assert set(labels_of_voc.unique().tolist()) <= {0, 3, 7, 255}
 
 
-def test_classes_and_colours_are_vocs() -> None:
+def test_classes_and_colours() -> None:
     metadata = MetadataCatalog.get("voc_2012_sem_seg_val")
     assert len(metadata.stuff_classes) == len(metadata.stuff_colors) == 21
     assert metadata.stuff_classes[:2] == ["background", "aeroplane"]
     # From VOC's development kit.
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
-    assert {label: palette(21)[label] for label in known} == known
+    assert {label: voc_colormap(21)[label] for label in known} == known
 
 
-def test_labels_of_the_test_have_borders() -> None:
+def test_generated_labels_have_ignored_borders() -> None:
     found = draw_labels([{"bbox": [10, 20, 30, 40], "category_id": 1}], (3, 7), 0)
     assert set(np.unique(found)) == {0, 3, 255} and found[30, 20] == 3 and found[20, 10] == 255

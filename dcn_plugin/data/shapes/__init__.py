@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Shapes: a data set that is drawn here, of objects told apart by how their parts are arranged."""
+"""Shapes: a generated data set whose classes differ in the arrangement of their parts."""
 
 from .classes import NAMES
 from .registration import register_set, register_shapes

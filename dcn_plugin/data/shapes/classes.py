@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Eight classes of objects that differ in how their parts are arranged, and in nothing else."""
+"""The eight classes: a spine and parts, which differ only in their arrangement."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bar:
-    """A straight limb that starts on the spine."""
+    """A straight limb that starts at the spine."""
 
     at: float  # along the spine, 0 to 1
     angle: float  # degrees from the direction of the spine
-    length: float = 0.32  # of the spine's
+    length: float = 0.32  # relative to the spine's
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ Part = Bar | Disc
 
 
 def cross(at: float, length: float = 0.32) -> tuple[Bar, Bar]:
-    """Returns a limb on each side."""
+    """Returns a limb on each side of the spine."""
     return Bar(at, 90, length), Bar(at, -90, length)
 
 
-# In the order of the categories' numbers. Every object has a spine; from its silhouette's size,
-# colour or texture its class cannot be told.
+# In the order of the category ids. Size, colour and texture of an object are independent of its
+# class.
 CLASSES: dict[str, tuple[Part, ...]] = {
     "pin": (Disc(0.0),),
     "dumbbell": (Disc(0.0), Disc(1.0)),

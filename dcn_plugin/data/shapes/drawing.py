@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""One image of a set: cluttered background, distractors, and objects that hide each other."""
+"""Draws an image: a cluttered background, distractors, and objects that occlude each other."""
 
 from __future__ import annotations
 
@@ -13,73 +13,68 @@ from .classes import NAMES
 from .geometry import Points, object_outlines
 from .sets import Settings
 
-SUBPIXEL_BITS = 4  # bits of a pixel, in which OpenCV draws
-MAX_TRIES = 30  # places for an object, before it is left out
-MIN_PIXELS = 12  # pixels of an object
+SUBPIXEL_BITS = 4  # fractional bits of the coordinates given to OpenCV
+MAX_TRIES = 30  # random positions of an object before it is left out
+MIN_PIXELS = 12  # of an object within the image
 OCTAVES = ((2, 1.0), (4, 0.8), (9, 0.6), (20, 0.45), (44, 0.3))  # cells along a side, contrast
 
 
 @dataclass
 class Drawing:
-    """An image, and whose every pixel is."""
+    """An image and its ground truth."""
 
-    image: np.ndarray  # (side, side, 3) bytes, blue, green, red
-    instance_ids: np.ndarray  # (side, side), 0 for none, else 1 + the object's number
+    image: np.ndarray  # (side, side, 3) uint8, BGR
+    instance_ids: np.ndarray  # (side, side) uint8, 0 for background, else 1 + index of the object
     classes: list[int]  # of each object
 
 
 @dataclass
 class Patch:
-    """What outlines cover, in a rectangle around them that may reach out of the image."""
+    """An anti-aliased mask at a position that may lie partly outside the image."""
 
-    mask: np.ndarray  # bytes with smooth edges
+    mask: np.ndarray  # (height, width) uint8, 255 inside
     left: int
     top: int
 
     def area(self) -> int:
-        """Returns how many pixels it covers, also outside of the image."""
+        """Returns the number of pixels, including those outside the image."""
         return int((self.mask > 127).sum())
 
     def area_inside(self, side: int) -> int:
-        """Returns how many pixels of an image it covers."""
+        """Returns the number of pixels within the image."""
         return int((self.inside(side)[1] > 127).sum())
 
     def inside(self, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Returns the rows and columns of an image that it lies on, and its mask there."""
+        """Returns the rows and columns of the image that it overlaps, and the mask there."""
         height, width = self.mask.shape
         top, left = max(self.top, 0), max(self.left, 0)
         bottom = max(min(self.top + height, side), top)
         right = max(min(self.left + width, side), left)
-        own = self.mask[top - self.top : bottom - self.top, left - self.left : right - self.left]
-        return (slice(top, bottom), slice(left, right)), own
+        mask = self.mask[top - self.top : bottom - self.top, left - self.left : right - self.left]
+        return (slice(top, bottom), slice(left, right)), mask
 
 
 def draw_image(settings: Settings, rng: np.random.Generator) -> Drawing:
-    """Draws an image.
-
-    Args:
-        settings: of the set.
-        rng: of the image's random numbers.
-    """
+    """Draws an image; the same state of `rng` gives the same image."""
     side = settings.side
     image = background(settings, rng)
     instance_ids = np.zeros((side, side), np.uint8)
     for _ in range(rng.integers(settings.distractors[0], settings.distractors[1] + 1)):
         paint(image, rasterize(distractor(side, rng)), rng)
     classes: list[int] = []
-    least: list[float] = []  # pixels of each object that must stay in sight
+    min_visible: list[float] = []  # pixels of each object that must stay visible
     for _ in range(rng.integers(settings.objects[0], settings.objects[1] + 1)):
         kind = int(rng.integers(len(NAMES)))
-        patch = place_object(NAMES[kind], settings, instance_ids, least, rng)
+        patch = place_object(NAMES[kind], settings, instance_ids, min_visible, rng)
         if patch is not None:
             paint(image, patch, rng)
             classes.append(kind)
-            seen, whole = patch.area_inside(side), patch.area()
-            least.append(max(seen - settings.overlap * whole, 1))
+            max_occluded = settings.overlap * patch.area()
+            min_visible.append(max(patch.area_inside(side) - max_occluded, 1))
             assign(instance_ids, patch, len(classes))
-    if rng.random() < 0.3:  # something thin in front of everything
+    if rng.random() < 0.3:  # a thin distractor in the foreground
         stroke = rasterize(distractor(side, rng, thin=True))
-        if leaves_visible(stroke, instance_ids, least):
+        if leaves_visible(stroke, instance_ids, min_visible):
             paint(image, stroke, rng)
             assign(instance_ids, stroke, 0)
     return Drawing(image.clip(0, 255).astype(np.uint8), instance_ids, classes)
@@ -89,20 +84,20 @@ def place_object(
     name: str,
     settings: Settings,
     instance_ids: np.ndarray,
-    least: list[float],
+    min_visible: list[float],
     rng: np.random.Generator,
 ) -> Patch | None:
-    """Finds a folder for an object where enough of it, and of what it hides, can be seen.
+    """Finds a position where the object and those that it occludes remain visible enough.
 
     Args:
-        name: of its class.
+        name: class of the object.
         settings: of the set.
-        instance_ids: of the pixels so far.
-        least: pixels of each object so far that must stay in sight.
-        rng: of the image's random numbers.
+        instance_ids: of the objects drawn so far.
+        min_visible: pixels of each of them that must stay visible.
+        rng: source of random numbers.
 
     Returns:
-        what it covers, or None if there was no folder.
+        the object's mask, or None if MAX_TRIES positions did not fit.
     """
     side = settings.side
     low, high = settings.size
@@ -114,28 +109,28 @@ def place_object(
         enough = patch.area_inside(side) >= max(
             (1 - settings.truncation) * patch.area(), MIN_PIXELS
         )
-        if enough and leaves_visible(patch, instance_ids, least):
+        if enough and leaves_visible(patch, instance_ids, min_visible):
             return patch
     return None
 
 
-def leaves_visible(patch: Patch, instance_ids: np.ndarray, least: list[float]) -> bool:
-    """Returns whether of every object enough is left when a patch covers it."""
+def leaves_visible(patch: Patch, instance_ids: np.ndarray, min_visible: list[float]) -> bool:
+    """Returns whether all objects stay visible enough when a patch occludes them."""
     where, mask = patch.inside(instance_ids.shape[0])
-    numbers = len(least) + 1
-    left = np.bincount(instance_ids.ravel(), minlength=numbers)
-    left -= np.bincount(instance_ids[where][mask > 127], minlength=numbers)
-    return bool((left[1:] >= np.array(least)).all())
+    count = len(min_visible) + 1
+    visible = np.bincount(instance_ids.ravel(), minlength=count)
+    visible -= np.bincount(instance_ids[where][mask > 127], minlength=count)
+    return bool((visible[1:] >= np.array(min_visible)).all())
 
 
 def assign(instance_ids: np.ndarray, patch: Patch, instance_id: int) -> None:
-    """Gives the pixels under a patch to an object, or with 0 to none."""
+    """Sets the id of the pixels within a patch; 0 is background."""
     where, mask = patch.inside(instance_ids.shape[0])
     instance_ids[where][mask > 127] = instance_id
 
 
 def rasterize(outlines: list[Points]) -> Patch:
-    """Returns the union of outlines."""
+    """Returns the mask of the union of closed outlines."""
     points = np.concatenate(outlines)
     corner = np.floor(points.min(axis=0)).astype(int) - 1
     width, height = np.ceil(points.max(axis=0)).astype(int) + 2 - corner
@@ -147,23 +142,17 @@ def rasterize(outlines: list[Points]) -> Patch:
 
 
 def paint(image: np.ndarray, patch: Patch, rng: np.random.Generator) -> None:
-    """Paints what a patch covers in a bright colour with a mild texture."""
+    """Fills a patch with a bright colour and a mild texture."""
     colour = rng.uniform(120, 255, 3).astype(np.float32)
     texture = smooth_noise(patch.mask.shape, int(rng.integers(2, 6)), rng) * rng.uniform(4, 18)
     where, mask = patch.inside(image.shape[0])
-    (height, width) = mask.shape
-    share = (mask.astype(np.float32) / 255)[..., None]
-    image[where] += share * (colour + texture[:height, :width] - image[where])
+    height, width = mask.shape
+    alpha = (mask.astype(np.float32) / 255)[..., None]
+    image[where] += alpha * (colour + texture[:height, :width] - image[where])
 
 
 def distractor(side: int, rng: np.random.Generator, thin: bool = False) -> list[Points]:
-    """Returns a stroke, a disc or a polygon, as parts of objects are, but alone.
-
-    Args:
-        side: of the image.
-        rng: of the image's random numbers.
-        thin: whether it must be a stroke.
-    """
+    """Returns the outline of a stroke, a disc or a polygon; `thin` only of a stroke."""
     centre, extent = rng.uniform(0, side, 2), side * rng.uniform(0.03, 0.12)
     kind = 0 if thin else rng.integers(3)
     if kind == 0:
@@ -179,7 +168,7 @@ def distractor(side: int, rng: np.random.Generator, thin: bool = False) -> list[
 
 
 def background(settings: Settings, rng: np.random.Generator) -> np.ndarray:
-    """Returns dark clouds of any colour, from large to small."""
+    """Returns dark noise of several frequencies."""
     side = settings.side
     image = np.zeros((side, side, 3), np.float32)
     for cells, contrast in OCTAVES:
@@ -188,6 +177,6 @@ def background(settings: Settings, rng: np.random.Generator) -> np.ndarray:
 
 
 def smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns smooth noise, (height, width, 3), of mean 0 and deviation about 1."""
+    """Returns noise, (height, width, 3), with mean 0 and a standard deviation of about 1."""
     grid = rng.standard_normal((cells + 2, cells + 2, 3)).astype(np.float32)
     return cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The outlines of an object: its parts, bent, articulated, and seen from anywhere."""
+"""Outlines of objects under non-rigid, affine and perspective deformation."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from .sets import Settings
 Points = np.ndarray  # (n, 2), x and y
 
 JOINTS = 3
-SAMPLES = 25  # of a spine
-THICK = 0.12  # a spine or limb, of the spine's length
+SAMPLES = 25  # points along a spine
+THICK = 0.12  # width of spine and limbs, relative to the spine's length
 CIRCLE = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 
 
 def object_outlines(name: str, settings: Settings, rng: np.random.Generator) -> list[Points]:
-    """Draws an object's shape.
+    """Returns closed outlines whose union is a randomly deformed object.
+
+    Their bounding box is centred at the origin, and its longer side is 1.
 
     Args:
-        name: of its class.
-        settings: how far it may be deformed.
-        rng: of its random numbers.
-
-    Returns:
-        closed outlines, whose union is the object, around the origin; the longer side of the box
-        around them is 1.
+        name: class of the object.
+        settings: limits of the deformation.
+        rng: source of random numbers.
     """
     spine, headings = bent_spine(settings.bend, rng)
     outlines = [ribbon(spine, headings)]
@@ -37,7 +35,7 @@ def object_outlines(name: str, settings: Settings, rng: np.random.Generator) -> 
 
 
 def bent_spine(bend: float, rng: np.random.Generator) -> tuple[Points, np.ndarray]:
-    """Returns points along a spine of length 1, and its direction at each, in radians."""
+    """Returns points along a spine of length 1, and the direction at each in radians."""
     turns = np.radians(rng.uniform(-bend, bend, JOINTS))
     knots = np.concatenate([[0.0], np.cumsum(turns)])
     along = np.linspace(0, 1, SAMPLES)
@@ -48,7 +46,7 @@ def bent_spine(bend: float, rng: np.random.Generator) -> tuple[Points, np.ndarra
 
 
 def ribbon(points: Points, headings: np.ndarray) -> Points:
-    """Returns the outline of a line of constant thickness."""
+    """Returns the outline of a curve of constant width."""
     across = np.stack([-np.sin(headings), np.cos(headings)], axis=1) * THICK / 2
     return np.concatenate([points + across, (points - across)[::-1]])
 
@@ -60,7 +58,7 @@ def part_outline(
     articulation: float,
     rng: np.random.Generator,
 ) -> Points:
-    """Returns the outline of a part where it sits on the spine."""
+    """Returns the outline of a part at its position on the spine."""
     row = round(part.at * (SAMPLES - 1))
     where, heading = spine[row], headings[row]
     if not isinstance(part, Bar):
@@ -77,10 +75,10 @@ def part_outline(
 def random_view(
     outlines: list[Points], settings: Settings, rng: np.random.Generator
 ) -> list[Points]:
-    """Flips, stretches, shears, turns and tilts outlines; their box gets a longer side of 1."""
+    """Applies a random affine and perspective transform, and normalizes the bounding box."""
     stretch = np.exp(rng.uniform(0, np.log(settings.aspect)))
     shear = rng.uniform(-settings.shear, settings.shear)
-    along = rotation(rng.uniform(-180, 180))  # the direction in which it is stretched and sheared
+    along = rotation(rng.uniform(-180, 180))  # direction of stretch and shear
     shape = along @ np.array([[stretch, shear], [0.0, 1.0]]) @ along.T
     shape = rotation(rng.uniform(-settings.rotation, settings.rotation)) @ shape
     if rng.random() < 0.5:
@@ -96,6 +94,6 @@ def random_view(
 
 
 def rotation(degrees: float) -> np.ndarray:
-    """Returns the matrix of a rotation."""
+    """Returns a rotation matrix."""
     angle = np.radians(degrees)
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Masks as polygons in COCO's format, to the pixel."""
+"""Exact conversion of masks to COCO's polygons."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import numpy as np
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Returns polygons along the edges of a mask's pixels.
+    """Returns polygons along pixel edges, which pycocotools rasterizes to the same mask.
 
-    COCO's own code fills them to the same mask. A hole is reached by a cut of no width, since
-    COCO's polygons cannot have any.
+    COCO's polygons have no holes: a cut of zero width connects a hole with the outer contour.
 
     Args:
-        mask: (height, width), not 0 inside.
+        mask: (height, width), nonzero inside.
     """
     height, width = mask.shape
-    # On a grid of twice as many points a pixel reaches over three, from edge to edge, so that the
-    # outermost points of a contour lie on edges.
+    # findContours returns pixel centres. On a grid of twice the resolution a pixel covers 3x3
+    # points, the outer ones of which lie on its edges.
     fine = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
     fine[1::2, 1::2] = mask != 0
     fine = cv2.dilate(fine, np.ones((3, 3), np.uint8))
@@ -32,7 +31,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     for number, contour in enumerate(contours):
         parent = int(hierarchy[0, number, 3])
         if parent >= 0:
-            hole, around = contour[:, 0], outer[parent]
-            # Out to the hole, around it, and back the same way.
-            outer[parent] = np.concatenate([around, around[:1], hole, hole[:1]])
+            hole, contour_around = contour[:, 0], outer[parent]
+            # From the contour's start to the hole, around it and back.
+            outer[parent] = np.concatenate([contour_around, contour_around[:1], hole, hole[:1]])
     return [(points / 2).ravel().tolist() for points in outer.values()]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""How hard each of the sets is: fixed before plain and deformable networks were compared on it."""
+"""Settings of the sets. They were fixed before plain and deformable models were compared."""
 
 from __future__ import annotations
 
@@ -8,40 +8,36 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-VERSION = 2  # of the drawing; a new one makes all sets anew
+VERSION = 2  # of the drawing code; a new version generates all sets again
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a set is drawn from; lengths are in shares of the image's side."""
+    """Size and difficulty of a set; lengths are relative to the side of the image."""
 
     side: int  # pixels
     train: int  # images
     val: int
     test: int
-    size: tuple[float, float]  # of an object's longer side
-    objects: tuple[int, int]
-    bend: float  # degrees at each joint of a spine, at most
-    articulation: float  # degrees by which a limb turns, at most
-    rotation: float  # degrees, at most, to either side
-    aspect: float  # by which an object is stretched in one direction, at most
-    shear: float
-    perspective: float  # share of its distance by which one side of an object may be nearer
-    distractors: tuple[int, int]
+    size: tuple[float, float]  # range of the longer side of an object
+    objects: tuple[int, int]  # range of their number
+    bend: float  # maximum angle at each joint of a spine, degrees
+    articulation: float  # maximum rotation of a limb, degrees
+    rotation: float  # maximum rotation to either side, degrees
+    aspect: float  # maximum stretch in one direction
+    shear: float  # maximum
+    perspective: float  # maximum change of distance across an object, relative to its distance
+    distractors: tuple[int, int]  # range of their number
     clutter: float  # contrast of the background
-    overlap: float  # share of an object that others may hide, at most
-    truncation: float  # share of an object that may lie outside, at most
+    overlap: float  # maximum share of an object occluded by others
+    truncation: float  # maximum share of an object outside the image
     seed: int
 
     def __post_init__(self) -> None:
-        """Checks what could not be drawn.
-
-        Raises:
-            ValueError: if a value does not fit.
-        """
+        """Checks the ranges."""
         low, high = self.size
         least, most = self.objects
-        for said, fits in (
+        for rule, holds in (
             ("side must be at least 16", self.side >= 16),
             ("size must be two ascending numbers above 0", 0 < low <= high),
             ("objects must be two ascending numbers from 0 to 255", 0 <= least <= most <= 255),
@@ -54,16 +50,16 @@ class Settings:
             ("rotation must be at least 0", self.rotation >= 0),
             ("aspect must be at least 1", self.aspect >= 1),
             ("shear must be at least 0", self.shear >= 0),
-            # From 0.5 on, a part could come to lie behind who looks.
+            # From 0.5 on, a part could lie behind the camera.
             ("perspective must be from 0 to below 0.5", 0 <= self.perspective < 0.5),
             ("overlap must be from 0 to below 1", 0 <= self.overlap < 1),
             ("truncation must be from 0 to below 1", 0 <= self.truncation < 1),
         ):
-            if not fits:
-                raise ValueError(f"{said}, got {getattr(self, said.split()[0])}")
+            if not holds:
+                raise ValueError(f"{rule}, got {getattr(self, rule.split()[0])}")
 
     def key(self) -> str:
-        """Returns what changes with any of them."""
+        """Returns a hash of all settings, which names the folder of the set."""
         text = json.dumps([VERSION, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -83,7 +79,7 @@ MILD = {
     "truncation": 0.05,
 }
 STRONG = {
-    "size": (0.12, 0.96),  # eight times
+    "size": (0.12, 0.96),
     "objects": (1, 4),
     "bend": 45,
     "articulation": 15,
@@ -103,4 +99,4 @@ SETS = {
     "large": Settings(side=512, train=20000, val=1000, test=2000, seed=3, **STRONG),
 }
 SPLITS = ("train", "val", "test")
-IMAGES, LABELS, ANNOTATIONS = "images", "labels", "annotations.json"  # of a split
+IMAGES, LABELS, ANNOTATIONS = "images", "labels", "annotations.json"  # in the folder of a split

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What an image of a set may contain."""
+"""Images contain what the settings of their set allow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
+pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
 
 from dcn_plugin.data.shapes import NAMES, SETS, drawing
 from dcn_plugin.data.shapes.drawing import (
@@ -27,7 +27,7 @@ levels = st.sampled_from(["tiny", "demo", "hard"])
 
 
 @given(st.integers(0, 2**32), levels)
-def test_objects_can_be_seen(seed: int, level: str) -> None:
+def test_objects_are_visible(seed: int, level: str) -> None:
     rules = SETS[level]
     drawn = draw_image(rules, np.random.default_rng(seed))
     assert drawn.image.shape == (rules.side, rules.side, 3) and drawn.image.dtype == np.uint8
@@ -39,7 +39,7 @@ def test_objects_can_be_seen(seed: int, level: str) -> None:
 
 
 @given(st.integers(0, 2**32), levels)
-def test_an_image_follows_from_its_seed(seed: int, level: str) -> None:
+def test_drawing_is_deterministic(seed: int, level: str) -> None:
     first, second = (draw_image(SETS[level], np.random.default_rng(seed)) for _ in range(2))
     assert np.array_equal(first.image, second.image)
     assert (
@@ -47,8 +47,8 @@ def test_an_image_follows_from_its_seed(seed: int, level: str) -> None:
     )
 
 
-def test_objects_have_the_sizes_of_their_set() -> None:
-    """The longer side of what is not cut off, over many images, spans the range of the set."""
+def test_objects_have_the_sizes_of_the_settings() -> None:
+    """The longer sides of objects, over many images, span the range of the settings."""
     sides = []
     for seed in range(300):
         drawn = draw_image(SETS["hard"], np.random.default_rng(seed))
@@ -64,37 +64,37 @@ def square(left: int, top: int, side: int) -> Patch:
     return rasterize([corners + np.array([left, top])])
 
 
-def test_a_patch_is_cut_at_the_borders() -> None:
+def test_a_patch_is_cropped_to_the_image() -> None:
     instance_ids = np.zeros((20, 20), np.uint8)
     patch = square(-3, 15, 10)
     assert patch.area() == 100
     assign(instance_ids, patch, 1)
     assert (instance_ids == 1).sum() == 7 * 5 and instance_ids[15:, :7].all()
-    assign(instance_ids, square(30, 30, 5), 2)  # outside altogether
+    assign(instance_ids, square(30, 30, 5), 2)  # entirely outside
     assert instance_ids.max() == 1
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 10))
-def test_as_much_is_hidden_as_the_set_allows(columns: int) -> None:
+def test_a_patch_may_occlude_up_to_the_limit(columns: int) -> None:
     rules = SETS["demo"]
     instance_ids = np.zeros((rules.side, rules.side), np.uint8)
     assign(instance_ids, square(50, 50, 10), 1)
-    hidden = square(50 + 10 - columns, 50, 10)
-    least = [100 - rules.overlap * 100]
-    assert leaves_visible(hidden, instance_ids, least) == (columns / 10 <= rules.overlap)
+    patch = square(50 + 10 - columns, 50, 10)
+    min_visible = [100 - rules.overlap * 100]
+    assert leaves_visible(patch, instance_ids, min_visible) == (columns / 10 <= rules.overlap)
 
 
-def test_others_hide_no_more_of_an_object_than_its_set_says(monkeypatch) -> None:
-    """Every object's pixels are noted where it is drawn, and counted when the image is done."""
+def test_occlusion_and_truncation_stay_within_the_settings(monkeypatch) -> None:
+    """The pixels of each object are counted when it is drawn, and when the image is finished."""
     rules, worst, drawn_first = SETS["hard"], [], []
 
-    def note(instance_ids: np.ndarray, patch: Patch, instance_id: int) -> None:
+    def counting_assign(instance_ids: np.ndarray, patch: Patch, instance_id: int) -> None:
         assign(instance_ids, patch, instance_id)
         if instance_id:
             drawn_first.append((int((instance_ids == instance_id).sum()), patch.area()))
 
-    monkeypatch.setattr(drawing, "assign", note)
+    monkeypatch.setattr(drawing, "assign", counting_assign)
     for seed in range(200):
         drawn_first.clear()
         instance_ids = draw_image(rules, np.random.default_rng(seed)).instance_ids
@@ -116,6 +116,6 @@ def test_others_hide_no_more_of_an_object_than_its_set_says(monkeypatch) -> None
         ({"aspect": 0.5}, r"aspect must be at least 1, got 0.5"),
     ],
 )
-def test_settings_that_cannot_be_drawn(changes: dict[str, object], message: str) -> None:
+def test_impossible_settings_are_errors(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SETS["demo"], **changes)

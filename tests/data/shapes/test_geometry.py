@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Objects are deformed as far as their set says, and no farther."""
+"""Objects are deformed within the limits of their settings."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
+pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
 
 from dcn_plugin.data.shapes import NAMES, SETS
 from dcn_plugin.data.shapes.geometry import JOINTS, SAMPLES, bent_spine, object_outlines
 
-STIFF = replace(SETS["demo"], bend=0, articulation=0, rotation=0, aspect=1, shear=0, perspective=0)
+RIGID = replace(SETS["demo"], bend=0, articulation=0, rotation=0, aspect=1, shear=0, perspective=0)
 seeds = st.integers(0, 2**32)
 
 
 @given(seeds, st.sampled_from(NAMES), st.sampled_from(["demo", "hard"]))
-def test_an_object_fits_a_box_of_one(seed: int, name: str, level: str) -> None:
+def test_the_bounding_box_is_normalized(seed: int, name: str, level: str) -> None:
     outlines = object_outlines(name, SETS[level], np.random.default_rng(seed))
     points = np.concatenate(outlines)
     assert np.isfinite(points).all()
@@ -30,24 +30,24 @@ def test_an_object_fits_a_box_of_one(seed: int, name: str, level: str) -> None:
 
 
 @given(seeds, st.floats(0, 90))
-def test_a_spine_has_length_one_and_turns_as_far_as_allowed(seed: int, bend: float) -> None:
+def test_a_spine_has_length_one_and_bends_within_limits(seed: int, bend: float) -> None:
     points, headings = bent_spine(bend, np.random.default_rng(seed))
     assert np.linalg.norm(np.diff(points, axis=0), axis=1).sum() == pytest.approx(1)
     assert np.abs(headings).max() <= np.radians(bend) * JOINTS + 1e-9
-    # Between joints it turns evenly, so that a pair of points tells no more than its share.
+    # Between joints the direction changes linearly.
     share = JOINTS / (len(points) - 1)
     assert np.abs(np.diff(headings)).max() <= np.radians(bend) * share + 1e-9
 
 
 def arrangement(name: str, seed: int) -> np.ndarray:
-    """Returns the distances between all parts of a stiff object, by the length of its spine."""
-    parts = object_outlines(name, STIFF, np.random.default_rng(seed))
+    """Returns the distances between all parts of a rigid object, relative to its spine."""
+    parts = object_outlines(name, RIGID, np.random.default_rng(seed))
     middles = np.stack([(part.min(axis=0) + part.max(axis=0)) / 2 for part in parts])
     length = np.linalg.norm(parts[0][SAMPLES - 1] - parts[0][0])
     return np.sort(np.linalg.norm(middles[:, None] - middles, axis=-1), axis=None) / length
 
 
-def test_classes_are_told_apart_by_the_arrangement_of_their_parts() -> None:
+def test_classes_differ_in_the_arrangement_of_parts() -> None:
     for name in NAMES:
         own = arrangement(name, 0)
         assert arrangement(name, 1) == pytest.approx(own, abs=0.06), name
@@ -58,10 +58,8 @@ def test_classes_are_told_apart_by_the_arrangement_of_their_parts() -> None:
 
 
 @given(seeds, st.sampled_from(NAMES), st.floats(0, 90))
-def test_an_object_is_turned_no_farther_than_its_set_says(
-    seed: int, name: str, rotation: float
-) -> None:
-    rules = replace(STIFF, rotation=rotation)
+def test_rotation_stays_within_the_settings(seed: int, name: str, rotation: float) -> None:
+    rules = replace(RIGID, rotation=rotation)
     spine = object_outlines(name, rules, np.random.default_rng(seed))[0]
     ahead = spine[SAMPLES - 1] - spine[0]
     turned = np.degrees(np.arctan2(ahead[1], ahead[0]))

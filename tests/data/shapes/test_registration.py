@@ -114,7 +114,7 @@ def test_ground_truth_has_full_accuracy(few: str, tmp_path: Path) -> None:
     assert results["pACC"] == results["mIoU"] == 100
 
 
-def test_a_folder_that_cannot_be_written_is_named(few: str, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(few: str, tmp_path: Path) -> None:
     (tmp_path / "shapes").write_text("a file where the folder should be")
     with pytest.raises(
         PermissionError, match=r"DATASETS.TRAIN: shapes_few_train is made in .*shapes"
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_named(few: str, tmp_path: Path) -> N
         check_datasets(config(few, "RFCN"), True)
 
 
-def test_a_set_that_is_made_needs_no_writing(few: str, monkeypatch) -> None:
+def test_a_generated_set_may_be_read_only(few: str, monkeypatch) -> None:
     cfg = config(few, "RFCN")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         DatasetCatalog.get(name)
@@ -135,7 +135,7 @@ def test_a_set_that_is_made_needs_no_writing(few: str, monkeypatch) -> None:
     assert len(DatasetCatalog.get(f"{few}_val")) == 2 and annotations.is_file()
 
 
-def test_a_set_of_another_user_is_named_before_the_training(few: str, monkeypatch) -> None:
+def test_a_folder_of_another_user_is_an_error_before_training(few: str, monkeypatch) -> None:
     DatasetCatalog.get(f"{few}_train")
     folder = Path(MetadataCatalog.get(f"{few}_val").json_file).parents[1]
     access = os.access

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""A set on disk: whole or not there, the same again, and another where its settings differ."""
+"""The files of a split: complete or absent, reproducible, in a folder for each settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from portalocker import LockException
 
-pytest.importorskip("detectron2", reason="the data sets are in Detectron2's catalogue")
+pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
 
 from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
 from dcn_plugin.data.shapes.drawing import draw_image
@@ -27,7 +27,7 @@ from dcn_plugin.data.shapes.registration import split_folder
 TINY = replace(SETS["tiny"], train=6, val=3)
 
 
-def made(folder: Path, settings: Settings, split: str) -> Path:
+def generate(folder: Path, settings: Settings, split: str) -> Path:
     folder = split_folder(str(folder), "custom", settings, split)
     writing.generate_split(folder, "custom", settings, split)
     return folder
@@ -41,8 +41,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_files_are_what_was_drawn(tmp_path: Path) -> None:
-    folder = made(tmp_path, TINY, "train")
+def test_files_match_the_drawing(tmp_path: Path) -> None:
+    folder = generate(tmp_path, TINY, "train")
     content = json.loads((folder / "annotations.json").read_text())
     assert [item["name"] for item in content["categories"]] == list(NAMES)
     assert len(content["images"]) == 6
@@ -52,9 +52,9 @@ def test_files_are_what_was_drawn(tmp_path: Path) -> None:
         read = cv2.imread(str(folder / "images" / image["file_name"]))
         assert np.abs(read.astype(int) - drawn.image).mean() < 6  # JPEG
         labels = cv2.imread(str(folder / f"labels/{index:06d}.png"), cv2.IMREAD_UNCHANGED)
-        own = [item for item in content["annotations"] if item["image_id"] == image["id"]]
-        assert [item["category_id"] - 1 for item in own] == drawn.classes
-        for number, item in enumerate(own):
+        annotations = [item for item in content["annotations"] if item["image_id"] == image["id"]]
+        assert [item["category_id"] - 1 for item in annotations] == drawn.classes
+        for number, item in enumerate(annotations):
             mask = drawn.instance_ids == number + 1
             assert (labels[mask] == item["category_id"]).all() and item["area"] == mask.sum()
             left, top, width, height = item["bbox"]
@@ -82,51 +82,53 @@ def test_files_are_what_was_drawn(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_set_stays_what_it_is(level: str, index: int, boxes: dict, colour: list[float]) -> None:
-    """Where this fails, what is drawn has changed: VERSION must change, and then these numbers."""
+def test_drawing_does_not_change(level: str, index: int, boxes: dict, colour: list[float]) -> None:
+    """If this fails, the drawing code has changed: increase VERSION, then update these numbers."""
     assert writing.VERSION == 2
     item = writing.EncodedImages(SETS[level], "train")[index]
-    found = {NAMES[own["category_id"] - 1]: own["bbox"] for own in item["annotations"]}
+    found = {NAMES[a["category_id"] - 1]: a["bbox"] for a in item["annotations"]}
     assert list(found) == list(boxes)
-    # Another build of OpenCV may round otherwise.
+    # Other builds of OpenCV may round differently.
     for name, box in boxes.items():
         assert np.abs(np.subtract(found[name], box)).max() <= 1
     image = cv2.imdecode(np.frombuffer(item["image"], np.uint8), cv2.IMREAD_COLOR)
     assert np.allclose(image.mean((0, 1)), colour, atol=0.5)
 
 
-def test_splits_have_images_of_their_own(tmp_path: Path) -> None:
-    train, val = (made(tmp_path, TINY, split) for split in ("train", "val"))
+def test_splits_have_different_images(tmp_path: Path) -> None:
+    train, val = (generate(tmp_path, TINY, split) for split in ("train", "val"))
     assert len(list((val / "images").iterdir())) == 3
     images = {path.read_bytes() for folder in (train, val) for path in folder.glob("images/*")}
     assert len(images) == 9
 
 
-def test_the_same_again_with_more_processes(tmp_path: Path, monkeypatch) -> None:
-    first = contents(made(tmp_path / "a", TINY, "train"))
+def test_workers_change_nothing(tmp_path: Path, monkeypatch) -> None:
+    first = contents(generate(tmp_path / "a", TINY, "train"))
     monkeypatch.setattr(writing, "MIN_IMAGES_FOR_WORKERS", 1)
-    assert contents(made(tmp_path / "b", TINY, "train")) == first
+    assert contents(generate(tmp_path / "b", TINY, "train")) == first
 
 
 def test_workers_without_sched_getaffinity(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delattr("os.sched_getaffinity")  # macOS and Windows do not have it
     monkeypatch.setattr(writing, "MIN_IMAGES_FOR_WORKERS", 1)
-    assert len(contents(made(tmp_path, TINY, "val"))) == 2 * 3 + 1
+    assert len(contents(generate(tmp_path, TINY, "val"))) == 2 * 3 + 1
 
 
-def test_what_is_there_stays_and_other_settings_make_it_anew(tmp_path: Path, monkeypatch) -> None:
-    folder = made(tmp_path, TINY, "val")
+def test_existing_files_stay_and_other_settings_have_other_folders(
+    tmp_path: Path, monkeypatch
+) -> None:
+    folder = generate(tmp_path, TINY, "val")
     before = (folder / "annotations.json").stat().st_mtime_ns
-    assert made(tmp_path, TINY, "val") == folder
+    assert generate(tmp_path, TINY, "val") == folder
     assert (folder / "annotations.json").stat().st_mtime_ns == before
-    others = {made(tmp_path, replace(TINY, bend=5.0), "val")}
+    others = {generate(tmp_path, replace(TINY, bend=5.0), "val")}
     monkeypatch.setattr(f"{writing.__package__}.sets.VERSION", 99)
-    others.add(made(tmp_path, TINY, "val"))
+    others.add(generate(tmp_path, TINY, "val"))
     assert len(others | {folder}) == 3
 
 
 @pytest.mark.parametrize("processes", ["one", "several"])
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch, processes: str) -> None:
+def test_an_interrupt_leaves_no_files(tmp_path: Path, monkeypatch, processes: str) -> None:
     written = []
 
     def interrupted(path: Path, data: bytes) -> None:
@@ -140,10 +142,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch, processe
     if processes == "several":
         monkeypatch.setattr(writing, "MIN_IMAGES_FOR_WORKERS", 1)
     with pytest.raises(KeyboardInterrupt):
-        made(tmp_path, TINY, "train")
+        generate(tmp_path, TINY, "train")
     assert not [path for path in tmp_path.rglob("*") if path.suffix != ".lock" and path.is_file()]
     monkeypatch.undo()
-    assert len(contents(made(tmp_path, TINY, "train"))) == 2 * 6 + 1
+    assert len(contents(generate(tmp_path, TINY, "train"))) == 2 * 6 + 1
 
 
 MANY = replace(TINY, train=5000)
@@ -153,13 +155,13 @@ MANY = replace(TINY, train=5000)
 FORK = multiprocessing.get_context("fork")
 
 
-def make_many(folder: Path) -> None:
+def generate_many(folder: Path) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
-    made(folder, MANY, "train")
+    generate(folder, MANY, "train")
 
 
-def test_a_run_that_is_killed_leaves_no_set(tmp_path: Path) -> None:
-    process = FORK.Process(target=make_many, args=(tmp_path,))
+def test_a_killed_process_leaves_no_split(tmp_path: Path) -> None:
+    process = FORK.Process(target=generate_many, args=(tmp_path,))
     process.start()
     while process.is_alive() and len(list(tmp_path.glob("**/*.tmp/images/*"))) < 10:
         time.sleep(0.05)
@@ -169,54 +171,54 @@ def test_a_run_that_is_killed_leaves_no_set(tmp_path: Path) -> None:
     assert not split_folder(str(tmp_path), "custom", MANY, "train").exists()
 
 
-def test_what_a_kill_left_is_thrown_away(tmp_path: Path) -> None:
+def test_files_left_by_a_killed_process_are_removed(tmp_path: Path) -> None:
     folder = split_folder(str(tmp_path), "custom", TINY, "val")
     unfinished = folder.with_suffix(".tmp")
     (unfinished / "images").mkdir(parents=True)
     (unfinished / "images/junk.jpg").write_text("half an image")
-    found = contents(made(tmp_path, TINY, "val"))
+    found = contents(generate(tmp_path, TINY, "val"))
     assert "images/junk.jpg" not in found and not unfinished.exists()
 
 
-def test_what_lost_a_part_is_made_anew(tmp_path: Path) -> None:
-    folder = made(tmp_path, TINY, "val")
+def test_an_incomplete_split_is_generated_again(tmp_path: Path) -> None:
+    folder = generate(tmp_path, TINY, "val")
     before = contents(folder)
     (folder / "annotations.json").unlink()
     (folder / "images/000001.jpg").unlink()
-    assert contents(made(tmp_path, TINY, "val")) == before
+    assert contents(generate(tmp_path, TINY, "val")) == before
 
 
-def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_lock_is_explained(tmp_path: Path, monkeypatch) -> None:
     def refused(path: str) -> None:
         raise LockException("no locks available")
 
     monkeypatch.setattr(writing, "file_lock", refused)
-    with pytest.raises(OSError, match=r"custom-.*/val could not be locked"):
-        made(tmp_path, TINY, "val")
+    with pytest.raises(OSError, match=r"waiting for the lock of .*custom-.*/val"):
+        generate(tmp_path, TINY, "val")
 
 
-def make_slowly(folder: Path, barrier: Barrier, log: Path) -> None:
+def generate_slowly(folder: Path, barrier: Barrier, log: Path) -> None:
     cv2.setNumThreads(0)
     write = writing._write
 
     def slow(*args: Any) -> None:
         with log.open("a") as file:
-            file.write("made\n")
+            file.write("generated\n")
         time.sleep(0.5)
         write(*args)
 
     writing._write = slow
     barrier.wait()
-    made(folder, TINY, "train")
+    generate(folder, TINY, "train")
 
 
-def test_several_processes_make_it_once(tmp_path: Path) -> None:
-    words = (tmp_path / "sets", FORK.Barrier(3), tmp_path / "log")
-    processes = [FORK.Process(target=make_slowly, args=words) for _ in range(3)]
+def test_several_processes_generate_it_once(tmp_path: Path) -> None:
+    args = (tmp_path / "sets", FORK.Barrier(3), tmp_path / "log")
+    processes = [FORK.Process(target=generate_slowly, args=args) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert words[2].read_text() == "made\n"
-    assert len(contents(split_folder(str(words[0]), "custom", TINY, "train"))) == 2 * 6 + 1
+    assert args[2].read_text() == "generated\n"
+    assert len(contents(split_folder(str(args[0]), "custom", TINY, "train"))) == 2 * 6 + 1
