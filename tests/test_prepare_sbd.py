@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Labels of VOC and SBD in one folder."""
+"""Labels of VOC and SBD are written to one folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(sbd: Path, voc: Path) -> None:
 def test_labels_of_both_are_written(folders, capsys) -> None:
     sbd, voc, labels = folders
     run(sbd, voc)
-    assert capsys.readouterr().out.startswith("4 images to learn from")
+    assert capsys.readouterr().out.startswith("4 training images")
     names = (voc / "ImageSets/Segmentation/train_aug.txt").read_text().split()
     # VOC's train (0, 1), and SBD's (1 to 4) without VOC's val (4, 5).
     assert names == [f"2012_{number:06d}" for number in range(4)]
@@ -55,25 +55,27 @@ def test_a_second_run_writes_what_is_missing(folders) -> None:
     assert after[1:] == before[1:] and after[0] != before[0]
 
 
-def test_what_is_missing_is_named(folders) -> None:
+def test_missing_files_are_errors(folders) -> None:
     sbd, voc, _ = folders
     (sbd / "dataset/cls/2012_000002.mat").unlink()
-    with pytest.raises(SystemExit, match=r"prepare_sbd: there is no .*2012_000002\.mat; 1 files"):
+    with pytest.raises(SystemExit, match=r"prepare_sbd: 1 files do not exist, .*2012_000002\.mat"):
         run(sbd, voc)
     assert not (voc / "SegmentationClassAug").exists()
-    with pytest.raises(SystemExit, match=r"there is no .*val\.txt"):
+    with pytest.raises(SystemExit, match=r"val\.txt does not exist"):
         run(sbd, voc / "nowhere")
 
 
 @pytest.mark.parametrize("content", [b"nothing", b""])
-def test_a_damaged_file_is_named(folders, content: bytes) -> None:
+def test_a_damaged_file_is_an_error(folders, content: bytes) -> None:
     sbd, voc, _ = folders
     (sbd / "dataset/cls/2012_000002.mat").write_bytes(content)
-    with pytest.raises(SystemExit, match=r"prepare_sbd: .*2012_000002\.mat is not one of SBD's"):
+    with pytest.raises(
+        SystemExit, match=r"prepare_sbd: .*2012_000002\.mat is not a .mat file of SBD"
+    ):
         run(sbd, voc)
 
 
-def test_strange_labels_are_named(folders) -> None:
+def test_unknown_labels_are_errors(folders) -> None:
     sbd, voc, _ = folders
     path = voc / "SegmentationClass/2012_000000.png"
     Image.fromarray(np.full((96, 96), 77, np.uint8), mode="L").save(path)

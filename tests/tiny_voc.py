@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Folders in the form of VOC 2007, VOC 2012, SBD and Cityscapes, with a few drawn images."""
+"""Generated data sets in the formats of VOC 2007, VOC 2012, SBD and Cityscapes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from scipy.io import savemat
 
 from tests.tiny_coco import draw_image
 
-NAMES = ("bird", "car")  # of VOC's classes, in the place of discs and squares
-LABELS = (3, 7)  # their labels in VOC's segmentation
-STREETS = (13, 0)  # car and road: their training labels in Cityscapes
+NAMES = ("bird", "car")  # VOC's classes of discs and squares
+LABELS = (3, 7)  # their class ids in VOC's segmentation
+STREETS = (13, 0)  # train ids of car and road in Cityscapes
 SIZE = 96
 
 
@@ -40,17 +40,17 @@ def write_annotation(path: Path, objects: list[dict]) -> None:
 
 
 def draw_labels(objects: list[dict], labels: tuple[int, int], background: int) -> np.ndarray:
-    """Draws boxes as labels, with a border that is ignored."""
-    found = np.full((SIZE, SIZE), background, np.uint8)
+    """Draws boxes as labels, with an ignored border."""
+    drawn = np.full((SIZE, SIZE), background, np.uint8)
     for item in objects:
         x, y, width, height = item["bbox"]
-        found[y : y + height, x : x + width] = 255
-        found[y + 1 : y + height - 1, x + 1 : x + width - 1] = labels[item["category_id"] - 1]
-    return found
+        drawn[y : y + height, x : x + width] = 255
+        drawn[y + 1 : y + height - 1, x + 1 : x + width - 1] = labels[item["category_id"] - 1]
+    return drawn
 
 
 def write_tiny_voc(root: Path) -> None:
-    """Writes VOC2007 and VOC2012 below root, each with four images to learn from and two others."""
+    """Writes VOC2007 and VOC2012 below root, each with four images in trainval and two in test."""
     rng = np.random.default_rng(0)
     for year in (2007, 2012):
         folder = root / f"VOC{year}"
@@ -64,7 +64,7 @@ def write_tiny_voc(root: Path) -> None:
             cv2.imwrite(str(folder / "JPEGImages" / f"{name}.jpg"), image)
             write_annotation(folder / "Annotations" / f"{name}.xml", objects)
             labels = Image.fromarray(draw_labels(objects, LABELS, 0), mode="P")
-            labels.putpalette(list(range(256)) * 3)  # as VOC's files: colours, not grey
+            labels.putpalette(list(range(256)) * 3)  # as VOC's files
             labels.save(folder / "SegmentationClass" / f"{name}.png")
         splits = {"trainval": names[:4], "train": names[:3], "val": names[3:4], "test": names[4:]}
         for split, members in splits.items():
@@ -91,18 +91,18 @@ def write_tiny_sbd(root: Path, voc: Path) -> dict[str, np.ndarray]:
 
 
 def write_tiny_cityscapes(root: Path) -> None:
-    """Writes four images of a city to learn from, and two to validate on."""
+    """Writes four training and two validation images of a city."""
     rng = np.random.default_rng(1)
     for split, count in (("train", 4), ("val", 2)):
         images = root / "cityscapes/leftImg8bit" / split / "ulm"
-        truth = root / "cityscapes/gtFine" / split / "ulm"
-        images.mkdir(parents=True), truth.mkdir(parents=True)
+        ground_truth = root / "cityscapes/gtFine" / split / "ulm"
+        images.mkdir(parents=True), ground_truth.mkdir(parents=True)
         for number in range(count):
             name = f"ulm_{number:06d}_000019"
             image, objects = draw_image(rng, SIZE)
             cv2.imwrite(str(images / f"{name}_leftImg8bit.png"), image)
             labels = draw_labels(objects, STREETS, 10)  # sky
             for kind in ("labelTrainIds", "labelIds", "instanceIds"):
-                cv2.imwrite(str(truth / f"{name}_gtFine_{kind}.png"), labels)
+                cv2.imwrite(str(ground_truth / f"{name}_gtFine_{kind}.png"), labels)
             polygons = {"imgHeight": SIZE, "imgWidth": SIZE, "objects": []}
-            (truth / f"{name}_gtFine_polygons.json").write_text(json.dumps(polygons))
+            (ground_truth / f"{name}_gtFine_polygons.json").write_text(json.dumps(polygons))

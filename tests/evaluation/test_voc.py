@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""VOC's average precision beside a slow implementation of our own, on random detections."""
+"""VOC's average precision, compared with a slow implementation on random detections."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ BIRD, CAR = (CLASS_NAMES.index(name) for name in ("bird", "car"))
 
 @pytest.fixture(scope="module", autouse=True)
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Generated VOC 2007 and 2012 in the catalogue."""
+    """Registers generated VOC 2007 and 2012."""
     folder = tmp_path_factory.mktemp("voc")
     write_tiny_voc(folder)
     with data_sets_in(str(folder)):
         yield folder
 
 
-def truth(name: str) -> list[tuple[str, int, list[float], bool]]:
+def ground_truth(name: str) -> list[tuple[str, int, list[float], bool]]:
     """Returns image, class, box and whether it is difficult: the second of an image is."""
     return [
         (record["image_id"], item["category_id"], item["bbox"], number == 1)
@@ -44,10 +44,10 @@ def truth(name: str) -> list[tuple[str, int, list[float], bool]]:
 
 
 def random_detections(seed: int, name: str = NAME) -> list[tuple[str, int, list[float], float]]:
-    """Returns image, class, box and score: some near the truth, some anywhere, no score twice."""
+    """Returns image, class, box and score of detections near and far; scores are unique."""
     rng = np.random.default_rng(seed)
     found = []
-    for image, kind, box, _ in truth(name):
+    for image, kind, box, _ in ground_truth(name):
         for scale in (1, 6, 12):
             moved = np.round(np.array(box) + rng.normal(0, scale, 4), 1)
             label = kind if rng.random() < 0.8 else BIRD + CAR - kind
@@ -72,7 +72,7 @@ def evaluate(detections: list, folder: Path, name: str = NAME) -> dict[str, floa
 
 
 def overlap(a: list[float], b: list[float]) -> float:
-    """Returns the IoU of boxes whose pixels at both ends count, from 1 on for the left and top."""
+    """Returns the IoU as VOC computes it: 1-based pixel coordinates, both ends inclusive."""
     a, b = ([box[0] + 1, box[1] + 1, box[2], box[3]] for box in (a, b))
     sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + 1 for i in (0, 1)]
     if min(sides) <= 0:
@@ -81,9 +81,11 @@ def overlap(a: list[float], b: list[float]) -> float:
     return sides[0] * sides[1] / (sum(areas) - sides[0] * sides[1])
 
 
-def slow_precision(detections: list, kind: int, least: float, by_points: bool, name: str) -> float:
+def slow_precision(
+    detections: list, kind: int, least: float, use_07_metric: bool, name: str
+) -> float:
     """Computes AP of one class as VOC's development kit describes it."""
-    objects = [list(item) for item in truth(name) if item[1] == kind]
+    objects = [list(item) for item in ground_truth(name) if item[1] == kind]
     wanted = sum(not item[3] for item in objects)
     taken, hits, curve = set(), 0, []
     ranked = sorted((d for d in detections if d[1] == kind), key=lambda d: -d[3])
@@ -94,13 +96,13 @@ def slow_precision(detections: list, kind: int, least: float, by_points: bool, n
             default=(0.0, -1),
         )
         if best[0] > least and objects[best[1]][3]:
-            continue  # neither right nor wrong
+            continue  # ignored
         judged += 1
         if best[0] > least and best[1] not in taken:
             taken.add(best[1])
             hits += 1
         curve.append((hits / wanted, hits / judged))
-    if by_points:
+    if use_07_metric:
         levels = np.arange(0, 1.1, 0.1)
         return sum(max((p for r, p in curve if r >= t), default=0) for t in levels) / 11
     area, reached = 0.0, 0.0
@@ -114,10 +116,10 @@ def slow_precision(detections: list, kind: int, least: float, by_points: bool, n
 def test_equals_the_slow_implementation(seed: int, tmp_path: Path) -> None:
     detections = random_detections(seed)
     found = evaluate(detections, tmp_path)
-    for rule, by_points in (("11point", True), ("area", False)):
+    for rule, use_07_metric in (("11point", True), ("area", False)):
         for percent in (50, 70):
             slow = [
-                slow_precision(detections, kind, percent / 100, by_points, NAME)
+                slow_precision(detections, kind, percent / 100, use_07_metric, NAME)
                 for kind in (BIRD, CAR)
             ]
             assert found[f"AP{percent}-{rule}"] == pytest.approx(100 * np.mean(slow)), rule
@@ -125,16 +127,16 @@ def test_equals_the_slow_implementation(seed: int, tmp_path: Path) -> None:
     assert found["AP50"] == found["AP50-11point"] and found["AP70"] == found["AP70-11point"]
 
 
-def test_years_after_2007_take_the_area(tmp_path: Path) -> None:
+def test_years_after_2007_use_the_area(tmp_path: Path) -> None:
     found = evaluate(random_detections(1, "voc_2012_trainval"), tmp_path, "voc_2012_trainval")
     assert found["AP50"] == found["AP50-area"] != found["AP50-11point"]
 
 
-def test_classes_without_objects_do_not_count(tmp_path: Path) -> None:
-    perfect = [(image, kind, box, 0.9) for image, kind, box, _ in truth(NAME)]
+def test_classes_without_ground_truth_are_ignored(tmp_path: Path) -> None:
+    perfect = [(image, kind, box, 0.9) for image, kind, box, _ in ground_truth(NAME)]
     found = evaluate(perfect, tmp_path)
-    for figure in ("AP", "AP50", "AP70", "AP50-bird", "AP50-area"):
-        assert found[figure] == pytest.approx(100), figure
+    for metric in ("AP", "AP50", "AP70", "AP50-bird", "AP50-area"):
+        assert found[metric] == pytest.approx(100), metric
     assert "AP50-cat" not in found
 
 
@@ -143,7 +145,7 @@ def test_no_detections_at_all(tmp_path: Path) -> None:
     assert found["AP50"] == found["AP70"] == found["AP"] == 0
 
 
-def test_detections_are_left_as_vocs_server_takes_them(tmp_path: Path) -> None:
+def test_detections_are_written_for_the_evaluation_server(tmp_path: Path) -> None:
     detections = random_detections(2)
     evaluate(detections, tmp_path)
     lines = (tmp_path / f"comp4_det_{NAME}_bird.txt").read_text().splitlines()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -32,6 +32,7 @@ def test_any_mask_is_restored(mask: np.ndarray) -> None:
     assert np.array_equal(rasterized(polygons, mask.shape), mask)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_objects_are_restored(seed: int) -> None:
     drawn = draw_image(SETS["hard"], np.random.default_rng(seed))
