@@ -35,15 +35,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        low, high = self.size
-        least, most = self.objects
+        (low, high), (fewest, most) = self.size, self.objects
         for rule, holds in (
             ("side must be at least 16", self.side >= 16),
             ("size must be two ascending numbers above 0", 0 < low <= high),
-            ("objects must be two ascending numbers from 0 to 255", 0 <= least <= most <= 255),
+            ("objects must be two ascending numbers from 0 to 255", 0 <= fewest <= most <= 255),
             (
                 "distractors must be two ascending numbers",
-                0 <= self.distractors[0] <= self.distractors[1],
+                0 <= min(self.distractors) == self.distractors[0],
             ),
             ("bend must be at least 0", self.bend >= 0),
             ("articulation must be at least 0", self.articulation >= 0),

@@ -107,7 +107,6 @@ def _write_images(folder: Path, settings: Settings, split: str, title: str) -> d
         files,
         batch_size=None,
         num_workers=0 if len(files) < MIN_IMAGES_FOR_WORKERS else min(cpus, 16),
-        collate_fn=_identity,
         worker_init_fn=_disable_threads,
         generator=torch.Generator(),  # do not change the state of the global one
     )
@@ -148,7 +147,3 @@ def _encode(suffix: str, image: np.ndarray, parameters: list[int]) -> bytes:
 
 def _disable_threads(worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
-
-
-def _identity(item: dict[str, Any]) -> dict[str, Any]:
-    return item
