@@ -21,13 +21,13 @@ def at_network_size(cfg: CfgNode, dataset_name: str) -> bool:
     """Returns whether a data set is evaluated at the model's input size.
 
     Args:
-        cfg: with TEST.SEM_SEG_AT_NETWORK_SIZE.
+        cfg: with TEST.SEM_SEG_AT_NETWORK_SIZE; off if `add_dcn_config` was not called.
         dataset_name: a registered data set. Only semantic segmentation is affected: boxes and
             masks of objects are always evaluated at the image's size.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     is_sem_seg = evaluator_type in ("sem_seg", "cityscapes_sem_seg")
-    return cfg.TEST.SEM_SEG_AT_NETWORK_SIZE and is_sem_seg
+    return is_sem_seg and cfg.TEST.get("SEM_SEG_AT_NETWORK_SIZE", False)
 
 
 class NetworkSizeMapper(DatasetMapper):

@@ -108,6 +108,11 @@ def test_network_size_is_for_semantic_segmentation(
     assert at_network_size(cfg, name) == (evaluator is NetworkSizeSemSegEvaluator)
 
 
+def test_works_without_add_dcn_config(tmp_path: Path) -> None:
+    evaluator = build_evaluator(get_cfg(), "shapes_tiny_val_sem_seg", str(tmp_path / "results"))
+    assert type(evaluator) is SemSegEvaluator
+
+
 def test_sigmas_of_keypoints_are_passed_on(tiny_coco: str, tmp_path: Path) -> None:
     cfg = config(KEYPOINT_OKS_SIGMAS=[0.1, 0.2])
     evaluator = build_evaluator(cfg, tiny_coco, str(tmp_path / "results"))
