@@ -41,6 +41,8 @@ from dcn_plugin.engine import (
     stop_with,
     write_results,
 )
+from dcn_plugin.engine.trainer import uses_tta
+from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -72,6 +74,8 @@ def setup(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """Evaluates a network, and writes the results."""
     results = Trainer.test(cfg, model)
+    if uses_tta(cfg):
+        results.update(Trainer.test_with_TTA(cfg, model))
     write_results(cfg, results)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -84,7 +88,8 @@ def main(args: argparse.Namespace, cfg: CfgNode | None = None) -> dict[str, Any]
         cfg = setup(args, cfg)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            Trainer.build_augmented(cfg, model)  # to know now if it cannot be
+            if uses_tta(cfg):
+                build_model_with_tta(cfg, model)  # fails now rather than after the plain test
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         else:

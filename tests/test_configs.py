@@ -17,8 +17,9 @@ pytest.importorskip("detectron2", reason="configs are Detectron2's")
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from dcn_plugin.engine import Trainer, read_config
+from dcn_plugin.engine import read_config
 from dcn_plugin.modeling import check_deformable
+from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LEAVES = sorted(
@@ -137,6 +138,8 @@ def test_configs_of_a_table_differ_as_their_names_say() -> None:
     assert other == plain
     averaged = config("COCO-Detection/rfcn_AIR_plain_ms_avg")
     assert averaged.TEST.BOX_AVERAGING.ENABLED and len(averaged.TEST.AUG.MIN_SIZES) == 6
+    # The plain evaluation of the same run is that of the table's single-scale row.
+    assert averaged.INPUT == config("COCO-Detection/rfcn_AIR_plain").INPUT
     with torch.device("meta"):
         averaged.MODEL.DEVICE = "meta"
-        assert Trainer.build_augmented(averaged, build_model(averaged)) is not None
+        assert build_model_with_tta(averaged, build_model(averaged)) is not None

@@ -172,19 +172,41 @@ def test_every_backbone_trains_in_the_stock_detector(
     assert detections(tmp_path)
 
 
+TTA = {
+    "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
+    "MODEL.ROI_BOX_HEAD.DEFORM": True,
+    "TEST.AUG.ENABLED": True,
+    "TEST.AUG.MIN_SIZES": "(64, 96)",
+}
+
+
 @pytest.mark.parametrize("averaging", [False, True])
 def test_evaluates_with_test_time_augmentation_too(averaging, tiny_coco, tmp_path) -> None:
-    heads = {
-        "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
-        "MODEL.ROI_BOX_HEAD.DEFORM": True,
-        "TEST.AUG.ENABLED": True,
-        "TEST.AUG.MIN_SIZES": "(64, 96)",
-        "TEST.BOX_AVERAGING.ENABLED": averaging,
-    }
-    results = run(tiny_coco, tmp_path, "--eval-only", **heads)
+    more = {**TTA, "TEST.BOX_AVERAGING.ENABLED": averaging}
+    results = run(tiny_coco, tmp_path, "--eval-only", **more)
     assert results.keys() == {"bbox", "bbox_TTA"}
     written = json.loads((tmp_path / "inference_TTA/coco_instances_results.json").read_text())
     assert written != detections(tmp_path)
+
+
+def test_training_evaluates_with_augmentation_once_at_the_end(
+    tiny_coco, tmp_path, monkeypatch
+) -> None:
+    sizes = []
+    build_test_loader = Trainer.build_test_loader.__func__
+
+    def count_loaders(cls, cfg, dataset_name):
+        sizes.append(cfg.INPUT.MIN_SIZE_TEST)
+        return build_test_loader(cls, cfg, dataset_name)
+
+    monkeypatch.setattr(Trainer, "build_test_loader", classmethod(count_loaders))
+    run(tiny_coco, tmp_path, **TTA, **{"TEST.EVAL_PERIOD": 1, "INPUT.MIN_SIZE_TEST": 64})
+    # Three plain evaluations at the size of the config, then one whose loader does not resize.
+    assert sizes == [64] * ITERATIONS + [0]
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written.keys() == {"bbox", "bbox_TTA"}
+    logged = [m["iteration"] for m in read_metrics(tmp_path) if "bbox_TTA/AP50" in m]
+    assert logged == [ITERATIONS]
 
 
 DETECTORS = {

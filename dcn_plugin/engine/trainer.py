@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -43,6 +43,11 @@ def check_same_checkpoint(checkpointer: Checkpointer) -> None:
         )
 
 
+def uses_tta(cfg: CfgNode) -> bool:
+    """Returns whether the config asks for test-time augmentation or box averaging."""
+    return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGING.ENABLED
+
+
 class Trainer(DefaultTrainer):
     """Detectron2's `DefaultTrainer` for networks with offset branches.
 
@@ -64,7 +69,6 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         self.image_seeds = ImageSeeds(cfg.SEED)
         super().__init__(cfg)
-        self.build_augmented(cfg, self.model)  # to know now if it cannot be
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -96,33 +100,31 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, folder)
 
     @classmethod
-    def build_augmented(cls, cfg: CfgNode, model: nn.Module) -> nn.Module | None:
-        """Builds what tests a network by TEST.AUG or TEST.BOX_AVERAGING, if they are on."""
-        if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGING.ENABLED:
-            return build_model_with_tta(cfg, model)
-        return None
-
-    @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
-    ) -> dict[str, Any]:
-        """Evaluates, and again with TEST.AUG or TEST.BOX_AVERAGING if the config says so.
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluates with TEST.AUG or TEST.BOX_AVERAGING, on images at their original size.
 
         Args:
             cfg: with DATASETS.TEST.
-            model: under test.
-            evaluators: one for each data set; None: those of `build_evaluator`.
+            model: not yet wrapped for augmentation.
 
         Returns:
-            results by task; those of the second evaluation have `_TTA` at the end of their names.
+            results by task, with `_TTA` at the end of their names.
         """
-        augmented = cls.build_augmented(cfg, model)
-        results = super().test(cfg, model, evaluators)
-        if augmented is not None:
-            folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-            evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-            more = super().test(cfg, augmented, evaluators)
-            results |= {f"{name}_TTA": value for name, value in more.items()}
+        wrapped = build_model_with_tta(cfg, model)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        if not cfg.TEST.SEM_SEG_AT_NETWORK_SIZE:
+            # TTA resizes: an image that the loader has resized already would lose detail.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.MIN_SIZE_TEST = 0
+            cfg.freeze()
+        results = cls.test(cfg, wrapped, evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
+
+    def _test_with_tta(self) -> dict[str, Any]:
+        results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results.update(results)
         return results
 
     def build_hooks(self) -> list[HookBase]:
@@ -131,10 +133,16 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables
         )
+        stock = super().build_hooks()
+        if uses_tta(self.cfg):
+            build_model_with_tta(self.cfg, self.model)  # fails now rather than after training
+            # Once, at the end, before the PeriodicWriter, which only the main process has.
+            at = len(stock) - int(comm.is_main_process())
+            stock.insert(at, hooks.EvalHook(0, self._test_with_tta))
         return [
             self.image_seeds,
             OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD),
-            *super().build_hooks(),
+            *stock,
         ]
 
     def resume_or_load(self, resume: bool = True) -> None:
