@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Parts of messages to people."""
+"""Parts of error messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from collections.abc import Iterable
 
 
 def got(name: object, known: Iterable[str]) -> str:
-    """Says what was found instead, and what may have been meant.
+    """Returns "got <name>", with the nearest known names.
 
     Args:
-        name: what was found.
-        known: what there is.
+        name: a value that is not allowed.
+        known: the values that are.
     """
+    return f"got {name!r}{nearest(name, known)}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Returns "; the nearest: <names>", or nothing if no known name is similar."""
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    return f"got {name!r}" + (f"; the nearest: {', '.join(near)}" if near else "")
+    return f"; the nearest: {', '.join(near)}" if near else ""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Training by several processes, and training that was killed: the same weights as without."""
+"""Training in several processes, and runs that are killed and resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 SLIM = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",
-    # Norms that do not depend on which images share a process.
     "MODEL.RESNETS.NORM": "GN",
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.DEPTH": 50,
@@ -47,29 +46,28 @@ SLIM = {
     "SOLVER.STEPS": "()",
     "SEED": 1,
 }
-NETWORKS = (
-    "VOC-Detection/faster_rcnn_R_101_dconv3_droi_joint",
-    "VOC-Detection/rfcn_R_101_dconv3_droi_joint",
-    "VOC-Detection/ca_rpn_R_101_dconv3",
-    "Cityscapes-Segmentation/deeplab_R_101_dconv3",
-)
+FASTER_RCNN = "VOC-Detection/faster_rcnn_R_101_dconv3_droi_joint"
+RFCN = "VOC-Detection/rfcn_R_101_dconv3_droi_joint"
+DEEPLAB = "Cityscapes-Segmentation/deeplab_R_101_dconv3"
 
 
 def command(
     root: Path, output: Path, *flags: str, start: tuple[str, ...] = (), **more: object
 ) -> list[str]:
-    """Returns the command of a training; more: `config`, and keys with __ for dots."""
-    config = more.pop("config", NETWORKS[0])
+    """Returns the command of a run; more: `config`, and keys with __ for dots."""
+    config = more.pop("config", FASTER_RCNN)
     words = [sys.executable, *start, "train_net.py", "--config-file", f"configs/{config}.yaml"]
     if "Cityscapes" not in config:
-        words += ["--train-data", str(root / "own/annotations.json"), str(root / "own")]
+        words += ["--train-data", str(root / "custom/annotations.json"), str(root / "custom")]
     keys = {**SLIM, **{key.replace("__", "."): value for key, value in more.items()}}
     words += [*flags, "DATASETS.TEST", "()", "OUTPUT_DIR", str(output)]
     return words + [str(word) for pair in keys.items() for word in pair]
 
 
 def environment(root: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(root)}
+    # Without GPUs: torchrun's processes join by Gloo.
+    more = {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **more}
 
 
 def run(root: Path, output: Path, *flags: str, **more: object) -> str:
@@ -85,48 +83,40 @@ def run(root: Path, output: Path, *flags: str, **more: object) -> str:
     return done.stdout
 
 
-def weights(output: Path, name: str = "model_final.pth") -> dict[str, torch.Tensor]:
-    return torch.load(output / name, weights_only=True)["model"]
+def assert_equal_weights(*folders: Path) -> None:
+    """Compares the final weights of two runs bitwise."""
+    whole, resumed = (
+        torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in folders
+    )
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of one's own, and Cityscapes."""
+    """A custom data set, and Cityscapes."""
     folder = tmp_path_factory.mktemp("datasets")
-    write_tiny_coco(folder / "own", images=4)
+    write_tiny_coco(folder / "custom", images=4)
     write_tiny_cityscapes(folder)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", NETWORKS)
-@pytest.mark.parametrize(
-    ("steps", "rate", "tolerance"),
-    # After one step rounding alone differs; it grows from step to step, the faster the more they
-    # change.
-    [(1, 0.01, 1e-6), (5, 0.0005, 1e-5)],
-    ids=["one step", "five steps"],
-)
-def test_two_processes_learn_what_one_does(
-    config: str, steps: int, rate: float, tolerance: float, root: Path, tmp_path: Path
-) -> None:
-    how = {"SOLVER__MAX_ITER": steps, "SOLVER__BASE_LR": rate, "SOLVER__WARMUP_ITERS": 0}
-    run(root, tmp_path / "one", config=config, **how)
-    run(root, tmp_path / "two", config=config, start=TORCHRUN, **how)
-    run(root, tmp_path / "start", config=config, **{**how, "SOLVER__BASE_LR": 0.0})
-    one, two, before = (weights(tmp_path / name) for name in ("one", "two", "start"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=tolerance, msg=name)
-    # They did learn, by much more than the tolerance.
-    assert max(float((before[name] - one[name]).abs().max()) for name in one) > 30 * tolerance
-    described = (tmp_path / "two/environment.txt").read_text()
-    assert "processes: 2" in described and "revision: " in described
+@pytest.mark.parametrize("config", [RFCN, DEEPLAB])
+def test_two_processes_resume_to_equal_weights(config: str, root: Path, tmp_path: Path) -> None:
+    steps = {"SOLVER__MAX_ITER": 4, "SOLVER__STEPS": "(3,)", "SOLVER__CHECKPOINT_PERIOD": 2}
+    run(root, tmp_path / "whole", config=config, start=TORCHRUN, **steps)
+    output = tmp_path / "resumed"
+    run(root, output, config=config, start=TORCHRUN, **{**steps, "SOLVER__MAX_ITER": 2})
+    run(root, output, "--resume", config=config, start=TORCHRUN, **steps)
+    assert_equal_weights(tmp_path / "whole", output)
+    assert "World size: 2" in (output / "log.txt").read_text()
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_share_their_folder_do_not_resume(root: Path, tmp_path: Path) -> None:
-    # As on two machines: each process names a folder of its own.
-    script = tmp_path / "apart.py"
+def test_processes_with_different_checkpoints_do_not_resume(root: Path, tmp_path: Path) -> None:
+    # As on two machines: each process names another folder.
+    script = tmp_path / "rank_in_arguments.py"
     script.write_text(
         "import os, sys, runpy\n"
         "sys.argv = [word.replace('RANK', os.environ['RANK']) for word in sys.argv[1:]]\n"
@@ -145,7 +135,7 @@ def test_processes_that_do_not_share_their_folder_do_not_resume(root: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_as_if_nothing_had_been(root: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_equal_weights(root: Path, tmp_path: Path) -> None:
     steps = {"SOLVER__MAX_ITER": 16, "SOLVER__CHECKPOINT_PERIOD": 3, "SOLVER__STEPS": "(8,)"}
     run(root, tmp_path / "whole", **steps)
     output = tmp_path / "killed"
@@ -164,23 +154,20 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(root: Path, tmp_path: 
         os.killpg(training.pid, signal.SIGKILL)
     assert not (output / "model_final.pth").exists()
     run(root, output, "--resume", **steps)
-    whole, resumed = weights(tmp_path / "whole"), weights(output)
-    for name, value in whole.items():
-        assert torch.equal(resumed[name], value), name
+    assert_equal_weights(tmp_path / "whole", output)
 
 
 @pytest.mark.parametrize(
-    ("start", "flags", "more", "message"),
+    ("start", "more", "message"),
     [
-        ((), [], {"SOLVER__MAXITER": 5}, "nearest: SOLVER.MAX_ITER"),
-        ((), ["--num-gpus", "2"], {}, "--num-gpus must be at most 1 with 0 GPUs to use, got 2"),
-        (TORCHRUN, [], {"SOLVER__IMS_PER_BATCH": 3}, "multiple of the 2 processes, got 3"),
+        ((), {"SOLVER__MAXITER": 5}, "nearest: SOLVER.MAX_ITER"),
+        (TORCHRUN, {"MODEL__WEIGHTS": "none.pth"}, "MODEL.WEIGHTS must be a file"),
     ],
 )
-def test_what_cannot_work_stops_with_one_line(
-    start, flags, more, message, root: Path, tmp_path: Path
+def test_errors_are_one_line_also_with_several_processes(
+    start, more, message, root: Path, tmp_path: Path
 ) -> None:
-    words = command(root, tmp_path / "output", *flags, start=start, **more)
+    words = command(root, tmp_path / "output", start=start, **more)
     done = subprocess.run(
         words, cwd=ROOT, env=environment(root), capture_output=True, text=True, timeout=120
     )

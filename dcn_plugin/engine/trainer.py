@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Detectron2's trainer with this project's optimizer, checkpointer and monitor."""
+"""Detectron2's trainer with this package's optimizer, checkpointer and hooks."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from typing import Any
 
@@ -16,78 +18,49 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
-from dcn_plugin.compat import INNER_TRAINER
-from dcn_plugin.data import TrainLoader, build_train_loader
+from dcn_plugin.compat import INNER_TRAINER, ddp_on_cpu
 from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
-from .image_seeds import ImageSeeds
-from .network import lay_out
+from .exact_resume import ExactResume, ResumableTrainLoader
+from .model import set_memory_format
 from .offset_monitor import OffsetMonitor
-from .optimizer import build_optimizer, lay_out_state
-from .run_folder import write_results
-
-SEED = "seed"  # of checkpoints
-
-
-def check_same_checkpoint(checkpointer: Checkpointer) -> None:
-    """Checks that all processes go on from the same iteration: else they wait for ever."""
-    found = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else "none"
-    names = {os.path.basename(name) for name in comm.all_gather(found)}
-    if len(names) > 1:
-        raise ValueError(
-            "OUTPUT_DIR must be one folder that all machines share, to resume: their last "
-            f"checkpoints are {', '.join(sorted(names))}"
-        )
-
-
-def uses_tta(cfg: CfgNode) -> bool:
-    """Returns whether the config asks for test-time augmentation or box averaging."""
-    return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGING.ENABLED
+from .optimizer import build_optimizer, match_memory_format
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's `DefaultTrainer` for networks with offset branches.
-
-    Its checkpoints hold the optimizer's state, which those of Detectron2 0.6 lack: there a resumed
-    training begins without momentum. Images, their augmentation and the samples of anchors and RoIs
-    follow from SEED, the iteration and the image: a restart changes nothing, nor do the numbers of
-    processes and workers.
-    """
+    """`DefaultTrainer` with the optimizer, checkpointer and hooks of this package."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds all that training needs.
+        """Builds model, optimizer, loader and hooks.
 
         Args:
-            cfg: of the training; SEED below 0: any seed, which checkpoints keep.
+            cfg: the config; SEED below 0 stands for a random seed, which checkpoints keep.
         """
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        cfg.freeze()
-        self.image_seeds = ImageSeeds(cfg.SEED)
-        super().__init__(cfg)
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Builds Detectron2's optimizer, with learning rates of their own for offset branches."""
-        return build_optimizer(cfg, model)
+        with ddp_on_cpu() if cfg.MODEL.DEVICE == "cpu" else contextlib.nullcontext():
+            super().__init__(cfg)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Builds Detectron2's network; MODEL.CHANNELS_LAST says how it lies in memory."""
-        return lay_out(cfg, super().build_model(cfg))
+        """Builds Detectron2's model in the memory format of MODEL.CHANNELS_LAST."""
+        return set_memory_format(cfg, super().build_model(cfg))
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Builds a loader that can begin at any iteration."""
-        return build_train_loader(cfg)
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Builds Detectron2's optimizer, with separate learning rates for offset branches."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> ResumableTrainLoader:
+        """Builds Detectron2's loader, which `ExactResume` starts at any iteration."""
+        return ResumableTrainLoader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """Builds Detectron2's loader; TEST.SEM_SEG_AT_NETWORK_SIZE hides the images' own size."""
+        """Builds Detectron2's loader; TEST.SEM_SEG_AT_NETWORK_SIZE hides the original size."""
         mapper = NetworkSizeMapper(cfg, False) if at_network_size(cfg, dataset_name) else None
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -95,7 +68,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """Makes the evaluator of one data set; its results go to OUTPUT_DIR/inference."""
+        """Builds the evaluator of a data set; results go to OUTPUT_DIR/inference by default."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(cfg, dataset_name, folder)
 
@@ -127,73 +100,93 @@ class Trainer(DefaultTrainer):
         self._last_eval_results.update(results)
         return results
 
-    def build_hooks(self) -> list[HookBase]:
-        """Returns Detectron2's hooks, after this project's two."""
-        # Here, because DefaultTrainer has made its own, and gives it to its hooks next.
+    def build_hooks(self) -> list[HookBase | None]:
+        """Returns Detectron2's hooks after ours, and the evaluation with TTA at the end."""
+        # DefaultTrainer has built its checkpointer, and gives it to a hook next.
         self.checkpointer = Checkpointer(
             self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables
         )
         stock = super().build_hooks()
         if uses_tta(self.cfg):
             build_model_with_tta(self.cfg, self.model)  # fails now rather than after training
-            # Once, at the end, before the PeriodicWriter, which only the main process has.
+            # Before the PeriodicWriter, which only the main process has.
             at = len(stock) - int(comm.is_main_process())
             stock.insert(at, hooks.EvalHook(0, self._test_with_tta))
-        return [
-            self.image_seeds,
-            OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD),
-            *stock,
-        ]
+        # A subclass may return another loader, which cannot start at any iteration.
+        exact = isinstance(self.data_loader, ResumableTrainLoader)
+        monitor = OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD)
+        return [ExactResume() if exact else None, monitor, *stock]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Loads weights as Detectron2 does; a resumed training goes on with the next images.
+        """Resumes from the last checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
 
         Args:
-            resume: whether to go on from the last checkpoint in OUTPUT_DIR, if there is one.
+            resume: whether to resume, if there is a checkpoint.
 
         Raises:
-            ValueError: if not all processes see the same checkpoint.
+            ValueError: if the processes find different checkpoints.
         """
         if resume:
-            check_same_checkpoint(self.checkpointer)
+            files = comm.all_gather(self.checkpointer.get_checkpoint_file())
+            found = {os.path.basename(file) for file in files}
+            if len(found) > 1:
+                raise ValueError(
+                    "OUTPUT_DIR must be one folder that all machines share, to resume: their last "
+                    f"checkpoints are {', '.join(sorted(name or 'none' for name in found))}"
+                )
         super().resume_or_load(resume)
-        loader = self._trainer.data_loader
-        if isinstance(loader, TrainLoader):  # nothing was read yet
-            loader.start, loader.seed = self.start_iter, self.image_seeds.seed
 
     def train(self) -> dict[str, Any] | None:
-        """Trains, and writes what the last evaluation found to OUTPUT_DIR/results.json.
+        """Trains, and writes the results of the last evaluation to OUTPUT_DIR/results.json.
 
         Returns:
-            these results in the main process, if there were any.
+            these results, in the main process.
         """
         super().train()
         results = getattr(self, "_last_eval_results", None)
-        if results is not None:
+        if results:
             write_results(self.cfg, results)
         return results
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed training needs beside the model."""
-        own = {INNER_TRAINER: self._trainer.state_dict(), SEED: self.image_seeds.seed}
-        return {**super().state_dict(), **own}
+        """Returns the state of Detectron2's main, which has the optimizer's."""
+        return {**super().state_dict(), INNER_TRAINER: self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resumes; a checkpoint without the optimizer's state, of Detectron2 0.6, is resumed too.
+        """Resumes from checkpoints of Detectron2's main, of 0.6 without momentum, and of ours.
 
-        Learning rates and schedule are those of the config, which may have changed since.
+        Learning rates stay those of the config, which may have changed since.
 
         Args:
-            state_dict: what `state_dict` returned.
+            state_dict: a trainer's state.
         """
+        if "seed" in state_dict:  # of dcn_plugin 0.1
+            state = {"ExactResume": {"seed": state_dict["seed"]}}
+            state_dict = {**state_dict, "hooks": {**state_dict.get("hooks", {}), **state}}
         rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-        # Not DefaultTrainer's, which on Detectron2's main needs what version 0.6 does not save.
+        # Not DefaultTrainer's, which on Detectron2's main needs the state that 0.6 does not save.
         TrainerBase.load_state_dict(self, state_dict)
         if INNER_TRAINER in state_dict:
             self._trainer.load_state_dict(state_dict[INNER_TRAINER])
-            lay_out_state(self.optimizer)
-        self.image_seeds.seed = state_dict.get(SEED, self.image_seeds.seed)
+            match_memory_format(self.optimizer)
         self.scheduler.base_lrs = rates
         now = self.scheduler.get_lr()
         for group, rate, lr in zip(self.optimizer.param_groups, rates, now, strict=True):
             group["initial_lr"], group["lr"] = rate, lr
+
+
+def uses_tta(cfg: CfgNode) -> bool:
+    """Returns whether the config asks for test-time augmentation or box averaging."""
+    return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGING.ENABLED
+
+
+def write_results(cfg: CfgNode, results: dict[str, Any]) -> None:
+    """Writes the results of an evaluation to OUTPUT_DIR/results.json, in the main process.
+
+    Args:
+        cfg: with OUTPUT_DIR.
+        results: by task, or by data set and task.
+    """
+    if comm.is_main_process():
+        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as file:
+            file.write(json.dumps(results, indent=2, default=float) + "\n")

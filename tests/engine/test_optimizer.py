@@ -14,7 +14,7 @@ from detectron2.config import get_cfg
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import build_optimizer
-from dcn_plugin.engine.optimizer import lay_out_state
+from dcn_plugin.engine.optimizer import match_memory_format
 from dcn_plugin.layers import DeformConv2dPack, DeformPSRoIPool, DeformRoIPool
 
 
@@ -120,7 +120,7 @@ def test_a_training_resumes_in_another_layout(before: torch.memory_format) -> No
     layers[1] = layers[1].to(memory_format=after)
     resumed = build_optimizer(cfg, layers[1])
     resumed.load_state_dict(optimizers[1].state_dict())
-    lay_out_state(resumed)
+    match_memory_format(resumed)
     step(layers[0], optimizers[0])
     step(layers[1], resumed)
     torch.testing.assert_close(layers[1].weight, layers[0].weight, atol=1e-5, rtol=1e-5)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Trained networks, ready to be tested."""
+"""Models built from a config, in its memory format and with its weights."""
 
 from __future__ import annotations
 
@@ -13,25 +13,13 @@ from detectron2.modeling import build_model
 from .checkpoint import Checkpointer
 
 
-def lay_out(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Lays a network out in memory as MODEL.CHANNELS_LAST says.
-
-    Args:
-        cfg: of the network.
-        model: it.
-
-    Returns:
-        the same network.
-    """
+def set_memory_format(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Converts a model to channels-last if MODEL.CHANNELS_LAST is set, and returns it."""
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
 
 def load_network(cfg: CfgNode) -> nn.Module:
-    """Builds a network for testing, with its weights.
-
-    Args:
-        cfg: with MODEL.WEIGHTS, which may be empty.
-    """
-    model = lay_out(cfg, build_model(cfg)).eval()
+    """Builds a model in evaluation mode and loads MODEL.WEIGHTS, which may be empty."""
+    model = set_memory_format(cfg, build_model(cfg)).eval()
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     return model

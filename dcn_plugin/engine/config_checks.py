@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Checks of a config before anything is built: errors that would otherwise show after hours.
+
+Only what would crash or could not train is an error. Unknown architectures and data sets pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from detectron2 import modeling
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.utils.file_io import PathManager
+
+from dcn_plugin.messages import got
+
+from .optimizer import check_optimizer
+
+# Attributes of Detectron2's metadata that are paths.
+PATHS = (
+    "json_file",
+    "image_root",
+    "image_dir",
+    "gt_dir",
+    "panoptic_root",
+    "panoptic_json",
+    "sem_seg_root",
+    "list_file",
+    "dirname",
+)
+# Architectures, their section of the config, and the metadata that names their classes.
+CLASSES = (
+    (GeneralizedRCNN, "ROI_HEADS", "thing_classes"),
+    (RetinaNet, "RETINANET", "thing_classes"),
+    ((SemanticSegmentor, PanopticFPN), "SEM_SEG_HEAD", "stuff_classes"),
+)
+
+
+@contextmanager
+def exit_on_error(program: str) -> Iterator[None]:
+    """Ends the program with one line for errors of config, files and names in registries."""
+    try:
+        yield
+    except KeyError as error:
+        unknown = re.match(r"No object named '(.*)' found in '(.*)' registry", str(error.args[0]))
+        if unknown is None:
+            raise
+        name, registry = unknown.groups()
+        known = [known for known, _ in getattr(modeling, f"{registry}_REGISTRY", ())]
+        sys.exit(
+            f"{program}: names in the config must be registered in {registry}, {got(name, known)}"
+        )
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"{program}: {error}")
+
+
+def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
+    """Checks data sets, proposals, weights, optimizer and device.
+
+    Args:
+        cfg: the config.
+        training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
+        resume: whether MODEL.WEIGHTS is not needed if OUTPUT_DIR has a checkpoint.
+
+    Raises:
+        OSError: if a file does not exist.
+        ValueError: if a value is wrong.
+    """
+    check_datasets(cfg, training)
+    if not (resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+        check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    if training:
+        check_optimizer(cfg.SOLVER.OPTIMIZER)
+    check_device(cfg.MODEL.DEVICE)
+
+
+def check_datasets(cfg: CfgNode, training: bool) -> None:
+    """Checks that the files of data sets and proposals exist, and the numbers of classes.
+
+    Args:
+        cfg: with DATASETS.
+        training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
+
+    Raises:
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a name is unknown, or the data set has labels that the model lacks.
+    """
+    if not cfg.DATASETS["TRAIN" if training else "TEST"]:
+        raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} must name a data set")
+    for part in ("TRAIN", "TEST") if training else ("TEST",):
+        key, names = f"DATASETS.{part}", cfg.DATASETS[part]
+        for name in names:
+            if name not in DatasetCatalog.list():
+                raise ValueError(f"{key} must be registered, {got(name, DatasetCatalog.list())}")
+            _check_files(name, key)
+            _check_classes(cfg, name, key)
+        if cfg.MODEL.LOAD_PROPOSALS:
+            files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
+            if len(files) != len(names):
+                raise ValueError(
+                    f"DATASETS.PROPOSAL_FILES_{part} must have a file for each of the "
+                    f"{len(names)} data sets in {key}, got {len(files)}"
+                )
+            for file in files:
+                check_weights(f"DATASETS.PROPOSAL_FILES_{part}", file)
+
+
+def _check_files(name: str, key: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("made_in"):  # a folder where it is generated on first use
+        folder = Path(metadata.json_file).parents[1]
+        if not PathManager.exists(metadata.json_file) and not _can_write(folder):
+            raise PermissionError(f"{key}: {name} is generated in {folder}, which is not writable")
+        return
+    paths = [metadata.get(attribute) for attribute in PATHS]
+    if metadata.get("evaluator_type") == "pascal_voc":
+        paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
+    missing = [path for path in paths if path and not PathManager.exists(path)]
+    if missing:
+        raise FileNotFoundError(
+            f"{key}: {name} is incomplete, missing {', '.join(missing)}. Detectron2 looks for data "
+            f"sets in DETECTRON2_DATASETS, now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}; "
+            "docs/data.md says where to get them"
+        )
+
+
+def _can_write(folder: Path) -> bool:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
+    architecture = modeling.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    metadata, training = MetadataCatalog.get(name), key == "DATASETS.TRAIN"
+    for base, section, attribute in CLASSES:
+        if not (isinstance(architecture, type) and issubclass(architecture, base)):
+            continue
+        classes, number = metadata.get(attribute), cfg.MODEL[section].NUM_CLASSES
+        message = f"MODEL.{section}.NUM_CLASSES is {number}, {name} in {key} has "
+        if classes is None:
+            if training and attribute == "stuff_classes" and metadata.get("thing_classes"):
+                raise ValueError(f"{message}no stuff_classes, and so no labels of pixels")
+        elif training and number < len(classes):
+            raise ValueError(f"{message}{len(classes)} classes: it must be at least as many")
+        elif number != len(classes):
+            logging.getLogger(__name__).warning("%s%d classes", message, len(classes))
+
+
+def check_weights(key: str, path: str) -> None:
+    """Raises FileNotFoundError if a path is neither empty, nor a file, nor an address."""
+    if path and "://" not in path and not PathManager.isfile(path):
+        raise FileNotFoundError(f"{key} must be a file or an address, got {path!r}")
+
+
+def refuse_proposals(cfg: CfgNode) -> None:
+    """Raises ValueError if a model needs precomputed proposals, for programs that have none."""
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            "MODEL.LOAD_PROPOSALS must be False, and MODEL.PROPOSAL_GENERATOR.NAME RPN: there are "
+            "no precomputed proposals for these images"
+        )
+
+
+def check_device(name: str) -> None:
+    """Raises ValueError if MODEL.DEVICE does not exist."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE must be cpu, cuda or cuda:<n>, got {name!r}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE must be cpu, since PyTorch finds no GPU, got {name!r}")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Detectron2's `launch`, which knows torchrun too."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException
+
+from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+
+from dcn_plugin.compat import LAUNCHES_ON_CPU, create_local_process_group
+
+
+def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Runs a function in every process: those of torchrun, or else those of --num-gpus.
+
+    Args:
+        main_func: called with `args`.
+        args: of Detectron2's `default_argument_parser`.
+    """
+    if dist.is_torchelastic_launched():
+        join_torchrun()
+        main_func(args)
+        return
+    gpus = torch.cuda.device_count()
+    if args.num_gpus > max(gpus, 1) and not (gpus == 0 and LAUNCHES_ON_CPU):
+        sys.exit(
+            f"--num-gpus must be at most {max(gpus, 1)} with {gpus} GPUs, got {args.num_gpus}; "
+            "on CPUs torchrun starts several processes"
+        )
+    try:
+        detectron2_launch(
+            main_func,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:  # the process has printed why
+        sys.exit(error.exit_code)
+
+
+def join_torchrun() -> None:
+    """Joins the other processes of torchrun: by NCCL with GPUs, by Gloo without."""
+    use_gpu = torch.cuda.is_available()
+    if use_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # The timeout of `launch`: others wait while the first process computes metrics.
+    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+
+
+def git_revision() -> str:
+    """Returns the commit of this package, with "-dirty" if files have changed since."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

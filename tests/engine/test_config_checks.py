@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Configs from command lines, and their checks before training."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="configs are Detectron2's")
+
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+
+from dcn_plugin.engine import check_config, exit_on_error, read_config
+from tests.tiny_coco import write_tiny_coco
+
+CONFIG = "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
+
+
+def arguments(*words: str, config: str = CONFIG, **more: object) -> Namespace:
+    return Namespace(config_file=config, opts=list(words), **more)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+    monkeypatch.chdir(pytestconfig.rootpath)
+
+
+def test_keys_at_the_end_override_the_file() -> None:
+    cfg = read_config(arguments("SOLVER.BASE_LR", "0.5", "MODEL.RESNETS.DEFORM_LAST", "[0,0,1,3]"))
+    assert cfg.SOLVER.BASE_LR == 0.5 and cfg.MODEL.RESNETS.DEFORM_LAST == [0, 0, 1, 3]
+    assert cfg.MODEL.BACKBONE.NAME == "build_deform_resnet_backbone"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["SOLVER.BASE_LR"], r"odd length: \['SOLVER\.BASE_LR'\]; it must be a list of pairs"),
+        (["SOLVER.BASELR", "1"], r"key: SOLVER\.BASELR; the nearest: SOLVER\.BASE_LR"),
+        (["MODEL.RESNET.DEPTH", "1"], r"key: MODEL\.RESNET\.DEPTH; the nearest: .*RESNETS\.DEPTH"),
+        (["SOLVER.MAX_ITER", "many"], r"Type mismatch .* many\) for config key: SOLVER\.MAX_ITER"),
+        (["DATASETS.TRAIN", "('a'"], r"Type mismatch .* for config key: DATASETS\.TRAIN"),
+    ],
+)
+def test_wrong_keys_and_values_are_errors(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_config(arguments(*words))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: {RESNET: {DEPTH: 50}}", r"key: MODEL\.RESNET; the nearest: MODEL\.RESNETS"),
+        ("MODEL: [", r"while parsing .*bad\.yaml"),
+        ("MODEL:", "config key: MODEL"),
+        ("MODEL: {RESNETS: {DEPTH: deep}}", "Type mismatch .* key: MODEL.RESNETS.DEPTH"),
+        ("_BASE_: nowhere.yaml", r"nowhere\.yaml"),
+        (None, r"Config file '.*bad\.yaml' does not exist"),
+    ],
+)
+def test_a_bad_config_file_is_an_error(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    if text is not None:
+        path.write_text(f"VERSION: 2\n{text}\n")
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        read_config(arguments(config=str(path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "message"),
+    [
+        (
+            "MODEL.META_ARCHITECTURE",
+            "RCFN",
+            "registered in META_ARCH, got 'RCFN'; the nearest: RFCN",
+        ),
+        ("MODEL.BACKBONE.NAME", "nothing", "registered in BACKBONE, got 'nothing'$"),
+        ("MODEL.ROI_HEADS.NAME", "DeformRoIHeads", "the nearest: DeformROIHeads"),
+    ],
+)
+def test_unregistered_names_end_the_program_with_one_line(
+    key: str, name: str, message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message), exit_on_error("program"):
+        build_model(read_config(arguments(key, name, "MODEL.RPN.IN_FEATURES", "['res5']")))
+
+
+def test_other_key_errors_are_not_hidden() -> None:
+    with pytest.raises(KeyError), exit_on_error("program"):
+        {}["a key"]
+
+
+def checked(*words: str, training: bool = True, resume: bool = False) -> None:
+    check_config(read_config(arguments("MODEL.WEIGHTS", "", *words)), training, resume)
+
+
+def on(data: str, *words: str) -> list[str]:
+    return ["DATASETS.TRAIN", f"('{data}',)", "DATASETS.TEST", f"('{data}',)", *words]
+
+
+def test_a_correct_config_passes(tiny_coco) -> None:
+    checked(*on(tiny_coco))
+    checked(*on(tiny_coco, "DATASETS.TRAIN", "('coco_2017_train',)"), training=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN must name a data set"),
+        (["DATASETS.TRAIN", "('coco_2017_tarin',)"], r"got 'coco_2017_tarin'; .*coco_2017_train"),
+        (
+            ["DATASETS.TEST", "('voc_2007_test',)"],
+            r"DATASETS\.TEST: voc_2007_test is incomplete, missing .*VOC2007, "
+            r".*Main/test\.txt\. .*DETECTRON2_DATASETS.*docs/data\.md",
+        ),
+        (["DATASETS.TEST", "('lvis_v1_val',)"], "lvis_v1_val is incomplete"),
+        (["MODEL.WEIGHTS", "none.pth"], r"MODEL\.WEIGHTS must be a file.* got 'none\.pth'"),
+        (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE must be cpu, cuda or cuda:<n>, got 'gpu'"),
+        (["MODEL.LOAD_PROPOSALS", "True"], r"PROPOSAL_FILES_TRAIN must have a file for each"),
+        (
+            ["MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", "('p.pkl',)"],
+            r"PROPOSAL_FILES_TRAIN must be a file or an address, got 'p\.pkl'",
+        ),
+        (["SOLVER.OPTIMIZER", "AdmaW"], "the nearest: AdamW"),
+    ],
+)
+def test_what_would_fail_later_is_an_error(words: list[str], message: str, tiny_coco) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        checked(*on(tiny_coco, *words))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to name")
+def test_a_missing_gpu_is_an_error(tiny_coco) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE must be cpu, since .* got 'cuda'"):
+        checked(*on(tiny_coco, "MODEL.DEVICE", "cuda"))
+
+
+def test_weights_are_not_needed_if_there_is_a_checkpoint(tiny_coco, tmp_path: Path) -> None:
+    words = on(tiny_coco, "MODEL.WEIGHTS", "gone.pth", "OUTPUT_DIR", str(tmp_path))
+    for exists in (False, True):
+        if exists:
+            (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+            checked(*words, resume=True)
+        with pytest.raises(FileNotFoundError, match=r"got 'gone\.pth'"):
+            checked(*words, resume=not exists)
+
+
+ARCHITECTURES = {
+    "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
+    "RFCN": ("ROI_HEADS", "thing_classes"),
+    "RetinaNet": ("RETINANET", "thing_classes"),
+    "PanopticFPN": ("SEM_SEG_HEAD", "stuff_classes"),
+    "DeepLab": ("SEM_SEG_HEAD", "stuff_classes"),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_model_needs_all_classes_of_the_training_set(
+    architecture: str, tiny_coco, caplog
+) -> None:
+    section, attribute = ARCHITECTURES[architecture]
+    MetadataCatalog.get(tiny_coco).set(**{attribute: ["disc", "square"]})
+
+    def check(classes: int, **how: bool) -> str:
+        words = ["MODEL.META_ARCHITECTURE", architecture]
+        caplog.clear()
+        checked(*on(tiny_coco, *words, f"MODEL.{section}.NUM_CLASSES", str(classes)), **how)
+        return caplog.text
+
+    assert check(2) == ""
+    with pytest.raises(ValueError, match=f"{section}.NUM_CLASSES is 1, tiny_coco in .* 2 classes"):
+        check(1)
+    # What Detectron2 accepts passes with a warning.
+    assert f"{section}.NUM_CLASSES is 80, tiny_coco in DATASETS.TEST has 2 classes" in check(80)
+    assert "NUM_CLASSES is 1" in check(1, training=False)
+
+
+def test_semantic_segmentation_needs_labels_of_pixels(tiny_coco) -> None:
+    MetadataCatalog.get(tiny_coco).thing_classes = ["disc", "square"]
+    with pytest.raises(ValueError, match=r"tiny_coco in DATASETS\.TRAIN has no stuff_classes"):
+        checked(*on(tiny_coco, "MODEL.META_ARCHITECTURE", "DeepLab"))
+
+
+def test_custom_architectures_and_data_sets_pass(tiny_coco) -> None:
+    def build_custom_model(cfg) -> None:
+        """A function, as registries allow."""
+
+    META_ARCH_REGISTRY.register(build_custom_model)
+    try:
+        del MetadataCatalog.get(tiny_coco).evaluator_type
+        MetadataCatalog.get(tiny_coco).thing_classes = ["disc"]
+        checked(*on(tiny_coco, "MODEL.META_ARCHITECTURE", "build_custom_model"))
+    finally:
+        del META_ARCH_REGISTRY._obj_map["build_custom_model"]
+
+
+def test_custom_data_needs_two_paths_only(tmp_path: Path) -> None:
+    paths = [write_tiny_coco(tmp_path / name, images=2) for name in ("a", "b")]
+    train, test = ([str(path), str(path.parent)] for path in paths)
+    cfg = read_config(arguments("MODEL.WEIGHTS", "", train_data=train, test_data=test))
+    assert cfg.DATASETS.TRAIN == ("custom_train",) and cfg.DATASETS.TEST == ("custom_test",)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    check_config(cfg, training=True)

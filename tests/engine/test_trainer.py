@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The parts in a stock trainer, as in docs/training.md, and checkpoints of version 0.1."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the trainer is Detectron2's")
+
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer
+
+from dcn_plugin.engine import Trainer, read_config
+from tests.test_train_net import ITERATIONS, arguments, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = Path(__file__).parent / "data/model_0.1.pth"
+
+
+def train(kind: type[DefaultTrainer], data: str, output: Path, iterations: int) -> DefaultTrainer:
+    """Trains for some iterations in all, and resumes if there is a checkpoint."""
+    more = {
+        "SOLVER.MAX_ITER": iterations,
+        "TEST.EVAL_PERIOD": 0,
+        "DATASETS.TEST": "()",
+        "SOLVER.WARMUP_ITERS": 0,
+    }
+    cfg = read_config(arguments(data, output, **more))
+    output.mkdir(exist_ok=True)
+    torch.manual_seed(1)  # of the initial weights
+    trainer = kind(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def documented() -> type[DefaultTrainer]:
+    """The trainer of docs/training.md."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code.replace("period=20", "period=2"), names)
+    return names["Trainer"]
+
+
+def test_the_documented_trainer_resumes_exactly(documented, tiny_coco, tmp_path) -> None:
+    assert documented.__base__ is DefaultTrainer
+    whole = train(documented, tiny_coco, tmp_path / "whole", 4)
+    train(documented, tiny_coco, tmp_path / "parts", 2)
+    resumed = train(documented, tiny_coco, tmp_path / "parts", 4)
+    assert resumed.start_iter == 2
+    for (name, value), other in zip(
+        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+    assert any("offsets/backbone" in key for m in read_metrics(tmp_path / "whole") for key in m)
+
+
+def test_a_trainer_with_a_stock_loader_trains_and_resumes(tiny_coco, tmp_path) -> None:
+    class StockLoader(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return build_detection_train_loader(cfg)
+
+    train(StockLoader, tiny_coco, tmp_path, 1)
+    resumed = train(StockLoader, tiny_coco, tmp_path, 2)
+    assert resumed.start_iter == 1
+    assert len(resumed.optimizer.state_dict()["state"]) > 50
+
+
+KEYS_0_1 = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.BLOCKS": "[1,1,1,1]",
+    "MODEL.RESNETS.DEFORM_LAST": "[0,0,0,1]",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 4,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 4,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 2,
+    "MODEL.RESNETS.REDUCED_CHANNELS": 8,
+    "MODEL.RPN.CONV_DIMS": "[8]",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 50,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
+    "MODEL.ANCHOR_GENERATOR.SIZES": "[[24, 48]]",
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TRAIN": "(96,)",
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.001,
+    "SOLVER.STEPS": "()",
+    "SEED": -1,  # 1 in the checkpoint
+    "DATASETS.TEST": "()",
+}
+
+
+def test_resumes_a_checkpoint_of_version_0_1(tiny_coco, tmp_path) -> None:
+    shutil.copy(CHECKPOINT, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    keys = {**KEYS_0_1, "DATASETS.TRAIN": f"('{tiny_coco}',)", "OUTPUT_DIR": tmp_path}
+    keys["SOLVER.MAX_ITER"] = ITERATIONS + 1
+    config = ROOT / "configs/VOC-Detection/faster_rcnn_R_101_dconv3_droi_joint.yaml"
+    words = [str(word) for pair in keys.items() for word in pair]
+    trainer = Trainer(read_config(Namespace(config_file=str(config), opts=words)))
+    trainer.resume_or_load(resume=True)
+    saved = torch.load(CHECKPOINT, weights_only=True)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, saved["model"][name]), name
+    momentum = saved["trainer"]["_trainer"]["optimizer"]["state"]
+    resumed = trainer.optimizer.state_dict()["state"]
+    assert momentum.keys() == resumed.keys()
+    for index, state in momentum.items():
+        assert torch.equal(resumed[index]["momentum_buffer"], state["momentum_buffer"])
+    assert trainer.start_iter == ITERATIONS and trainer.data_loader.seed == 1
+    trainer.train()
+    assert trainer.iter == ITERATIONS + 1
+    again = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]
+    assert again["hooks"]["ExactResume"] == {"seed": 1}
