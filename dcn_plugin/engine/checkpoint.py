@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Weights of others: torchvision's ResNets, and networks without offset branches."""
+"""Checkpoints of torchvision's ResNets, and of models without offset branches."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torchvision
 from iopath.common.file_io import PathHandler
+from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
@@ -17,8 +19,8 @@ from detectron2.utils.file_io import PathManager
 from dcn_plugin.files import whole_file
 from dcn_plugin.layers import OffsetBranch
 
-# Names of torchvision's ResNets, and what Detectron2's are called.
-RENAMED = (
+# Patterns of keys of torchvision's ResNets, and Detectron2's keys.
+TORCHVISION_KEYS = (
     (r"^conv1\.", "stem.conv1."),
     (r"^bn1\.", "stem.conv1.norm."),
     (r"^fc\.", "linear."),
@@ -29,56 +31,59 @@ RENAMED = (
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also knows the names of torchvision's ResNets.
+    """`DetectionCheckpointer` that loads torchvision's ResNets and weights of plain models.
 
-    And it does not warn of offset branches that a plain network's checkpoint cannot have: they
-    start at zero, which is said in the log.
+    Offset branches that a checkpoint lacks keep their initial weights, zero: it logs their names
+    instead of a warning about missing keys.
     """
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Names the checkpoint to resume from; a kill leaves the old name or the new one."""
-        with whole_file(Path(self.save_dir) / "last_checkpoint") as half:
-            half.write_text(last_filename_basename)
+        """Writes the name of the checkpoint to resume from; atomically if save_dir is local."""
+        if not os.path.isdir(self.save_dir):  # one of PathManager's addresses
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        with whole_file(Path(self.save_dir) / "last_checkpoint") as temporary:
+            temporary.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> Any:
         try:
             return super()._load_file(filename)
-        except Exception as error:  # half a file leads an unpickler to anything
-            first_sentence = re.split(r"\.\s|\n", str(error), maxsplit=1)[0]  # without advice
+        except Exception as error:  # unpickling a truncated file raises errors of any type
+            first_sentence = re.split(r"\.\s|\n", str(error), maxsplit=1)[0]
             raise ValueError(
                 f"{filename} must be a checkpoint, {type(error).__name__}: {first_sentence}"
             ) from error
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        if isinstance(checkpoint["model"].get("state_dict"), dict):  # as training scripts save it
+        if isinstance(checkpoint["model"].get("state_dict"), dict):  # of torchvision's references
             checkpoint["model"] = checkpoint["model"]["state_dict"]
-        # What was saved from within DataParallel or DDP has a prefix.
+        # DataParallel and DistributedDataParallel add a prefix.
         weights = {k.removeprefix("module."): v for k, v in checkpoint["model"].items()}
-        known = self.model.state_dict().keys()
-        if is_torchvision_resnet(weights) and not weights.keys() & known:
-            self.logger.info("Renaming the weights of torchvision's ResNet")
-            counts_batches = any(name.endswith("num_batches_tracked") for name in known)
+        keys = self.model.state_dict().keys()
+        if is_torchvision_resnet(weights) and not weights.keys() & keys:
+            self.logger.info("Renaming the weights of a torchvision ResNet")
+            has_counts = any(key.endswith("num_batches_tracked") for key in keys)
             checkpoint["model"] = {
-                rename(name): value
-                for name, value in weights.items()
-                if counts_batches or not name.endswith("num_batches_tracked")
+                rename(key): value
+                for key, value in weights.items()
+                if has_counts or not key.endswith("num_batches_tracked")
             }
-            checkpoint["matching_heuristics"] = True  # for the prefix, "backbone." or so
+            checkpoint["matching_heuristics"] = True  # finds the prefix, such as "backbone."
         incompatible = super()._load_model(checkpoint)
-        fresh = offset_parameters(self.model) & set(incompatible.missing_keys)
-        if fresh:
-            incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in fresh]
+        new = offset_parameters(self.model) & set(incompatible.missing_keys)
+        if new:
+            incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in new]
             self.logger.info(
-                "Offset branches start where they were, at zero unless trained: the checkpoint "
-                f"has none of {', '.join(sorted(fresh))}"
+                "Offset branches that the checkpoint lacks keep their initial weights: "
+                + ", ".join(sorted(new))
             )
         return incompatible
 
 
-def offset_parameters(model: Any) -> set[str]:
-    """Returns the names of the parameters of a model's offset branches."""
+def offset_parameters(model: nn.Module) -> set[str]:
+    """Returns the names of the parameters of all offset branches."""
     return {
-        f"{branch}.{name}" if branch else name
+        f"{branch}.{name}".removeprefix(".")
         for branch, module in model.named_modules()
         if isinstance(module, OffsetBranch)
         for name, _ in module.named_parameters()
@@ -86,20 +91,20 @@ def offset_parameters(model: Any) -> set[str]:
 
 
 def is_torchvision_resnet(weights: dict[str, Any]) -> bool:
-    """Returns whether a state dict is one of a ResNet of torchvision."""
+    """Returns whether a state dict has the keys of torchvision's ResNets."""
     return {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"} <= weights.keys()
 
 
-def rename(name: str) -> str:
-    """Returns what Detectron2 calls a weight of torchvision's ResNet."""
-    name = re.sub(r"^layer(\d)\.", lambda found: f"res{int(found[1]) + 1}.", name)
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
+def rename(key: str) -> str:
+    """Returns Detectron2's key for a key of torchvision's ResNets."""
+    key = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", key)
+    for pattern, replacement in TORCHVISION_KEYS:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 class TorchvisionWeights(PathHandler):
-    """Finds `torchvision://ResNet50_Weights.IMAGENET1K_V1` and the like."""
+    """Resolves `torchvision://ResNet50_Weights.IMAGENET1K_V1` and other names of weights."""
 
     PREFIX = "torchvision://"
 

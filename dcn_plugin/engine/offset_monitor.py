@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""A look at the offsets while they are learnt."""
+"""Statistics of offsets during training."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,31 +17,27 @@ from detectron2.utils.events import get_event_storage
 from dcn_plugin.layers import OffsetConv2d
 from dcn_plugin.layers.offset_branch import resting_taps
 
-MEAN, HIGHEST, OUTSIDE = "mean", "max", "outside"
-COMPILED = "<compiled>"
-
 
 class OffsetMonitor(HookBase):
-    """Logs how far the taps of every deformable convolution are moved, and warns if too far.
+    """Logs how far the taps of every deformable convolution move, and warns if they diverge.
 
-    Every so many iterations it writes three numbers for each layer into Detectron2's event
-    storage, and so into TensorBoard and metrics.json: `offsets/<layer>/mean` and `/max`, of the
-    absolute offsets in cells of the layer's input, and `/outside`, the share of taps that lie off
-    the map. Offsets that run away (a mean of a quarter of the map, or half of the taps moved off
-    it) are a sign of a learning rate too high for them, and are reported in the log, each layer
-    once. It looks by hooks, which a model that `torch.compile` has compiled already does not run.
+    Every `period` iterations it writes three numbers per layer to Detectron2's event storage, and
+    so to TensorBoard and metrics.json: `offsets/<layer>/mean` and `/max`, of the absolute offsets
+    in pixels of the layer's input, and `/outside`, the share of taps outside the feature map. A
+    mean of a quarter of the map, or half of the taps moved off it, is a sign of too high a learning
+    rate, and logs a warning, once per layer. Models compiled by `torch.compile` before training do
+    not run the forward hooks that it needs.
     """
 
-    # Of the map's shorter side, and of the taps.
-    FAR = 0.25
-    MANY = 0.5
+    MAX_MEAN = 0.25  # of the map's shorter side
+    MAX_OUTSIDE = 0.5  # of the taps, those that padding alone puts outside not counted
 
     def __init__(self, model: nn.Module, period: int) -> None:
-        """Finds the layers.
+        """Finds the offset branches.
 
         Args:
-            model: what is trained, wrapped or not.
-            period: iterations from one look to the next.
+            model: the trained model, with or without DistributedDataParallel.
+            period: in iterations; 0: never.
         """
         self.period = period
         self.branches = {
@@ -48,78 +45,61 @@ class OffsetMonitor(HookBase):
             for name, module in model.named_modules()
             if isinstance(module, OffsetConv2d)
         }
-        self.found: dict[str, list[Tensor]] = {}
+        self.measured: dict[str, list[Tensor]] = {}
         self.handles: list[Any] = []
         self.warned: set[str] = set()
 
     def before_step(self) -> None:
-        """Starts to look, if it is time."""
         if self.period > 0 and (self.trainer.iter + 1) % self.period == 0:
             for name, branch in self.branches.items():
-                self.handles.append(branch.register_forward_hook(self._look(name)))
+                hook = partial(self._measure, name)
+                self.handles.append(branch.register_forward_hook(hook))
+
+    def _measure(
+        self, name: str, branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]
+    ) -> None:
+        if output[0].numel() > 0:
+            with torch.no_grad():
+                row = measure(branch, inputs[0], output[0].float())
+            self.measured.setdefault(name, []).append(row)
 
     def after_step(self) -> None:
-        """Writes what was seen."""
-        looked = bool(self.handles)
+        if not self.handles:
+            return
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-        if looked and not self.found:
-            self._warn(
-                COMPILED,
-                "no offsets were seen in %d layers: a compiled model does not show them",
-                len(self.branches),
-            )
-        for name, row in self._rows().items():
+        if not self.measured:
+            message = "no offsets were measured in %d layers: a compiled model runs no hooks"
+            self._warn_once("", message, len(self.branches))
+            return
+        # Of several calls of a layer: means, the maximum, and the smallest map.
+        calls = [torch.stack(rows) for rows in self.measured.values()]
+        rows = [torch.cat([c.mean(0)[:3], c.amax(0)[3:4], c.amin(0)[4:]]) for c in calls]
+        # One synchronization with the GPU.
+        for name, row in zip(self.measured, torch.stack(rows).tolist(), strict=True):
             self._write(name, *row)
-
-    def _rows(self) -> dict[str, list[float]]:
-        """Returns the numbers of each layer, and forgets them."""
-        found, self.found = self.found, {}
-        if not found:
-            return {}
-        # Of a layer that was called several times: means, the highest, and the smallest map.
-        rows = []
-        for calls in found.values():
-            mean, highest, outside, resting, side = torch.stack(calls).unbind(dim=1)
-            of_layer = mean.mean(), highest.amax(), outside.mean(), resting.mean(), side.amin()
-            rows.append(torch.stack(of_layer))
-        return dict(zip(found, torch.stack(rows).tolist(), strict=True))  # waits for the GPU once
+        self.measured.clear()
 
     def _write(
-        self, name: str, mean: float, highest: float, outside: float, resting: float, side: float
+        self, name: str, mean: float, outside: float, padded: float, maximum: float, side: float
     ) -> None:
-        storage = get_event_storage()
-        for kind, value in ((MEAN, mean), (HIGHEST, highest), (OUTSIDE, outside)):
-            storage.put_scalar(f"offsets/{name}/{kind}", value, smoothing_hint=False)
-        # Padding puts taps off the map too. NaN is not fine either.
-        if not (mean <= self.FAR * side and outside - resting <= self.MANY):
-            self._warn(
-                name,
-                "the offsets of %s run away: they move taps by %.1f cells on average (at most "
-                "%.1f) on a map whose shorter side has %d, %.0f %% of the taps lie outside; "
-                "a lower SOLVER.OFFSET_LR_FACTOR may help",
-                name,
-                mean,
-                highest,
-                side,
-                100 * outside,
+        numbers = {"mean": mean, "max": maximum, "outside": outside}
+        for kind, value in numbers.items():
+            get_event_storage().put_scalar(f"offsets/{name}/{kind}", value, smoothing_hint=False)
+        # Written so that NaN warns too.
+        if not (mean <= self.MAX_MEAN * side and outside - padded <= self.MAX_OUTSIDE):
+            message = (
+                "the offsets of %s diverge: they move taps by %.1f pixels on average (at most "
+                "%.1f) on a feature map whose shorter side has %d, and %.0f %% of the taps are "
+                "outside; a lower SOLVER.OFFSET_LR_FACTOR may help"
             )
+            self._warn_once(name, message, name, mean, maximum, side, 100 * outside)
 
-    def _warn(self, about: str, message: str, *values: Any) -> None:
-        """Warns once of each thing."""
-        if about not in self.warned:
-            self.warned.add(about)
+    def _warn_once(self, key: str, message: str, *values: Any) -> None:
+        if key not in self.warned:
+            self.warned.add(key)
             logging.getLogger(__name__).warning(message, *values)
-
-    def _look(self, name: str) -> Any:
-        def look(branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> None:
-            if output[0].numel() > 0:
-                with torch.no_grad():
-                    row = measure(branch, inputs[0], output[0].float())
-                    self.found.setdefault(name, []).append(row)
-
-        return look
 
 
 def measure(branch: OffsetConv2d, input: Tensor, offset: Tensor) -> Tensor:
@@ -127,29 +107,25 @@ def measure(branch: OffsetConv2d, input: Tensor, offset: Tensor) -> Tensor:
 
     Args:
         branch: which predicted them.
-        input: Tensor[N, C, H, W], which is sampled.
+        input: Tensor[N, C, H, W], the layer's input.
         offset: Tensor[N, 2*G*K, H', W'].
 
     Returns:
-        Tensor[5]: mean and maximum of the absolute offsets, share of the taps off the map, that
-        share without offsets, and the map's shorter side.
+        Tensor[5]: the mean of the absolute offsets, the share of taps outside the map, that share
+        without offsets, the maximum of the absolute offsets, and the map's shorter side.
     """
     height, width = input.shape[-2:]
     kernel_h, kernel_w = branch.kernel_size
-    moved = offset.unflatten(1, (-1, kernel_h, kernel_w, 2))  # N, G, kh, kw, 2, H', W'
+    # (N, 2*G*K, H', W') -> (N, G, kh, kw, 2, H', W')
+    dy, dx = offset.unflatten(1, (-1, kernel_h, kernel_w, 2)).unbind(4)
     rows, columns = (resting_taps(branch, i, offset.shape[2 + i], offset).T for i in (0, 1))
-    ys, xs = rows[:, None, :, None], columns[None, :, None, :]
+    ys, xs = rows[:, None, :, None], columns[None, :, None, :]  # (kh, kw, H', W') by broadcasting
 
     def share_outside(y: Tensor, x: Tensor) -> Tensor:
         outside = (y <= -1) | (y >= height) | (x <= -1) | (x >= width)
         return outside.to(offset.dtype).mean()
 
-    return torch.stack(
-        [
-            offset.abs().mean(),
-            offset.abs().max(),
-            share_outside(moved[..., 0, :, :] + ys, moved[..., 1, :, :] + xs),
-            share_outside(ys, xs),
-            offset.new_tensor(min(height, width)),
-        ]
-    )
+    size = offset.abs()
+    outside, padded = share_outside(dy + ys, dx + xs), share_outside(ys, xs)
+    side = offset.new_tensor(min(height, width))
+    return torch.stack([size.mean(), outside, padded, size.max(), side])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from argparse import Namespace
@@ -14,8 +15,11 @@ import torch
 
 pytest.importorskip("detectron2", reason="the trainer is Detectron2's")
 
+from iopath.common.file_io import PathHandler
+
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer
+from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.engine import Trainer, read_config
 from tests.test_train_net import ITERATIONS, arguments, read_metrics
@@ -73,6 +77,48 @@ def test_a_trainer_with_a_stock_loader_trains_and_resumes(tiny_coco, tmp_path) -
     resumed = train(StockLoader, tiny_coco, tmp_path, 2)
     assert resumed.start_iter == 1
     assert len(resumed.optimizer.state_dict()["state"]) > 50
+
+
+class Remote(PathHandler):
+    """Stands for a remote file system, below a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["remote://"]
+
+    def local(self, path: str) -> Path:
+        return self.folder / path.removeprefix("remote://")
+
+    def _open(self, path, mode="r", buffering=-1, **options):
+        return self.local(path).open(mode)
+
+    def _exists(self, path, **options):
+        return self.local(path).exists()
+
+    def _isfile(self, path, **options):
+        return self.local(path).is_file()
+
+    def _mkdirs(self, path, **options):
+        self.local(path).mkdir(parents=True, exist_ok=True)
+
+    def _get_local_path(self, path, force=False, **options):
+        return str(self.local(path))
+
+
+def test_output_dir_may_be_any_of_path_managers(tiny_coco, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "build_writers", lambda self: [])  # TensorBoard has its own paths
+    (tmp_path / "remote/run").mkdir(parents=True)
+    monkeypatch.setattr(PathManager, "_path_handlers", {**PathManager._path_handlers})
+    PathManager.register_handler(Remote(tmp_path / "remote"))
+    keys = {"OUTPUT_DIR": "remote://run", "SOLVER.MAX_ITER": 1}
+    results = Trainer(read_config(arguments(tiny_coco, tmp_path, **keys))).train()
+    written = json.loads((tmp_path / "remote/run/results.json").read_text())
+    assert written["bbox"].keys() == results["bbox"].keys()
+    trainer = Trainer(read_config(arguments(tiny_coco, tmp_path, **keys)))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 1
 
 
 KEYS_0_1 = {
