@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 
 pytest.importorskip("detectron2", reason="the loader is built on Detectron2's")
 
+import detectron2.data.build
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MapDataset
 from detectron2.data.build import build_batch_data_loader
@@ -26,6 +27,8 @@ from detectron2.data.catalog import MetadataCatalog
 from dcn_plugin.engine import ExactResume, ResumableTrainLoader
 
 SAMPLERS = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
+if hasattr(detectron2.data.build, "_build_weighted_sampler"):  # Detectron2's main
+    SAMPLERS.append("WeightedTrainingSampler")
 WIDE = (1, 1, 0, 1, 0, 0, 1, 1, 1)  # aspect ratios of the images
 
 
@@ -53,6 +56,7 @@ def config(name: str, **keys: object) -> CfgNode:
     cfg.SOLVER.IMS_PER_BATCH, cfg.SEED = 3, 5
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.9, 0.7
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = [(name, 1.5)]  # of WeightedTrainingSampler
     for key, value in keys.items():
         setattr(cfg.DATALOADER, key, value)
     return cfg
