@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Files that are whole or not there."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Lets a file be written so that an interruption leaves the old one or the new one.
-
-    Args:
-        path: where it is to be.
-
-    Yields:
-        where to write it.
-    """
-    half = path.with_suffix(".half")
-    yield half
-    half.replace(path)
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, and renames it to `path` when that has succeeded."""
+    temporary = path.with_suffix(".tmp")
+    yield temporary
+    temporary.replace(path)

@@ -37,7 +37,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.engine import Checkpointer, check_config, read_config
-from dcn_plugin.files import whole_file
+from dcn_plugin.files import atomic_write
 from dcn_plugin.modeling import CategoryAwareRPN
 
 
@@ -139,8 +139,8 @@ def main(words: list[str] | None = None) -> None:
     for name in args.dataset:
         found = collect(cfg, model, name)
         path = args.output / f"{name}.pkl"
-        with whole_file(path) as half:
-            half.write_bytes(pickle.dumps(found))
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(pickle.dumps(found))
         count = sum(len(boxes) for boxes in found["boxes"])
         print(f"{path}: {count} proposals in {len(found['ids'])} images")
 

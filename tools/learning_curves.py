@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from table.runs import METRICS, metrics_backwards
 
-from dcn_plugin.files import whole_file
+from dcn_plugin.files import atomic_write
 
 Curve = dict[int, float]  # values by iteration
 
@@ -97,8 +97,8 @@ def main(words: list[str] | None = None) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(args.output) as half:
-        figure.savefig(half, dpi=110, format="png")
+    with atomic_write(args.output) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     print(f"{args.output}: {', '.join(args.metric)} of {len(args.runs)} configs")
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from dcn_plugin.files import whole_file
+from dcn_plugin.files import atomic_write
 
 OUTPUT, LIST = "SegmentationClassAug", "ImageSets/Segmentation/{}.txt"
 CLASSES, IGNORED = 21, 255
@@ -72,7 +72,7 @@ def write_labels(path: Path, labels: np.ndarray, source: Path) -> None:
     unknown = np.setdiff1d(labels, [*range(CLASSES), IGNORED])
     if unknown.size:
         raise ValueError(f"{source} must have labels 0 to 20 and 255, got {unknown.tolist()}")
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(labels).save(temporary, format="PNG")
 
 

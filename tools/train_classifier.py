@@ -35,7 +35,7 @@ from dcn_plugin.engine.processes import (
     stop_with,
     under_torchrun,
 )
-from dcn_plugin.files import whole_file
+from dcn_plugin.files import atomic_write
 from dcn_plugin.modeling import AlignedInceptionResNet
 
 CHECKPOINT, FINAL, METRICS = "checkpoint.pth", "model_final.pth", "metrics.json"
@@ -149,14 +149,14 @@ class Training:
             "epoch": self.epoch,
             **self.described(),
         }
-        with whole_file(folder / CHECKPOINT) as half:
-            torch.save(state, half)
+        with atomic_write(folder / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
         with (folder / METRICS).open("a") as file:
             file.write(json.dumps(metrics) + "\n")
         # Detectron2 then finds the place of each weight by the end of its name.
         weights = {"model": state["model"], "matching_heuristics": True, "__author__": "dcn_plugin"}
-        with whole_file(folder / FINAL) as half:
-            torch.save({**weights, "classes": self.classes}, half)
+        with atomic_write(folder / FINAL) as temporary:
+            torch.save({**weights, "classes": self.classes}, temporary)
         left = (self.args.epochs - self.epoch) * metrics["seconds"] / 3600
         print(
             f"epoch {self.epoch}: loss {metrics['loss']:.3f}, top-1 {metrics['top1']:.2f} %, "

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from dcn_plugin.files import whole_file
+from dcn_plugin.files import atomic_write
 
 from .recording import RecordedLayer
 from .trace import Trace
@@ -47,7 +47,7 @@ def save_panels(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
     for row_axes, row in zip(axes, panels, strict=True):
         for axis, panel in zip(row_axes, row, strict=False):
             draw_panel(axis, panel)
-    with whole_file(path) as half:
+    with atomic_write(path) as half:
         figure.savefig(half, dpi=110, format="png")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcn_plugin.files import whole_file
+from dcn_plugin.files import atomic_write
 
 from .effective_dilation import dilation_map
 from .recording import Recording
@@ -71,7 +71,7 @@ def save_page(
         last_layers(recording, layers)  # raises if they cannot be traced
         budget = MAX_BYTES - len(html) - len(_script_json(content))
         content |= _traces(recording, layers, size, budget)
-    with whole_file(path) as half:
+    with atomic_write(path) as half:
         half.write_text(html.replace("__DATA__", _script_json(content)))
 
 

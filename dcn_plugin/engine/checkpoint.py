@@ -16,7 +16,7 @@ from torch import nn
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
-from dcn_plugin.files import whole_file
+from dcn_plugin.files import atomic_write
 from dcn_plugin.layers import OffsetBranch
 
 # Patterns of keys of torchvision's ResNets, and Detectron2's keys.
@@ -42,7 +42,7 @@ class Checkpointer(DetectionCheckpointer):
         if not os.path.isdir(self.save_dir):  # one of PathManager's addresses
             super().tag_last_checkpoint(last_filename_basename)
             return
-        with whole_file(Path(self.save_dir) / "last_checkpoint") as temporary:
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> Any:
