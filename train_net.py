@@ -31,12 +31,12 @@ from dcn_plugin.engine import (
     Trainer,
     check_config,
     exit_on_error,
-    git_revision,
     launch,
     read_config,
-    uses_tta,
     write_results,
 )
+from dcn_plugin.engine.launch import git_revision
+from dcn_plugin.engine.trainer import uses_tta
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -28,18 +28,9 @@ from dcn_plugin.messages import got
 
 from .optimizer import check_optimizer
 
-# Attributes of Detectron2's metadata that are paths.
-PATHS = (
-    "json_file",
-    "image_root",
-    "image_dir",
-    "gt_dir",
-    "panoptic_root",
-    "panoptic_json",
-    "sem_seg_root",
-    "list_file",
-    "dirname",
-)
+# Attributes of Detectron2's metadata that are paths, of images and of ground truth.
+IMAGES = ("image_root", "image_dir", "list_file", "dirname")
+GROUND_TRUTH = ("json_file", "gt_dir", "panoptic_root", "panoptic_json", "sem_seg_root")
 # Architectures, their section of the config, and the metadata that names their classes.
 CLASSES = (
     (GeneralizedRCNN, "ROI_HEADS", "thing_classes"),
@@ -97,9 +88,10 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
         FileNotFoundError: if a file does not exist.
         ValueError: if a name is unknown, or the data set has labels that the model lacks.
     """
-    if not cfg.DATASETS["TRAIN" if training else "TEST"]:
-        raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} must name a data set")
-    for part in ("TRAIN", "TEST") if training else ("TEST",):
+    parts = ("TRAIN", "TEST") if training else ("TEST",)
+    if not cfg.DATASETS[parts[0]]:
+        raise ValueError(f"DATASETS.{parts[0]} must name a data set")
+    for part in parts:
         key, names = f"DATASETS.{part}", cfg.DATASETS[part]
         for name in names:
             if name not in DatasetCatalog.list():
@@ -124,7 +116,7 @@ def _check_files(name: str, key: str) -> None:
         if not PathManager.exists(metadata.json_file) and not _can_write(folder):
             raise PermissionError(f"{key}: {name} is generated in {folder}, which is not writable")
         return
-    paths = [metadata.get(attribute) for attribute in PATHS]
+    paths = [metadata.get(attribute) for attribute in IMAGES + GROUND_TRUTH]
     if metadata.get("evaluator_type") == "pascal_voc":
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
     missing = [path for path in paths if path and not PathManager.exists(path)]
