@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The slice through all floors: a config, the stock trainer, the op, the COCO evaluator."""
+"""Training and evaluation by train_net.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ITERATIONS = 3
 
 
 def arguments(data: str, output: Path, *flags: str, **more: object) -> argparse.Namespace:
-    """Returns a command line of small settings, from random weights; more: other keys."""
+    """Returns a command line for a small model with random weights; more: other config keys."""
     overrides = {
         "MODEL.WEIGHTS": "",
         "MODEL.DEVICE": "cpu",
@@ -73,14 +73,14 @@ def detections(output: Path) -> list[dict]:
     return json.loads((output / "inference/coco_instances_results.json").read_text())
 
 
-def test_trains_evaluates_and_evaluates_its_checkpoint_again(tiny_coco, tmp_path) -> None:
+def test_trains_and_evaluates(tiny_coco, tmp_path) -> None:
     output = tmp_path / "output"
     run(tiny_coco, output)
     metrics = read_metrics(output)
     assert all(math.isfinite(m["total_loss"]) for m in metrics if "total_loss" in m)
     assert any("bbox/AP50" in m for m in metrics)
-    watched = {name for m in metrics for name in m if name.startswith("offsets/")}
-    assert watched == {
+    logged = {name for m in metrics for name in m if name.startswith("offsets/")}
+    assert logged == {
         f"offsets/backbone.res5.{block}.conv2_offset/{kind}"
         for block in range(3)
         for kind in ("mean", "max", "outside")
@@ -94,7 +94,7 @@ def test_trains_evaluates_and_evaluates_its_checkpoint_again(tiny_coco, tmp_path
         for block in range(3)
         for name in ("weight", "bias")
     ]
-    # They start at zero: that they moved shows that gradients reach them through the op.
+    # Zero-initialized: that they changed shows that gradients reach them through the op.
     assert all(saved[key].abs().max() > 0 for key in offset_keys)
 
     run(tiny_coco, tmp_path / "again", "--eval-only", **{"MODEL.WEIGHTS": weights})
@@ -103,7 +103,7 @@ def test_trains_evaluates_and_evaluates_its_checkpoint_again(tiny_coco, tmp_path
     assert detections(tmp_path / "random") != detections(output)
 
 
-def test_resumes_with_weights_momentum_and_iteration(tiny_coco, tmp_path) -> None:
+def test_resumes_weights_momentum_and_iteration(tiny_coco, tmp_path) -> None:
     run(tiny_coco, tmp_path)
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
     trainer = Trainer(train_net.setup(arguments(tiny_coco, tmp_path, "--resume")))
@@ -116,10 +116,9 @@ def test_resumes_with_weights_momentum_and_iteration(tiny_coco, tmp_path) -> Non
     assert momentum.keys() == resumed.keys() and len(momentum) > 50
     for index, state in momentum.items():
         assert torch.equal(resumed[index]["momentum_buffer"], state["momentum_buffer"])
-    # And goes on from there.
     run(tiny_coco, tmp_path, "--resume", **{"SOLVER.MAX_ITER": ITERATIONS + 1})
-    done = [m["iteration"] for m in read_metrics(tmp_path) if "total_loss" in m]
-    assert done[-1] == ITERATIONS
+    iterations = [m["iteration"] for m in read_metrics(tmp_path) if "total_loss" in m]
+    assert iterations[-1] == ITERATIONS
 
 
 def test_resumes_with_the_learning_rates_of_the_config(tiny_coco, tmp_path) -> None:
@@ -161,9 +160,7 @@ ON_PYRAMID = {
         ("build_aligned_inception_resnet_backbone", ON_REDUCED, 6),
     ],
 )
-def test_every_backbone_trains_in_the_stock_detector(
-    backbone, keys, branches, tiny_coco, tmp_path
-) -> None:
+def test_backbones_train_in_generalized_rcnn(backbone, keys, branches, tiny_coco, tmp_path) -> None:
     run(tiny_coco, tmp_path, **{"MODEL.BACKBONE.NAME": backbone, **keys})
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     offsets = {name: value for name, value in saved.items() if "_offset.weight" in name}
@@ -181,7 +178,7 @@ TTA = {
 
 
 @pytest.mark.parametrize("averaging", [False, True])
-def test_evaluates_with_test_time_augmentation_too(averaging, tiny_coco, tmp_path) -> None:
+def test_evaluates_with_test_time_augmentation(averaging, tiny_coco, tmp_path) -> None:
     more = {**TTA, "TEST.BOX_AVERAGING.ENABLED": averaging}
     results = run(tiny_coco, tmp_path, "--eval-only", **more)
     assert results.keys() == {"bbox", "bbox_TTA"}
@@ -221,7 +218,7 @@ DETECTORS = {
 
 
 @pytest.mark.parametrize("network", DETECTORS)
-def test_every_detector_trains_in_the_stock_trainer(network, tiny_coco, tmp_path) -> None:
+def test_detectors_train(network, tiny_coco, tmp_path) -> None:
     keys = {**ON_REDUCED, **DETECTORS[network], "MODEL.ROI_BOX_HEAD.DEFORM": True}
     run(tiny_coco, tmp_path, **keys, **{"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001})
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]

@@ -26,8 +26,6 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.messages import got
 
-from .optimizer import check_optimizer
-
 # Attributes of Detectron2's metadata that are paths, of images and of ground truth.
 IMAGES = ("image_root", "image_dir", "list_file", "dirname")
 GROUND_TRUTH = ("json_file", "gt_dir", "panoptic_root", "panoptic_json", "sem_seg_root")
@@ -58,7 +56,7 @@ def exit_on_error(program: str) -> Iterator[None]:
 
 
 def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
-    """Checks data sets, proposals, weights, optimizer and device.
+    """Checks data sets, proposals, weights and device; `add_dcn_config` is not needed.
 
     Args:
         cfg: the config.
@@ -72,8 +70,6 @@ def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
     check_datasets(cfg, training)
     if not (resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
-    if training:
-        check_optimizer(cfg.SOLVER.OPTIMIZER)
     check_device(cfg.MODEL.DEVICE)
 
 

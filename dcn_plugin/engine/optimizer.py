@@ -27,7 +27,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model: its parameters are optimized.
     """
     solver = cfg.SOLVER
-    check_optimizer(solver.OPTIMIZER)
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        known = " or ".join(OPTIMIZERS)
+        raise ValueError(f"SOLVER.OPTIMIZER must be {known}, {got(solver.OPTIMIZER, OPTIMIZERS)}")
     arguments = {
         "SGD": {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV},
         # Fused: several times as fast with many small tensors. It unscales the gradients of mixed
@@ -93,11 +95,3 @@ def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def check_optimizer(name: str) -> None:
-    """Raises ValueError if SOLVER.OPTIMIZER is unknown."""
-    if name not in OPTIMIZERS:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER must be {' or '.join(OPTIMIZERS)}, {got(name, OPTIMIZERS)}"
-        )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Weights of Detectron2, of torchvision and of our classifier load into deformable backbones."""
+"""Weights of Detectron2, torchvision and our classifier load into deformable backbones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGE = (1, 3, 64, 96)
 
 
 def detector(name: str, **resnets: object) -> nn.Module:
-    """Returns a backbone where detectors have it: weights have the prefix `backbone.`."""
+    """Returns a backbone within a module, so that its keys have the prefix `backbone.`."""
     return nn.ModuleDict({"backbone": build(name, slim_config(**resnets)).float()})
 
 
@@ -87,13 +87,13 @@ def test_the_shipped_config_fits_torchvisions_weights() -> None:
     assert [s / 255 for s in cfg.MODEL.PIXEL_STD] == pytest.approx(transforms.std)
 
 
-def test_weights_are_found_by_torchvisions_names(tmp_path, caplog, monkeypatch) -> None:
+def test_torchvision_addresses_are_resolved(tmp_path, caplog, monkeypatch) -> None:
     theirs = torchvision.models.resnet18(num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
-    asked = []
+    requested = []
 
     def get_weight(name: str) -> SimpleNamespace:
-        asked.append(name)
+        requested.append(name)
         return SimpleNamespace(url=str(tmp_path / "resnet.pth"))
 
     monkeypatch.setattr(torchvision.models, "get_weight", get_weight)
@@ -102,19 +102,19 @@ def test_weights_are_found_by_torchvisions_names(tmp_path, caplog, monkeypatch) 
         **{**WIDE, "DEPTH": 18, "RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1},
     )
     load(model, "torchvision://ResNet18_Weights.IMAGENET1K_V1", caplog)
-    assert set(asked) == {"ResNet18_Weights.IMAGENET1K_V1"}
+    assert set(requested) == {"ResNet18_Weights.IMAGENET1K_V1"}
     assert torch.equal(model["backbone"].res5[1].conv2.weight, theirs.layer4[1].conv2.weight)
 
 
 @pytest.mark.parametrize("name", ["ResNet50", "ResNet50_Weights.NONE", "NoNet_Weights.DEFAULT"])
-def test_names_that_torchvision_does_not_have_are_refused(name: str) -> None:
+def test_unknown_torchvision_weights_are_an_error(name: str) -> None:
     model = nn.ModuleDict({"backbone": nn.Conv2d(3, 3, 1)})
     with pytest.raises(FileNotFoundError, match=f"no weights named '{name}'"):
         Checkpointer(model).load(f"torchvision://{name}")
 
 
 def caffe2_name(name: str) -> str:
-    """Returns what Detectron2's ImageNet files call a weight of its ResNet."""
+    """Returns the key of Detectron2's ImageNet files for a key of its ResNet."""
     for ours, theirs in (
         (r"^stem\.conv1\.norm\.", "res.conv1.bn."),
         (r"^stem\.", ""),
@@ -175,7 +175,7 @@ def test_detectron2s_dconv_checkpoints_load(kind, modulated, tmp_path, caplog) -
         assert torch.equal(model.state_dict()[name], value), name
 
 
-def test_a_plain_checkpoint_says_what_is_new_without_a_warning(tmp_path, caplog) -> None:
+def test_offset_branches_missing_in_a_plain_checkpoint_are_logged(tmp_path, caplog) -> None:
     plain = detector("build_deform_resnet_backbone", **{**DCONV3, "DEFORM_LAST": [0, 0, 0, 0]})
     weights = plain.state_dict()
     torch.save({"model": weights}, tmp_path / "plain.pth")
@@ -203,7 +203,7 @@ def test_the_classifier_loads_into_the_backbone(tmp_path, caplog) -> None:
     torch.testing.assert_close(classifier.linear(pooled), classifier(image)["linear"])
 
 
-def test_a_damaged_file_is_named(tmp_path) -> None:
+def test_a_damaged_file_is_an_error(tmp_path) -> None:
     (tmp_path / "half.pth").write_bytes(b"half of a file")
     with pytest.raises(ValueError, match=r"half\.pth must be a checkpoint, \w+: "):
         Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "half.pth"))

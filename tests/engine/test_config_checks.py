@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("detectron2", reason="configs are Detectron2's")
 
+from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
@@ -104,6 +105,9 @@ def on(data: str, *words: str) -> list[str]:
 
 
 def test_a_correct_config_passes(tiny_coco) -> None:
+    cfg = get_cfg()  # without add_dcn_config
+    cfg.MODEL.DEVICE, cfg.DATASETS.TRAIN = "cpu", (tiny_coco,)
+    check_config(cfg, training=True)
     checked(*on(tiny_coco))
     checked(*on(tiny_coco, "DATASETS.TRAIN", "('coco_2017_train',)"), training=False)
 
@@ -126,7 +130,6 @@ def test_a_correct_config_passes(tiny_coco) -> None:
             ["MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", "('p.pkl',)"],
             r"PROPOSAL_FILES_TRAIN must be a file or an address, got 'p\.pkl'",
         ),
-        (["SOLVER.OPTIMIZER", "AdmaW"], "the nearest: AdamW"),
     ],
 )
 def test_what_would_fail_later_is_an_error(words: list[str], message: str, tiny_coco) -> None:

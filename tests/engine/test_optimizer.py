@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Learning rates of offset branches."""
+"""Optimizers and their learning rates for offset branches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dcn_plugin.engine.optimizer import match_memory_format
 from dcn_plugin.layers import DeformConv2dPack, DeformPSRoIPool, DeformRoIPool
 
 
-def network() -> nn.ModuleDict:
+def build_model() -> nn.ModuleDict:
     return nn.ModuleDict(
         {
             "plain": nn.Conv2d(3, 4, 3),
@@ -44,14 +44,14 @@ def learning_rates(model: nn.Module, **solver: float) -> dict[str, tuple[float, 
     return found
 
 
-def test_by_default_only_the_fc_of_roi_pooling_learns_slower() -> None:
-    for name, (lr, _) in learning_rates(network()).items():
+def test_default_factors() -> None:
+    for name, (lr, _) in learning_rates(build_model()).items():
         assert lr == pytest.approx(0.005 if "offset_fc" in name else 0.5), name
 
 
-def test_the_factors_are_those_of_the_config() -> None:
+def test_factors_of_the_config() -> None:
     found = learning_rates(
-        network(), OFFSET_LR_FACTOR=0.1, ROI_OFFSET_LR_FACTOR=0.2, BIAS_LR_FACTOR=2.0
+        build_model(), OFFSET_LR_FACTOR=0.1, ROI_OFFSET_LR_FACTOR=0.2, BIAS_LR_FACTOR=2.0
     )
     for name, (lr, _) in found.items():
         factor = 0.1 if "offset_conv" in name else 0.2 if "offset_fc" in name else 1
@@ -59,14 +59,14 @@ def test_the_factors_are_those_of_the_config() -> None:
         assert lr == pytest.approx(0.5 * factor * bias), name
 
 
-def test_weight_decay_stays_detectron2s() -> None:
-    found = learning_rates(network(), WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.0)
+def test_weight_decay_is_detectron2s() -> None:
+    found = learning_rates(build_model(), WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.0)
     for name, (_, decay) in found.items():
         assert decay == (0.0 if name.startswith("norm") else 0.3), name
 
 
-def test_adamw_has_the_same_groups() -> None:
-    model = network()
+def test_adamw_has_the_groups_of_sgd() -> None:
+    model = build_model()
     cfg = get_cfg()
     add_dcn_config(cfg)
     groups = {}
@@ -87,7 +87,7 @@ def test_adamw_has_the_same_groups() -> None:
     torch.testing.assert_close(layer.weight.detach(), before - 0.1)
 
 
-def test_clipping_sees_gradients_without_the_scale_of_mixed_precision() -> None:
+def test_gradients_are_unscaled_before_clipping() -> None:
     cfg = get_cfg()
     add_dcn_config(cfg)
     cfg.SOLVER.OPTIMIZER = "AdamW"
@@ -100,7 +100,7 @@ def test_clipping_sees_gradients_without_the_scale_of_mixed_precision() -> None:
 
 
 @pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
-def test_a_training_resumes_in_another_layout(before: torch.memory_format) -> None:
+def test_resumes_in_another_memory_format(before: torch.memory_format) -> None:
     after = {torch.contiguous_format: torch.channels_last}.get(before, torch.contiguous_format)
     cfg = get_cfg()
     add_dcn_config(cfg)
@@ -126,15 +126,15 @@ def test_a_training_resumes_in_another_layout(before: torch.memory_format) -> No
     torch.testing.assert_close(layers[1].weight, layers[0].weight, atol=1e-5, rtol=1e-5)
 
 
-def test_an_unknown_optimizer_is_named() -> None:
+def test_an_unknown_optimizer_is_an_error() -> None:
     cfg = get_cfg()
     add_dcn_config(cfg)
     cfg.SOLVER.OPTIMIZER = "AdmaW"
     with pytest.raises(ValueError, match=r"OPTIMIZER must be SGD or AdamW, got 'AdmaW'.*AdamW"):
-        build_optimizer(cfg, network())
+        build_optimizer(cfg, build_model())
 
 
-def test_gradients_are_clipped_where_the_config_says() -> None:
+def test_gradient_clipping() -> None:
     cfg = get_cfg()
     add_dcn_config(cfg)
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
