@@ -22,6 +22,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.compat import INNER_TRAINER, ddp_on_cpu
 from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
+from dcn_plugin.modeling import check_deformable
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
@@ -46,7 +47,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Builds Detectron2's model in the memory format of MODEL.CHANNELS_LAST."""
-        return set_memory_format(cfg, super().build_model(cfg))
+        model = super().build_model(cfg)
+        check_deformable(cfg, model)
+        return set_memory_format(cfg, model)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

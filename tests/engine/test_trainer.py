@@ -79,6 +79,12 @@ def test_a_trainer_with_a_stock_loader_trains_and_resumes(tiny_coco, tmp_path) -
     assert len(resumed.optimizer.state_dict()["state"]) > 50
 
 
+def test_a_backbone_that_ignores_deform_last_is_an_error(tiny_coco, tmp_path) -> None:
+    keys = {"MODEL.BACKBONE.NAME": "build_resnet_backbone", "DATASETS.TEST": "()"}
+    with pytest.raises(ValueError, match="DEFORM_LAST"):
+        Trainer(read_config(arguments(tiny_coco, tmp_path, **keys)))
+
+
 class Remote(PathHandler):
     """Stands for a remote file system, below a local folder."""
 
