@@ -20,8 +20,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 
 from dcn_plugin import add_dcn_config
-from dcn_plugin.data import check_datasets
 from dcn_plugin.data.shapes import NAMES, SETS, SPLITS, register_set, registration
+from dcn_plugin.engine.config_checks import check_datasets
 from dcn_plugin.evaluation import build_evaluator
 from tests.datasets import unregister
 
@@ -117,7 +117,7 @@ def test_ground_truth_has_full_accuracy(few: str, tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_an_error(few: str, tmp_path: Path) -> None:
     (tmp_path / "shapes").write_text("a file where the folder should be")
     with pytest.raises(
-        PermissionError, match=r"DATASETS.TRAIN: shapes_few_train is made in .*shapes"
+        PermissionError, match=r"DATASETS.TRAIN: shapes_few_train is generated in .*shapes"
     ):
         check_datasets(config(few, "RFCN"), True)
 
@@ -126,11 +126,11 @@ def test_a_generated_set_may_be_read_only(few: str, monkeypatch) -> None:
     cfg = config(few, "RFCN")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         DatasetCatalog.get(name)
-    monkeypatch.setattr("dcn_plugin.data.check._can_write", lambda folder: False)
+    monkeypatch.setattr("dcn_plugin.engine.config_checks._can_write", lambda folder: False)
     check_datasets(cfg, True)
     annotations = Path(MetadataCatalog.get(f"{few}_val").json_file)
     annotations.unlink()
-    with pytest.raises(PermissionError, match="shapes_few_val is made in"):
+    with pytest.raises(PermissionError, match="shapes_few_val is generated in"):
         check_datasets(cfg, True)
     assert len(DatasetCatalog.get(f"{few}_val")) == 2 and annotations.is_file()
 
@@ -140,7 +140,7 @@ def test_a_folder_of_another_user_is_an_error_before_training(few: str, monkeypa
     folder = Path(MetadataCatalog.get(f"{few}_val").json_file).parents[1]
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
-    with pytest.raises(PermissionError, match="shapes_few_val is made in"):
+    with pytest.raises(PermissionError, match="shapes_few_val is generated in"):
         check_datasets(config(few, "RFCN"), True)
 
 
@@ -155,6 +155,6 @@ def test_opencv_is_needed_to_generate_only(monkeypatch) -> None:
 
 def test_the_number_of_classes_is_checked(few: str) -> None:
     cfg = config(few, "RFCN")
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    with pytest.raises(ValueError, match=r"MODEL.ROI_HEADS.NUM_CLASSES must be 8"):
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    with pytest.raises(ValueError, match=r"MODEL.ROI_HEADS.NUM_CLASSES is 7, shapes_few_train in .* has 8 classes"):
         check_datasets(cfg, True)
