@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
 
-# The Python that .venv is made with, 3.10 or later: make test PYTHON=python3.12
+# The Python that .venv is created with, 3.10 or later: make test PYTHON=python3.12
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 V := .venv/bin
+DONE := .venv/.setup
+LOG := build/setup.log
 SANITIZE := build/sanitize
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-# Python that was named is obeyed; a default one does not replace the .venv that is there.
-SETUP_FLAGS := $(if $(filter file,$(origin PYTHON)),,--rebuild-for-python)
+OPS_INPUTS := setup.py pyproject.toml tools/toolchain.py $(CXX_FILES)
+OPS_VARIABLES := FORCE_CPU|FORCE_CUDA|TORCH_CUDA_ARCH_LIST|CUDA_HOME|CUDA_PATH|DCN_SANITIZE|CXX|CC|C(XX|PP)?FLAGS|LDFLAGS
+# The user's own packages and pip settings stay out of .venv.
+CLEAN := env -u PYTHONPATH -u PYTHONHOME -u PIP_TARGET -u PIP_PREFIX PYTHONNOUSERSITE=1 PIP_USER=0 \
+  PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# $(call stage,name,command): run it, with its name before and its time after.
+# $(call stage,name,command): run a command; print its name before and its time after.
 define stage
 @echo "== $(1)"; start=$$(date +%s); \
 $(2); status=$$?; seconds=$$(($$(date +%s) - start)); \
@@ -20,33 +25,86 @@ if [ $$status -eq 0 ]; then echo "== $(1): $$seconds s"; \
 else echo "== $(1): FAILED after $$seconds s"; exit $$status; fi
 endef
 
+# $(call logged,name,command): the same with the output in the log; print its end on failure.
+logged = $(call stage,$(1),mkdir -p build; { $(CLEAN) $(2); } >> $(LOG) 2>&1 < /dev/null || { \
+  tail -n 15 $(LOG); echo "The whole output is in $(LOG)"; false; })
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help python setup test test-slow demo bench lint format sanitize clean distclean check-style
+.PHONY: help python venv setup test test-slow demo bench lint format sanitize clean distclean \
+  check-style always
 
 help:
-	@echo "make setup      .venv with everything: minutes the first time, 8 GB of disk"
-	@echo "make test       set-up, style and the quick tests"
-	@echo "make test-slow  the same with all tests"
-	@echo "make demo       set-up and the demo: a detector trained from scratch, minutes"
-	@echo "make bench      set-up and the benchmark: half an hour; BENCH_ARGS=--quick shows its form"
-	@echo "make lint       check the style; make format mends it"
-	@echo "make sanitize   the tests of the ops with address and undefined-behaviour checks"
-	@echo "make clean      remove what was built; make distclean removes .venv too (output/ stays)"
+	@echo "make setup      create .venv and compile the ops: minutes the first time, 8 GB of disk"
+	@echo "make test       setup, style check and quick tests"
+	@echo "make test-slow  setup, style check and all tests"
+	@echo "make demo       setup, then train and test a small deformable detector: minutes"
+	@echo "make bench      setup and benchmark: half an hour; BENCH_ARGS=--quick for a short one"
+	@echo "make lint       check the style; make format fixes it"
+	@echo "make sanitize   tests of the ops with address and undefined-behaviour sanitizers"
+	@echo "make clean      remove build outputs; make distclean removes .venv too (output/ stays)"
 	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS"
-	@echo "TORCH_CUDA_ARCH_LIST=release compiles for every GPU of a release, 7.5 to 12.0"
+	@echo "TORCH_CUDA_ARCH_LIST=release compiles for all GPU architectures of a release, 7.5 to 12.0"
 
-# Here rather than in a script, which an old Python could not even read.
+# In shell, since an old Python may fail to parse a script.
 python:
 	@command -v "$(PYTHON)" > /dev/null || { \
-	  echo "$(PYTHON) is not there: install Python 3.10 or later (apt install python3 python3-venv)," \
+	  echo "$(PYTHON) was not found: install Python 3.10 or later (apt install python3 python3-venv)," \
 	    "or name one with PYTHON=..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1 | head -n 1), and 3.10 or later is needed: name one" \
-	    "with PYTHON=..." >&2; exit 1; }
+	  echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1 | head -n 1), but 3.10 or later is needed: name" \
+	    "one with PYTHON=..." >&2; exit 1; }
 
-setup: python
-	@"$(PYTHON)" tools/setup_environment.py $(SETUP_FLAGS)
+# Create .venv if there is none, if filling it was interrupted (pip cannot repair half-installed
+# packages), if it was moved, or if PYTHON names another version.
+venv: python
+	@if [ -e .venv ] && [ ! -d $(DONE) ]; then \
+	  echo ".venv exists, but make setup did not create it: move it away and try again" >&2; exit 1; fi
+	@wanted="$$("$(PYTHON)" -c 'import platform; print(platform.python_version())')"; \
+	found="$$($(V)/python -c 'import platform; print(platform.python_version())' 2> /dev/null)"; \
+	if [ -e $(DONE)/packages.done ] && [ -n "$$found" ] && \
+	  { [ ! -e $(DONE)/folder ] || grep -qx "$(CURDIR)" $(DONE)/folder; } && \
+	  { [ "$(origin PYTHON)" = file ] || [ "$$found" = "$$wanted" ]; }; then exit 0; fi; \
+	"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "$(PYTHON) cannot create virtual environments: apt install python3-venv, or name another" \
+	    "with PYTHON=..." >&2; exit 1; }; \
+	"$(PYTHON)" -c 'import sys; sys.path.insert(0, "tools"); import toolchain as t; t.find_compiler()' \
+	  || exit 1; \
+	free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1000000) }'); \
+	if [ "$$free" -lt 8 ]; then echo "$(CURDIR) has $$free GB of free disk, but 8 GB are needed:" \
+	  "free some (pip cache purge helps), or move the folder to a larger disk" >&2; exit 1; fi; \
+	echo "== creating .venv with Python $$wanted; $$free GB of disk are free"; \
+	mkdir -p build && rm -rf build/old-venv && { [ ! -e .venv ] || mv .venv build/old-venv; } && \
+	mkdir -p $(DONE) && rm -rf build/old-venv $(LOG) && \
+	$(CLEAN) "$(PYTHON)" -m venv --prompt dcn_plugin .venv && echo "$(CURDIR)" > $(DONE)/folder
+
+$(DONE)/packages.done: requirements.txt
+	@rm -f $@
+	$(call logged,installing the packages (minutes; 3 GB of downloads the first time),\
+	  $(V)/python -m pip install --progress-bar off -r requirements.txt)
+	@touch $@
+
+$(DONE)/detectron2.done: tools/get_detectron2.py $(DONE)/packages.done
+	$(call logged,installing Detectron2 0.6,$(V)/python tools/get_detectron2.py --force)
+	@touch $@
+
+# What the ops depend on beside the contents of files; it is written only if it changes.
+$(DONE)/variables: always
+	@{ env | grep -E '^($(OPS_VARIABLES))=' | LC_ALL=C sort; command -v nvcc; \
+	  ls /usr/local/cuda/bin/nvcc; echo $(OPS_INPUTS); } > $@.new 2> /dev/null; \
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# -v brings the compiler's warnings into the log.
+$(DONE)/ops.done: $(DONE)/detectron2.done $(DONE)/variables $(OPS_INPUTS)
+	$(call logged,compiling the ops and installing dcn_plugin,\
+	  $(V)/python -m pip install -v --no-deps --no-build-isolation -e . || \
+	  { echo "If the compiler was killed: the memory is too small; try make setup MAX_JOBS=1"; false; })
+	@touch $@
+
+setup: venv
+	@[ -e dcn_plugin/_build_info.json ] || rm -f $(DONE)/ops.done
+	@$(MAKE) --no-print-directory -s $(DONE)/ops.done
+	@echo "The environment is ready: .venv"
 
 check-style:
 	$(call stage,style,$(V)/ruff check . && $(V)/ruff format --check . \
@@ -70,8 +128,8 @@ demo: setup
 bench: setup
 	@$(V)/python tools/benchmark.py $(BENCH_ARGS)
 
-# A copy of its own, so that the ordinary build stays as it is; times are kept, so that only what
-# changed is compiled. libstdc++ is loaded early for the sanitizer to find its exceptions.
+# In a copy, so that the ordinary build stays as it is; cp -p keeps the times, so that only changed
+# files are compiled. libstdc++ is preloaded so that the sanitizer finds its exceptions.
 sanitize: setup
 	@mkdir -p $(SANITIZE)
 	@cd $(SANITIZE) && rm -rf csrc dcn_plugin tests tools

@@ -1,239 +1,155 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Build of dcn_plugin and of its compiled ops, `dcn_plugin._C`.
+"""Builds dcn_plugin and its compiled ops, `dcn_plugin._C`.
 
-Use it through pip, in an environment that already has PyTorch:
+Run it through pip, in an environment that has PyTorch:
 
     pip install --no-build-isolation -e .
 
-The C++ sources are always compiled; the CUDA sources when a CUDA toolkit and a CUDA build of
-PyTorch of the same major version are there. Environment variables:
+The C++ sources are always compiled; the CUDA sources if there is a CUDA toolkit of the same major
+version as PyTorch's. Environment variables:
 
-    FORCE_CPU=1           leave the CUDA sources out
-    FORCE_CUDA=1          fail, rather than leave the CUDA sources out
-    CUDA_HOME             the CUDA toolkit, where it is not found by itself
-    TORCH_CUDA_ARCH_LIST  GPU architectures, as "8.0;9.0+PTX"; "release": all that a release is for,
-                          7.5 to 12.0 as far as the toolkit goes, and PTX; default: those of the
-                          GPUs of this machine, without one 8.0 and PTX
-    MAX_JOBS              how many files are compiled at once
-    DCN_SANITIZE          sanitizers for the C++ sources, as "address,undefined"; implies FORCE_CPU
+    FORCE_CPU=1           do not compile the CUDA sources
+    FORCE_CUDA=1          fail instead of leaving the CUDA sources out
+    CUDA_HOME             path of the CUDA toolkit, if it is not found automatically
+    TORCH_CUDA_ARCH_LIST  GPU architectures, such as "8.0;9.0+PTX", or "release" for 7.5 to 12.0 (as
+                          far as the toolkit supports them) and PTX; default: the GPUs of this
+                          machine, or 8.0 and PTX if it has none
+    MAX_JOBS              number of parallel compiler processes
+    DCN_SANITIZE          sanitizers for the C++ sources, such as "address,undefined"; no CUDA
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import shlex
 import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
 
-from setuptools import Extension, setup
+from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-import toolchain  # noqa: E402  (needs the line above: pip runs this file from elsewhere)
+import toolchain  # noqa: E402  (pip runs this file from another folder)
 
-SOURCES = ("csrc/library.cpp", "csrc/ops/*.cpp", "csrc/cpu/*.cpp")
-CUDA_SOURCES = ("csrc/cuda/*.cu",)
-HEADERS = ("csrc/**/*.h", "csrc/**/*.cuh")
-BUILD_INFO = "_build_info.json"
+toolkit = toolchain.find_toolkit()
+if toolkit:  # PyTorch reads the variable when cpp_extension is imported
+    os.environ["CUDA_HOME"] = str(toolkit.home)
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise SystemExit(
+        "dcn_plugin is compiled against your PyTorch: install PyTorch first, then run "
+        "`pip install --no-build-isolation -e .` in the folder of dcn_plugin"
+    ) from None
 
-NO_TORCH = (
-    "dcn_plugin is compiled against your PyTorch: install PyTorch first, then run "
-    "`pip install --no-build-isolation -e .` in the folder of dcn_plugin"
-)
+SANITIZE = os.environ.get("DCN_SANITIZE", "").strip()
+NO_CUDA_REASON = toolchain.why_no_cuda(torch.version.cuda, toolkit, sanitize=SANITIZE)
+CUDA = NO_CUDA_REASON is None
+LINUX = sys.platform == "linux"
 
 
 def files(*patterns: str) -> list[str]:
-    """List the files that match, relative to the root, in a stable order."""
-    return sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(p))
+    """Lists the files of csrc/ that match, relative to the root."""
+    return sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(f"csrc/{p}"))
 
 
-def pip_cuda_folders(kind: str) -> list[Path]:
-    """List the folders of CUDA headers ("include") or libraries ("lib") that pip installed.
-
-    PyTorch's wheels bring the cuBLAS, cuSPARSE and other headers that a bare toolkit lacks, in
-    one folder since CUDA 13 (nvidia/cu13), in one per library before (nvidia/cublas, …).
-    """
-    import torch
-
-    nvidia = Path(torch.__file__).parent.parent / "nvidia"
-    return sorted(path for path in nvidia.glob(f"*/{kind}") if path.is_dir())
-
-
-def system_includes(folders: list[Path | str]) -> list[str]:
-    """Return the flags for others' headers: -isystem keeps their warnings out of ours."""
-    return [word for folder in folders for word in ("-isystem", str(folder))]
+def configure() -> None:
+    """Sets the variables that PyTorch's build reads: compiler, architectures and parallel jobs."""
+    os.environ["CXX"] = toolchain.find_compiler()
+    os.environ.setdefault("MAX_JOBS", str(toolchain.default_jobs(CUDA)))
+    # ninja is not in PATH if the environment is not activated.
+    os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if CUDA and archs == "release":
+        os.environ["TORCH_CUDA_ARCH_LIST"] = toolchain.release_archs(toolkit)
+    elif CUDA and not archs and not torch.cuda.is_available():
+        os.environ["TORCH_CUDA_ARCH_LIST"] = toolchain.DEFAULT_ARCHS
 
 
-class Plan:
-    """What is built: found out once, before the first file is compiled."""
-
-    def __init__(self) -> None:
-        """Look at PyTorch, the compiler and the CUDA toolkit; SystemExit where one is missing."""
-        toolkit = toolchain.find_toolkit()
-        if toolkit:
-            # PyTorch reads it when cpp_extension is imported, and trusts the nvcc in PATH.
-            os.environ["CUDA_HOME"] = str(toolkit.home)
-        import torch
-
-        self.toolkit = toolkit
-        self.torch = torch.__version__
-        self.sanitize = os.environ.get("DCN_SANITIZE", "").strip()
-        self.reason = toolchain.why_no_cuda(
-            torch.version.cuda,
-            toolkit,
-            force_cpu=toolchain.flag("FORCE_CPU"),
-            force_cuda=toolchain.flag("FORCE_CUDA"),
-            sanitize=self.sanitize,
-        )
-        self.cuda = self.reason is None
-        self.archs: list[str] = []
-        if self.cuda:
-            chosen = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or self._archs()
-            if chosen == "release":
-                chosen = toolchain.release_archs(toolkit, toolchain.toolkit_archs(toolkit))
-            os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
-            self.archs = toolchain.parse_archs(chosen)
-        os.environ["CXX"] = self.compiler = toolchain.find_compiler()
-        os.environ.setdefault("MAX_JOBS", str(toolchain.default_jobs(self.cuda)))
-        # The ninja of an environment that is not activated is not in PATH.
-        os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
-
-    @staticmethod
-    def _archs() -> str:
-        import torch
-
-        visible = [
-            torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())
-        ]
-        return toolchain.default_archs(visible, torch.cuda.get_arch_list() if visible else [])
-
-    @property
-    def tag(self) -> str:
-        """Name the folder of the objects: another configuration never meets these."""
-        parts = [f"torch{self.torch}", f"cuda{self.toolkit.version}" if self.cuda else "cpu"]
-        parts += [platform.machine(), self.sanitize]
-        return re.sub(r"[^\w.+-]+", "-", "-".join(part for part in parts if part))
-
-    def info(self, version: str) -> dict[str, Any]:
-        """Return what `python -m dcn_plugin.env` prints of this build."""
-        compiler = toolchain.command_output(*shlex.split(self.compiler), "--version")
-        return {
-            "version": version,
-            "torch": self.torch,
-            "compiler": (compiler.splitlines() or [self.compiler])[0],
-            "cuda": self.toolkit.version if self.cuda else None,
-            "no_cuda_reason": self.reason,
-            "arch_list": self.archs,
-            "sanitize": self.sanitize or None,
-        }
-
-    def extension(self) -> Extension:
-        """Describe `dcn_plugin._C` to setuptools."""
-        from torch.utils.cpp_extension import include_paths, library_paths
-
-        common = system_includes(include_paths())
-        if self.sanitize:
-            tuning = [f"-fsanitize={self.sanitize}", "-fno-sanitize-recover=all", "-O1", "-g"]
-            tuning += ["-fno-omit-frame-pointer", "-DDCN_SANITIZE"]
-        else:
-            tuning = ["-O3", "-g0", "-DNDEBUG"]
-        openmp = ["-fopenmp"] if sys.platform == "linux" else []  # at::parallel_for is inline
-        cxx = [*tuning, "-std=c++17", "-Wall", "-Wextra", *openmp, *common]
-        link = [*openmp, *([f"-fsanitize={self.sanitize}"] if self.sanitize else [])]
-        nvcc: list[str] = []
-        libraries = ["c10", "torch_cpu", "torch"]
-        if self.cuda:
-            toolkit = self.toolkit.home
-            cuda_includes = [toolkit / "include", *pip_cuda_folders("include")]
-            nvcc = ["-O3", "-DNDEBUG", "-std=c++17", "-Xcompiler", "-Wall,-Wextra"]
-            nvcc += common + system_includes(cuda_includes)
-            libraries += ["c10_cuda", "torch_cuda"]
-            link.append(self._cudart())
-        # BuildExtension itself adds -DPy_LIMITED_API; a free-threaded Python has no stable ABI.
-        return Extension(
-            "dcn_plugin._C",
-            files(*SOURCES, *(CUDA_SOURCES if self.cuda else ())),
-            include_dirs=[str(ROOT / "csrc")],
-            depends=files(*HEADERS),
-            libraries=libraries,
-            library_dirs=library_paths(),
-            extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-            extra_link_args=link,
-            language="c++",
-            py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
-        )
-
-    def _cudart(self) -> str:
-        """Return the CUDA runtime library: the toolkit's, or the one that PyTorch brought."""
-        home = self.toolkit.home
-        folders = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
-        folders += pip_cuda_folders("lib")
-        for folder in folders:
-            for library in [folder / "libcudart.so", *sorted(folder.glob("libcudart.so.*"))]:
-                if library.is_file():
-                    return str(library)
-        raise SystemExit(f"libcudart.so is neither in {home} nor beside PyTorch: set CUDA_HOME")
+def arch_list() -> list[str]:
+    """Returns the GPU architectures, for the record."""
+    if not CUDA:
+        return []
+    named = toolchain.parse_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    gpus = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return named or [f"{major}.{minor}" for major, minor in sorted(gpus)]
 
 
-def build_command(plan: Plan) -> type:
-    """Return the build_ext command that carries out a plan."""
-    from torch.utils.cpp_extension import BuildExtension
-
-    class BuildOps(BuildExtension):
-        """PyTorch's build with a lasting folder of objects, and a record of what was built."""
-
-        def run(self) -> None:
-            """Compile what changed, link, and write the record last."""
-            # An editable build gets a temporary folder by default, and so compiles all anew.
-            self.build_temp = str(ROOT / "build" / plan.tag)
-            package = (ROOT if self.inplace else Path(self.build_lib)) / "dcn_plugin"
-            record = package / BUILD_INFO
-            info = plan.info(self.distribution.get_version())
-            if not record.is_file() or json.loads(record.read_text()) != info:
-                self.force = True  # without ninja; with it, every build links anew
-            # No record, no finished library: so an interrupted build shows.
-            record.unlink(missing_ok=True)
-            print(f"dcn_plugin: {describe(info)}", flush=True)
-            super().run()
-            package.mkdir(parents=True, exist_ok=True)
-            unfinished = record.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(info, indent=2) + "\n")
-            unfinished.replace(record)
-
-    return BuildOps
-
-
-def describe(info: dict[str, Any]) -> str:
-    """Return one line on what is about to be built."""
-    if info["cuda"]:
-        what = f"C++ and CUDA {info['cuda']} for {' '.join(info['arch_list'])}"
+def extension() -> Any:
+    """Describes `dcn_plugin._C` to setuptools."""
+    # -isystem overrides the -I that PyTorch adds: no warnings from headers that are not ours.
+    headers = [Path(path) for path in include_paths()]
+    cuda_headers = [*headers, *Path(torch.__file__).parents[1].glob("nvidia/*/include")]
+    openmp = ["-fopenmp"] if LINUX else []  # at::parallel_for is inline
+    if SANITIZE:
+        flags = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-O1", "-g"]
+        flags += ["-fno-omit-frame-pointer", "-DDCN_SANITIZE"]
     else:
-        what = f"C++ only ({info['no_cuda_reason']})"
-    return f"{what}, PyTorch {info['torch']}, {info['compiler']}"
-
-
-def main() -> None:
-    """Build the project, or say in one line what is missing."""
-    try:
-        plan = Plan()
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise SystemExit(NO_TORCH) from None
-    setup(
-        license="Apache-2.0",
-        ext_modules=[plan.extension()],
-        cmdclass={"build_ext": build_command(plan)},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        flags = ["-O3", "-g0", "-DNDEBUG"]
+    make_extension = CUDAExtension if CUDA else CppExtension
+    return make_extension(
+        "dcn_plugin._C",
+        files("library.cpp", "ops/*.cpp", "cpu/**/*.cpp", *(["cuda/**/*.cu"] if CUDA else [])),
+        include_dirs=[str(ROOT / "csrc")],
+        depends=files("**/*.h", "**/*.cuh"),
+        extra_compile_args={
+            "cxx": [*flags, "-Wall", "-Wextra", *openmp, *system(headers)],
+            "nvcc": ["-O3", "-DNDEBUG", "-Xcompiler", "-Wall,-Wextra", *system(cuda_headers)],
+        },
+        extra_link_args=[*openmp, *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])],
+        py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
     )
 
 
-if __name__ == "__main__":
-    main()
+def system(folders: list[Path]) -> list[str]:
+    """Returns the compiler flags for system headers."""
+    return [word for folder in folders for word in ("-isystem", str(folder))]
+
+
+class BuildOps(BuildExtension):
+    """Adds to PyTorch's build a lasting build folder, and a record for `python -m dcn_plugin.env`.
+
+    An editable install would otherwise build in a temporary folder and recompile everything.
+    """
+
+    def run(self) -> None:
+        """Compiles what changed; writes the record last, so that it marks a finished build."""
+        cuda = toolkit.version if CUDA else None
+        self.force = True  # setuptools compares times only; ninja compares the flags as well
+        # ninja does not track PyTorch's headers, so each version has a folder of its own.
+        folder = f"torch{torch.__version__}-{f'cuda{cuda}' if cuda else 'cpu'}"
+        self.build_temp = str(ROOT / "build" / folder)
+        package = (ROOT if self.inplace else Path(self.build_lib)) / "dcn_plugin"
+        compiler = toolchain.command_output(*shlex.split(os.environ["CXX"]), "--version")
+        info = {
+            "version": self.distribution.get_version(),
+            "torch": torch.__version__,
+            "compiler": (compiler.splitlines() or [os.environ["CXX"]])[0],
+            "cuda": cuda,
+            "no_cuda_reason": NO_CUDA_REASON,
+            "arch_list": arch_list(),
+            "sanitize": SANITIZE or None,
+        }
+        print(f"dcn_plugin: {json.dumps(info)}", flush=True)
+        record = package / "_build_info.json"
+        record.unlink(missing_ok=True)
+        super().run()
+        package.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(info, indent=2) + "\n")
+
+
+configure()
+setup(
+    license="Apache-2.0",
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildOps},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The set-up: requirements, stamps, the choice between CUDA and CPU, Detectron2's edits."""
+"""The set-up: requirements, toolchain, `make setup`, and the edits of Detectron2."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import get_detectron2
 import pytest
-import steps
 import toolchain
 from packaging.requirements import Requirement
 
@@ -22,7 +22,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 def requirements(python: str) -> list[Requirement]:
-    """Return the requirements that hold for one version of Python."""
+    """Returns the requirements that apply to one version of Python."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return [r for r in parsed if r.marker is None or r.marker.evaluate({"python_version": python})]
@@ -44,24 +44,39 @@ class TestRequirements:
 class TestWhyNoCuda:
     TOOLKIT = toolchain.Toolkit(Path("/cuda"), "13.0")
 
-    def test_builds_cuda_where_the_major_versions_match(self) -> None:
+    @pytest.fixture(autouse=True)
+    def _no_variables(self, monkeypatch) -> None:
+        for name in ("FORCE_CPU", "FORCE_CUDA", "CUDA_HOME", "CUDA_PATH"):
+            monkeypatch.delenv(name, raising=False)
+
+    @pytest.mark.parametrize("force_cuda", ["0", "1"])
+    def test_compiles_cuda_if_the_major_versions_match(self, force_cuda, monkeypatch) -> None:
+        monkeypatch.setenv("FORCE_CUDA", force_cuda)
         assert toolchain.why_no_cuda("13.2", self.TOOLKIT) is None
-        assert toolchain.why_no_cuda("13.2", self.TOOLKIT, force_cuda=True) is None
 
     @pytest.mark.parametrize(
-        ("torch_cuda", "toolkit", "options", "reason"),
+        ("torch_cuda", "toolkit", "sanitize", "reason"),
         [
-            (None, TOOLKIT, {}, "PyTorch is built without CUDA"),
-            ("13.0", None, {}, "no CUDA toolkit was found"),
-            ("12.8", TOOLKIT, {}, "is 13.0, while PyTorch is built for CUDA 12.8"),
-            ("13.0", TOOLKIT, {"force_cpu": True}, "FORCE_CPU"),
-            ("13.0", TOOLKIT, {"sanitize": "address"}, "DCN_SANITIZE"),
+            (None, TOOLKIT, "", "PyTorch is built without CUDA"),
+            ("13.0", None, "", "no CUDA toolkit was found"),
+            ("12.8", TOOLKIT, "", "is 13.0, while PyTorch is built for CUDA 12.8"),
+            ("13.0", TOOLKIT, "address", "DCN_SANITIZE"),
         ],
     )
-    def test_says_why_not(self, torch_cuda, toolkit, options, reason) -> None:
-        assert reason in toolchain.why_no_cuda(torch_cuda, toolkit, **options)
-        with pytest.raises(SystemExit, match="FORCE_CUDA"):
-            toolchain.why_no_cuda(torch_cuda, toolkit, force_cuda=True, **options)
+    def test_gives_the_reason_against_cuda(
+        self, torch_cuda, toolkit, sanitize, reason, monkeypatch
+    ) -> None:
+        assert reason in toolchain.why_no_cuda(torch_cuda, toolkit, sanitize)
+        monkeypatch.setenv("FORCE_CUDA", "1")
+        with pytest.raises(SystemExit, match=f"FORCE_CUDA.*{reason}"):
+            toolchain.why_no_cuda(torch_cuda, toolkit, sanitize)
+
+    def test_force_cpu_excludes_force_cuda(self, monkeypatch) -> None:
+        monkeypatch.setenv("FORCE_CPU", "1")
+        assert toolchain.why_no_cuda("13.0", self.TOOLKIT) == "FORCE_CPU is set"
+        monkeypatch.setenv("FORCE_CUDA", "1")
+        with pytest.raises(SystemExit, match="exclude each other"):
+            toolchain.why_no_cuda("13.0", self.TOOLKIT)
 
 
 class TestToolchain:
@@ -69,66 +84,60 @@ class TestToolchain:
         home, wrapper = tmp_path / "cuda-99.1", tmp_path / "bin" / "nvcc"
         (home / "include").mkdir(parents=True)
         (home / "include" / "cuda_runtime.h").touch()
-        says = (
-            f'case "$1" in --dryrun) echo "#$ _HERE_={home}/bin" ;; *) echo release 99.1, ;; esac'
+        script(
+            home / "bin" / "nvcc",
+            f'case "$1" in --dryrun) echo "#$ _HERE_={home}/bin" ;; *) echo release 99.1, ;; esac',
         )
-        script(home / "bin" / "nvcc", says)
         script(wrapper, f'exec "{home}/bin/nvcc" "$@"')
         monkeypatch.delenv("CUDA_HOME", raising=False)
         monkeypatch.delenv("CUDA_PATH", raising=False)
         monkeypatch.setenv("PATH", f"{wrapper.parent}:/usr/bin:/bin")
         assert toolchain.find_toolkit() == toolchain.Toolkit(home, "99.1")
 
-    def test_cuda_home_that_holds_no_toolkit_is_not_replaced(self, tmp_path, monkeypatch) -> None:
+    def test_a_wrong_cuda_home_is_not_replaced_by_another_toolkit(
+        self, tmp_path, monkeypatch
+    ) -> None:
         monkeypatch.setenv("CUDA_HOME", str(tmp_path))
         assert toolchain.find_toolkit() is None
 
-    def test_architectures_follow_the_gpus_as_far_as_pytorch_knows_them(self) -> None:
-        known = ["sm_80", "sm_90", "compute_90"]
-        assert toolchain.default_archs([], known) == "8.0+PTX"
-        assert toolchain.default_archs([(9, 0), (8, 0), (9, 0)], known) == "8.0;9.0+PTX"
-        assert toolchain.default_archs([(12, 0)], known) == "9.0+PTX"
+    def test_architectures_are_split_as_pytorch_does(self) -> None:
         assert toolchain.parse_archs("8.0; 9.0+PTX 10.0,") == ["8.0", "9.0+PTX", "10.0"]
 
     @pytest.mark.parametrize(
-        ("version", "known", "chosen"),
+        ("version", "supported", "chosen"),
         [
             ("13.0", "75 80 86 87 89 90 100 110 120", "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
             ("12.6", "50 52 60 61 70 75 80 86 87 89 90 90a", "7.5;8.0;8.6;8.9;9.0+PTX"),
             ("11.1", "35 50 52 60 61 70 75 80 86", "7.5;8.0;8.6+PTX"),
         ],
     )
-    def test_a_release_is_for_what_the_toolkit_compiles_for(
-        self, tmp_path, version, known, chosen
+    def test_a_release_is_for_the_architectures_that_the_toolkit_supports(
+        self, tmp_path, version, supported, chosen
     ) -> None:
-        listed = [f"compute_{number}" for number in known.split()]
+        listed = [f"compute_{number}" for number in supported.split()]
         script(tmp_path / "bin" / "nvcc", f"printf '%s\\n' {' '.join(listed)}")
-        toolkit = toolchain.Toolkit(tmp_path, version)
-        assert toolchain.toolkit_archs(toolkit) == listed
-        assert toolchain.release_archs(toolkit, listed) == chosen
+        assert toolchain.release_archs(toolchain.Toolkit(tmp_path, version)) == chosen
 
-    def test_a_toolkit_too_old_for_any_release_architecture_says_so(self, tmp_path) -> None:
-        toolkit = toolchain.Toolkit(tmp_path, "9.2")
-        assert toolchain.toolkit_archs(toolkit) == []  # its nvcc does not run
-        for known in ([], ["compute_60", "compute_70"]):
-            with pytest.raises(SystemExit, match=r"toolkit 9\.2 in .* for none of 7\.5, ") as error:
-                toolchain.release_archs(toolkit, known)
-            assert "\n" not in str(error.value)
+    @pytest.mark.parametrize("listed", ["", "compute_60 compute_70"])
+    def test_a_toolkit_too_old_for_a_release_is_an_error(self, tmp_path, listed) -> None:
+        script(tmp_path / "bin" / "nvcc", f"printf '%s\\n' {listed}")
+        with pytest.raises(SystemExit, match=r"toolkit 9\.2 in .* none of 7\.5, ") as error:
+            toolchain.release_archs(toolchain.Toolkit(tmp_path, "9.2"))
+        assert "\n" not in str(error.value)
 
-    def test_no_compiler_is_one_line_with_what_to_do(self, monkeypatch) -> None:
+    def test_a_missing_compiler_is_a_one_line_error(self, monkeypatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")
-        with pytest.raises(SystemExit, match="apt install g") as error:
+        with pytest.raises(SystemExit, match=r"apt install g.*CXX=no-such-compiler") as error:
             toolchain.find_compiler()
         assert "\n" not in str(error.value)
 
-    def test_no_pytorch_is_one_line_with_what_to_do(self, tmp_path) -> None:
+    def test_missing_pytorch_is_a_one_line_error(self, tmp_path) -> None:
         (tmp_path / "torch.py").write_text(
             "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
         )
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, str(ROOT / "setup.py"), "--version"],
-            env=environment,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
         )
@@ -137,108 +146,123 @@ class TestToolchain:
 
 
 def script(path: Path, text: str) -> None:
-    """Write a shell script."""
+    """Writes a shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
 
 
-class Recorder:
-    """Two steps, the second built upon the first, and a list of what was run."""
-
-    def __init__(self, folder: Path) -> None:
-        """Start with nothing done."""
-        self.runner = steps.Runner(folder / ".setup")
-        self.inputs = {"first": "a", "second": "b"}
-        self.ran: list[tuple[str, bool]] = []
-        self.fail: type[BaseException] | None = None
-        self.there = True
-
-    def steps(self) -> list[steps.Step]:
-        """Return the steps with the inputs of now."""
-        return [self._step("first"), self._step("second")]
-
-    def _step(self, name: str) -> steps.Step:
-        def action(interrupted: bool) -> None:
-            self.ran.append((name, interrupted))
-            if self.fail is not None and name == "second":
-                raise self.fail("it stopped")
-
-        return steps.Step(name, name, lambda: [self.inputs[name]], action, lambda: self.there)
-
-    def run(self) -> list[tuple[str, bool]]:
-        """Run what is left; return the names with whether an earlier attempt was cut short."""
-        self.ran = []
-        self.runner.run_all(self.steps())
-        return self.ran
+# Stands in for Python and pip: notes what it is asked for, and fails where a file FAIL says so.
+FAKE_PYTHON = """
+case "$*" in
+  "-m venv "*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; step=venv ;;
+  "-m pip install"*requirements.txt) step=packages ;;
+  *get_detectron2.py*) step=detectron2 ;;
+  "-m pip install -v"*) step=ops; touch dcn_plugin/_build_info.json ;;
+  *platform*) echo ${FAKE_VERSION:-3.11.7}; exit ;;
+  *) exec {python} -S "$@" ;;
+esac
+echo $step >> calls.txt
+if [ "$(cat FAIL)" = $step ]; then echo "$step does not work"; exit 1; fi
+"""
 
 
-class TestSteps:
+class TestMakeSetup:
+    """`make setup` in a copy of the project with a stand-in for Python and pip."""
+
+    ALL = ("venv", "packages", "detectron2", "ops")
+
     @pytest.fixture
-    def recorder(self, tmp_path) -> Recorder:
-        return Recorder(tmp_path)
+    def project(self, tmp_path) -> Path:
+        for name in ("Makefile", "requirements.txt", "setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, tmp_path)
+        for name in ("toolchain.py", "get_detectron2.py"):
+            (tmp_path / "tools").mkdir(exist_ok=True)
+            shutil.copy(ROOT / "tools" / name, tmp_path / "tools")
+        (tmp_path / "csrc/cpu").mkdir(parents=True)
+        (tmp_path / "csrc/cpu/a.cpp").touch()
+        (tmp_path / "csrc/cpu/b.cpp").touch()
+        (tmp_path / "dcn_plugin").mkdir()
+        (tmp_path / "FAIL").touch()
+        script(tmp_path / "python", FAKE_PYTHON.replace("{python}", sys.executable))
+        return tmp_path
 
-    def test_a_second_run_does_nothing(self, recorder) -> None:
-        assert not recorder.runner.all_done(recorder.steps())
-        assert recorder.run() == [("first", False), ("second", False)]
-        assert recorder.runner.all_done(recorder.steps())
-        assert recorder.run() == []
+    def make(self, project: Path, *words: str, error: str | None = None) -> tuple[str, ...]:
+        """Runs `make setup`; returns the steps that it took."""
+        (project / "calls.txt").write_text("")
+        environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_CPU", "MAKEFLAGS")}
+        command = ["make", "setup", *(words or ("PYTHON=./python",))]
+        done = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode != 0) == (error is not None), done.stdout + done.stderr
+        assert error is None or re.search(error, done.stdout + done.stderr)
+        return tuple((project / "calls.txt").read_text().split())
 
-    def test_a_change_redoes_what_depends_on_it(self, recorder) -> None:
-        recorder.run()
-        recorder.inputs["second"] = "c"
-        assert recorder.run() == [("second", False)]
-        recorder.inputs["first"] = "c"
-        assert recorder.run() == [("first", False), ("second", False)]
+    def test_takes_the_steps_that_depend_on_a_change(self, project) -> None:
+        assert self.make(project) == self.ALL
+        assert self.make(project) == ()
+        (project / "csrc/cpu/a.cpp").touch()
+        assert self.make(project) == ("ops",)
+        (project / "csrc/cpu/b.cpp").unlink()
+        assert self.make(project) == ("ops",)
+        assert self.make(project, "PYTHON=./python", "FORCE_CPU=1") == ("ops",)
+        assert self.make(project, "PYTHON=./python", "FORCE_CPU=1") == ()
+        (project / "dcn_plugin/_build_info.json").unlink()  # by `make clean`
+        assert self.make(project, "PYTHON=./python", "FORCE_CPU=1") == ("ops",)
 
-    def test_an_interrupted_step_is_redone_and_knows_it(self, recorder) -> None:
-        recorder.fail = KeyboardInterrupt
-        with pytest.raises(KeyboardInterrupt):
-            recorder.run()
-        recorder.fail = None
-        assert recorder.run() == [("second", True)]
-        assert recorder.run() == []
+    def test_resumes_after_a_failure(self, project) -> None:
+        (project / "FAIL").write_text("packages")
+        assert self.make(project, error="packages does not work") == self.ALL[:2]
+        (project / "FAIL").write_text("ops")  # half-installed packages: .venv is created anew
+        assert self.make(project, error="ops does not work") == self.ALL
+        assert "ops does not work" in (project / "build/setup.log").read_text()
+        (project / "FAIL").write_text("")
+        assert self.make(project) == ("ops",)
 
-    def test_an_interrupted_repetition_does_not_count_as_the_first_success(self, recorder) -> None:
-        recorder.run()
-        recorder.inputs["second"], recorder.fail = "c", KeyboardInterrupt
-        with pytest.raises(KeyboardInterrupt):
-            recorder.run()
-        recorder.inputs["second"], recorder.fail = "b", None
-        assert recorder.run() == [("second", True)]
+    def test_another_python_replaces_the_environment(self, project, monkeypatch) -> None:
+        self.make(project)
+        moved = project.with_name("moved")
+        project.rename(moved)
+        assert self.make(moved) == self.ALL  # it contains absolute paths
+        script(moved / "python3", FAKE_PYTHON.replace("{python}", sys.executable))
+        text = (moved / "python").read_text().replace("3.11.7", "3.12.1")
+        (moved / "python").write_text(text)
+        assert self.make(moved) == self.ALL
+        monkeypatch.setenv("PATH", f"{moved}:{os.environ['PATH']}")
+        assert self.make(moved, "BENCH_ARGS=") == ()  # the default python3 does not
 
-    def test_a_result_that_went_away_is_made_again(self, recorder) -> None:
-        recorder.run()
-        recorder.there = False
-        assert not recorder.runner.all_done(recorder.steps())
-
-    def test_a_failed_step_is_named(self, recorder) -> None:
-        recorder.fail = steps.Problem
-        with pytest.raises(steps.Problem, match=r"'second' failed. it stopped"):
-            recorder.run()
+    def test_an_environment_of_the_user_is_not_touched(self, project) -> None:
+        (project / ".venv").mkdir()
+        assert self.make(project, error="did not create it: move it away") == ()
 
     @pytest.mark.parametrize(
-        ("printed", "advice"),
+        ("case", "error"),
         [
-            ("OSError: [Errno 28] No space left on device", "free some space"),
-            ("fatal error: Python.h: No such file or directory", "python3-dev"),
-            ("NewConnectionError: Failed to establish\nERROR: No matching distribution", "network"),
+            (
+                '*version_info*) exit 1 ;; --version) echo "Python 3.8" ;;',
+                "is Python 3.8, but 3.10",
+            ),
+            ("*ensurepip*) exit 1 ;;", "cannot create virtual environments: apt install"),
+            ('*find_compiler*) CXX=none {python} -S "$@"; exit ;;', r"a C\+\+17 compiler"),
         ],
     )
-    def test_a_failed_tool_shows_its_end_and_what_to_do(self, tmp_path, printed, advice) -> None:
-        log = tmp_path / "log"
-        script(tmp_path / "tool", f"echo '{printed}'; exit 3")
-        with pytest.raises(steps.Problem) as problem:
-            steps.run_logged([str(tmp_path / "tool")], log, dict(os.environ), tmp_path)
-        assert printed.splitlines()[0] in str(problem.value)
-        assert advice in str(problem.value).splitlines()[-1]
-        assert printed in log.read_text()
+    def test_what_the_machine_lacks_is_named(self, project, case, error) -> None:
+        text = FAKE_PYTHON.replace("in\n", f"in\n  {case}\n", 1).replace("{python}", sys.executable)
+        script(project / "python", text)
+        assert self.make(project, error=error) == ()
+
+    def test_a_full_disk_and_a_missing_python_are_named(self, project, monkeypatch) -> None:
+        assert self.make(project, "PYTHON=no-python", error="no-python was not found") == ()
+        script(project / "bin/df", "echo head; echo disk 9 9 1000000 9% /")
+        monkeypatch.setenv("PATH", f"{project}/bin:{os.environ['PATH']}")
+        assert self.make(project, error="has 1 GB of free disk, but 8 GB are needed") == ()
 
 
 class TestDetectron2Edits:
     @pytest.fixture
     def tree(self, tmp_path) -> Path:
-        """A tree in which each edit finds its text exactly as often as it says."""
+        """A source tree in which each edit finds its text as often as expected."""
         for edit in get_detectron2.EDITS:
             path = tmp_path / edit.file
             path.parent.mkdir(parents=True, exist_ok=True)
