@@ -6,227 +6,298 @@
     python tools/train_classifier.py --data path/to/imagenet --output output/air
     torchrun --nproc_per_node 8 tools/train_classifier.py --data … --output …
 
-The data is any folder with train/<class>/ and val/<class>/. The recipe is that of the ResNet paper:
-SGD with 256 images a step, learning rate 0.1, a tenth of it three times. Images have the channel
-order and the mean of Detectron2's default config: output/air/model_final.pth is a MODEL.WEIGHTS for
-`build_aligned_inception_resnet_backbone` as it is. After an interruption add --resume.
+--data is any folder with train/<class>/ and val/<class>/. The recipe is that of the ResNet paper:
+SGD with 256 images per step and a learning rate of 0.1, which is divided by ten three times. Images
+have the channel order and the mean of Detectron2's default config: output/air/model_final.pth can
+be used as MODEL.WEIGHTS of `build_aligned_inception_resnet_backbone`. To continue an interrupted
+run, add --resume.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from classifier.epoch import Runner
-from classifier.images import Share, batches, open_folders, training_view, validation_view
-from torch import nn
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data.samplers import InferenceSampler
+from detectron2.engine import SimpleTrainer, default_writers, hooks
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from dcn_plugin.engine.processes import (
-    join_torchrun,
-    leave_processes,
-    stop_with,
-    under_torchrun,
-)
-from dcn_plugin.files import atomic_write
+from dcn_plugin.engine.processes import join_torchrun, leave_processes, stop_with, under_torchrun
 from dcn_plugin.modeling import AlignedInceptionResNet
 
-CHECKPOINT, FINAL, METRICS = "checkpoint.pth", "model_final.pth", "metrics.json"
-NETWORK = ("stem_channels", "res2_channels", "blocks", "deform_last")  # arguments that shape it
+# Detectron2's MODEL.PIXEL_MEAN: blue, green, red; its MODEL.PIXEL_STD is 1.
+PIXEL_MEAN = (103.530, 116.280, 123.675)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     add("--output", type=Path, required=True, help="folder for checkpoints and metrics.json")
-    add("--resume", action="store_true", help="go on after the last epoch in --output")
-    add("--eval-only", action="store_true", help="validate the checkpoint in --output")
+    add("--resume", action="store_true", help="continue from the last checkpoint in --output")
+    add("--eval-only", action="store_true", help="evaluate the last checkpoint in --output")
     add("--epochs", type=int, default=120)
     add("--batch-size", type=int, default=256, help="of all processes together")
     add("--lr", type=float, default=0.1)
-    add("--milestones", type=int, nargs="*", default=[30, 60, 90], help="epochs: a tenth of --lr")
+    add("--milestones", type=int, nargs="*", default=[30, 60, 90], help="epochs that divide --lr")
     add("--momentum", type=float, default=0.9)
     add("--weight-decay", type=float, default=1e-4)
-    add("--train-size", type=int, nargs=2, default=[256, 480], help="shorter side, least and most")
+    add("--train-size", type=int, nargs=2, default=[256, 480], help="shorter side, min and max")
     add("--test-size", type=int, default=256, help="shorter side")
     add("--crop", type=int, default=224)
     add("--deform-last", type=int, nargs=4, default=[0, 0, 0, 0], help="as DEFORM_LAST")
     add("--blocks", type=int, nargs=4, default=[3, 4, 23, 3], help="of each stage")
     add("--stem-channels", type=int, default=64)
     add("--res2-channels", type=int, default=256)
-    add("--amp", action="store_true", help="compute in bfloat16")
-    add("--workers", type=int, default=4, help="processes that read images, for each GPU")
+    add("--amp", action="store_true", help="autocast to bfloat16")
+    add("--workers", type=int, default=4, help="data loading processes per GPU")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(words)
 
 
-class Training:
-    """A classifier, its optimizer, and the epochs that are done."""
+def training_transform(short_side: Sequence[int], crop: int) -> v2.Compose:
+    """Returns the augmentation of the ResNet paper: scale, crop and flip.
+
+    Args:
+        short_side: minimum and maximum in pixels to which the shorter side is scaled.
+        crop: side of the randomly placed square crop.
+    """
+    resize = v2.RandomResize(short_side[0], short_side[1] + 1, antialias=True)
+    crop_and_flip = [v2.RandomCrop(crop, pad_if_needed=True), v2.RandomHorizontalFlip()]
+    return v2.Compose([resize, *crop_and_flip, v2.PILToTensor(), to_detectron2])
+
+
+def validation_transform(short_side: int, crop: int) -> v2.Compose:
+    """Returns the center crop of each image."""
+    resize = v2.Resize(short_side, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(crop), v2.PILToTensor(), to_detectron2])
+
+
+def to_detectron2(image: Tensor) -> Tensor:
+    """Converts an RGB image of bytes to what Detectron2's models feed their backbone by default."""
+    return image.flip(0).float() - torch.tensor(PIXEL_MEAN)[:, None, None]
+
+
+def open_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
+    """Opens the folders train/ and val/, and checks that they fit the command line."""
+    least, most = args.train_size
+    if not 1 <= least <= most:
+        raise ValueError(f"--train-size must be minimum and maximum, got {least} {most}")
+    train_data = ImageFolder(args.data / "train", training_transform(args.train_size, args.crop))
+    val_data = ImageFolder(args.data / "val", validation_transform(args.test_size, args.crop))
+    if train_data.classes != val_data.classes:
+        different = sorted(set(train_data.classes) ^ set(val_data.classes))
+        raise ValueError(
+            f"{args.data}/train and {args.data}/val must have the same classes, only one has "
+            f"{', '.join(different[:5])}"
+        )
+    processes = comm.get_world_size()
+    if not processes <= args.batch_size <= len(train_data) or args.batch_size % processes:
+        raise ValueError(
+            f"--batch-size must be a multiple of the {processes} processes and at most the "
+            f"{len(train_data)} images of {args.data / 'train'}, got {args.batch_size}"
+        )
+    return train_data, val_data
+
+
+class EpochLoader:
+    """Repeats a loader forever, with the random numbers of each epoch seeded.
+
+    A resumed run therefore sees the same images, augmented in the same way.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int) -> None:
+        """Starts with epoch 0, unless `epoch` is set before the first batch is taken."""
+        self.loader = loader
+        self.seed = seed
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        """Yields the batches of all epochs."""
+        while True:
+            self.loader.sampler.set_epoch(self.epoch)
+            torch.manual_seed((self.seed + self.epoch) * comm.get_world_size() + comm.get_rank())
+            yield from self.loader
+            self.epoch += 1
+
+
+class Classifier(nn.Module):
+    """Computes the loss in training and the logits in evaluation, as Detectron2's trainer wants."""
+
+    def __init__(self, net: nn.Module, device: torch.device, amp: bool) -> None:
+        """Wraps a backbone with a linear classifier."""
+        super().__init__()
+        self.net = net
+        self.device = device
+        self.amp = amp
+
+    def forward(self, batch: list[Tensor]) -> dict[str, Tensor] | Tensor:
+        """Takes images and labels."""
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        images = images.to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            logits = self.net(images)["linear"].float()
+        return {"loss": F.cross_entropy(logits, labels)} if self.training else logits
+
+
+class AccuracyEvaluator(DatasetEvaluator):
+    """Computes top-1 and top-5 accuracy in percent."""
+
+    def reset(self) -> None:
+        """Starts a new evaluation."""
+        self.counts = torch.zeros(3, dtype=torch.int64)
+
+    def process(self, inputs: list[Tensor], outputs: Tensor) -> None:
+        """Counts the correct predictions of a batch."""
+        top = outputs.cpu().topk(min(5, outputs.shape[1]), dim=1).indices
+        hits = top == inputs[1][:, None]
+        self.counts += torch.tensor([hits[:, 0].sum(), hits.sum(), len(hits)])
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns the accuracies over the images of all processes."""
+        top1, top5, images = sum(comm.all_gather(self.counts)).tolist()
+        return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "images": images}
+
+
+class ClassifierCheckpointer(DetectionCheckpointer):
+    """Saves checkpoints that are weights for a backbone, and resumes only the same network."""
+
+    def __init__(self, *args: Any, network: dict[str, Any], **kwargs: Any) -> None:
+        """Takes, beside Detectron2's arguments, what a checkpoint must agree in."""
+        super().__init__(*args, **kwargs)
+        self.network = network
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves; with `matching_heuristics` Detectron2 matches parameters by suffix."""
+        super().save(name, matching_heuristics=True, network=self.network, **kwargs)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        for name, expected in self.network.items():
+            found = checkpoint.get("network", {}).get(name)
+            if found != expected:
+                file = self.get_checkpoint_file()
+                raise ValueError(f"{file} was saved with {name} {found}, got {expected}")
+        return super()._load_model(checkpoint)
+
+
+class ClassifierTrainer(SimpleTrainer):
+    """Detectron2's trainer with the data, the schedule and the hooks of the classifier."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Checks the command line, opens the data and makes the network."""
-        self.args = args
-        check_output(args)
-        least, most = args.train_size
-        if not 1 <= least <= most:
-            raise ValueError(f"--train-size must be the least and the most, got {least} {most}")
-        train, val = open_folders(args.data)
-        if under_torchrun():
-            join_torchrun("nccl" if args.device == "cuda" else "gloo")
-        self.rank, self.processes = comm.get_rank(), comm.get_world_size()
-        self.device = torch.device(args.device)  # of GPUs the one that torchrun's process chose
-        if args.batch_size % self.processes or args.batch_size // self.processes < 1:
-            raise ValueError(
-                f"--batch-size must be a multiple of the {self.processes} processes, "
-                f"got {args.batch_size}"
-            )
-        if len(train) < args.batch_size:
-            raise ValueError(
-                f"--batch-size must be at most the {len(train)} images of {args.data / 'train'}, "
-                f"got {args.batch_size}"
-            )
-        self.model = make_model(args, len(train.classes)).to(self.device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=args.lr,
-            momentum=args.momentum,
-            weight_decay=args.weight_decay,
+        """Builds everything; ValueError or OSError if the arguments do not fit."""
+        train_data, val_data = open_data(args)
+        self.device = torch.device(args.device)
+        torch.manual_seed(args.seed)  # the same weights in every process
+        shape = {name: getattr(args, name) for name in ("stem_channels", "res2_channels", "blocks")}
+        net = AlignedInceptionResNet(
+            num_classes=len(train_data.classes), deform_last=args.deform_last, **shape
         )
-        self.epoch = 0
-        self.classes = train.classes
-        batch = args.batch_size // self.processes
-        self.share = Share(len(train), self.rank, self.processes, args.seed)
-        everything = Share(len(val), self.rank, self.processes, None)
-        view = training_view(args.train_size, args.crop)
-        self.train = batches(train, view, self.share, batch, args.workers)
-        view = validation_view(args.test_size, args.crop)
-        self.val = batches(val, view, everything, batch, args.workers)
-        if args.resume or args.eval_only:
-            self.load()
-        wrapped: nn.Module = self.model
-        if self.processes > 1:
-            wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
-        self.runner = Runner(wrapped, self.device, args.amp, quiet=self.rank > 0)
-
-    def run(self) -> None:
-        """Trains the epochs that are left, validates and saves after each."""
-        while self.epoch < self.args.epochs:
-            start = time.monotonic()
-            lr = self.args.lr * 0.1 ** sum(self.epoch >= m for m in self.args.milestones)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.share.epoch = self.epoch
-            # A resumed training augments as one that was never interrupted.
-            torch.manual_seed((self.args.seed + self.epoch) * self.processes + self.rank)
-            title = f"epoch {self.epoch + 1}/{self.args.epochs}"
-            loss = self.runner.train(self.train, self.optimizer, title)
-            found = self.runner.validate(self.val, "validation")
-            self.epoch += 1
-            self.save({"epoch": self.epoch, "lr": lr, "loss": loss, **found}, start)
-
-    def save(self, metrics: dict[str, Any], start: float) -> None:
-        """Writes the metrics, what a resumed training needs, and what Detectron2 loads."""
-        if self.rank > 0:
-            return
-        metrics["seconds"] = round(time.monotonic() - start, 1)
-        folder = self.args.output
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            **self.described(),
-        }
-        with atomic_write(folder / CHECKPOINT) as temporary:
-            torch.save(state, temporary)
-        with (folder / METRICS).open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        # Detectron2 then finds the place of each weight by the end of its name.
-        weights = {"model": state["model"], "matching_heuristics": True, "__author__": "dcn_plugin"}
-        with atomic_write(folder / FINAL) as temporary:
-            torch.save({**weights, "classes": self.classes}, temporary)
-        left = (self.args.epochs - self.epoch) * metrics["seconds"] / 3600
-        print(
-            f"epoch {self.epoch}: loss {metrics['loss']:.3f}, top-1 {metrics['top1']:.2f} %, "
-            f"top-5 {metrics['top5']:.2f} %, {left:.1f} hours left",
-            flush=True,
+        net = net.to(self.device, memory_format=torch.channels_last)
+        model: nn.Module = Classifier(net, self.device, args.amp)
+        if comm.get_world_size() > 1:
+            model = DistributedDataParallel(model, broadcast_buffers=False)
+        optimizer = torch.optim.SGD(
+            net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
         )
+        options = {"num_workers": args.workers, "pin_memory": self.device.type == "cuda"}
+        batch = args.batch_size // comm.get_world_size()
+        sampler = DistributedSampler(
+            train_data, comm.get_world_size(), comm.get_rank(), seed=args.seed, drop_last=True
+        )
+        loader = DataLoader(train_data, batch, sampler=sampler, drop_last=True, **options)
+        val_sampler = InferenceSampler(len(val_data))
+        self.val_loader = DataLoader(val_data, batch, sampler=val_sampler, **options)
+        super().__init__(model, EpochLoader(loader, args.seed), optimizer)
+        self.net = net
 
-    def described(self) -> dict[str, Any]:
-        """Returns what a checkpoint must agree in with the command line and the data."""
-        return {"classes": self.classes, **{name: getattr(self.args, name) for name in NETWORK}}
+        steps = len(loader)
+        self.max_iter = args.epochs * steps
+        network = {"classes": train_data.classes, "deform_last": args.deform_last, **shape}
+        args.output.mkdir(parents=True, exist_ok=True)
+        self.checkpointer = ClassifierCheckpointer(
+            net, str(args.output), network=network, trainer=self
+        )
+        milestones = [epoch * steps for epoch in args.milestones if epoch < args.epochs]
+        factors = [0.1**i for i in range(len(milestones) + 1)]
+        schedule = MultiStepParamScheduler(factors, self.max_iter, milestones)
+        self.register_hooks(
+            [
+                hooks.IterationTimer(),
+                hooks.LRScheduler(optimizer, schedule),
+                hooks.EvalHook(steps, self.evaluate),
+                hooks.PeriodicCheckpointer(self.checkpointer, steps, max_to_keep=1),
+            ]
+        )
+        if comm.is_main_process():
+            writers = default_writers(str(args.output), self.max_iter)
+            self.register_hooks([hooks.PeriodicWriter(writers, period=min(100, steps))])
 
-    def load(self) -> None:
-        """Reads the last checkpoint, if it is one of this network."""
-        path = self.args.output / CHECKPOINT
-        state = read(path)
-        for name, ours in self.described().items():
-            if state.get(name) != ours:
-                raise ValueError(
-                    f"{path} has other {name.replace('_', '-')}: {state.get(name)}, got {ours}"
-                )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch = state["epoch"]
+    def resume(self) -> None:
+        """Loads the last checkpoint, which is that of an epoch."""
+        self.checkpointer.resume_or_load("")
+        self.start_iter = self.iter + 1
+        self.data_loader.epoch = self.start_iter // len(self.data_loader.loader)
 
-
-def make_model(args: argparse.Namespace, classes: int) -> AlignedInceptionResNet:
-    """Makes the network, the same in every process."""
-    torch.manual_seed(args.seed)
-    model = AlignedInceptionResNet(
-        num_classes=classes,
-        stem_channels=args.stem_channels,
-        res2_channels=args.res2_channels,
-        blocks=args.blocks,
-        deform_last=args.deform_last,
-    )
-    return model.to(memory_format=torch.channels_last)
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates on val/; every process takes the batch statistics of the first."""
+        if dist.is_initialized():
+            for buffer in self.net.buffers():
+                dist.broadcast(buffer, 0)
+        return inference_on_dataset(self.model, self.val_loader, AccuracyEvaluator())
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Stops before hours of training would be lost, or found missing."""
-    path = args.output / CHECKPOINT
-    if (args.resume or args.eval_only) and not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: train first, without --resume")
-    if path.is_file() and not (args.resume or args.eval_only):
-        raise FileExistsError(f"{path} is there: add --resume, or name another --output")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # half a file leads an unpickler to anything
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}, {error}") from error
+    """Checks --output before anything is computed."""
+    there = (args.output / "last_checkpoint").is_file()
+    if (args.resume or args.eval_only) and not there:
+        raise FileNotFoundError(f"{args.output} has no checkpoint: train first, without --resume")
+    if there and not (args.resume or args.eval_only):
+        raise FileExistsError(
+            f"{args.output} has a checkpoint: add --resume, or name another --output"
+        )
 
 
 def main(words: list[str] | None = None) -> None:
-    """Trains, or validates."""
+    """Trains or evaluates."""
+    args = parse_arguments(words)
     try:
-        training = Training(parse_arguments(words))
+        check_output(args)
+        if under_torchrun():
+            join_torchrun("nccl" if args.device == "cuda" else "gloo")
+        trainer = ClassifierTrainer(args)
+        setup_logger(str(args.output), distributed_rank=comm.get_rank())
+        if args.resume or args.eval_only:
+            trainer.resume()
+        if args.eval_only:
+            results = trainer.evaluate()
+            if comm.is_main_process():
+                print(json.dumps(results))
+        else:
+            trainer.train(trainer.start_iter, trainer.max_iter)
     except (OSError, ValueError) as error:
         stop_with(f"train_classifier: {error}")
-    try:
-        if training.args.eval_only:
-            found = training.runner.validate(training.val, "validation")
-            if training.rank == 0:
-                print(json.dumps(found))
-        else:
-            training.run()
     except FloatingPointError as error:
-        sys.exit(f"train_classifier: {error}")
+        stop_with(f"train_classifier: a lower --lr may help: {error}")
     leave_processes()
 
 

@@ -1,3 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-# Copyright (c) dcn_plugin contributors
-"""Parts of tools/train_classifier.py."""
