@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Proposals in a file, and a training that takes them from there."""
+"""dump_proposals.py, and training with the proposals that it writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="proposals are those of Detectron2's RPN")
+pytest.importorskip("detectron2", reason="the RPN is Detectron2's")
 
 
 import dump_proposals
@@ -23,7 +23,7 @@ from tests.test_train_net import detections, run
 
 
 def saved_network(network: str, folder: Path) -> tuple[str, str]:
-    """Writes the config and random weights of a network; returns both paths."""
+    """Writes the config and random weights of a model; returns both paths."""
     cfg = network_config(network, deformable=True, classes=2)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 40
     cfg.INPUT.MIN_SIZE_TEST = 64
@@ -33,7 +33,7 @@ def saved_network(network: str, folder: Path) -> tuple[str, str]:
     return str(folder / "config.yaml"), str(folder / "model.pth")
 
 
-def test_fixed_proposals_train_a_detector(tiny_coco, tmp_path, capsys) -> None:
+def test_precomputed_proposals_train_a_detector(tiny_coco, tmp_path, capsys) -> None:
     config, weights = saved_network("rfcn", tmp_path)
     file = tmp_path / "new" / f"{tiny_coco}.pkl"
     words = ["--config-file", config, "--dataset", tiny_coco, "--output", str(tmp_path / "new")]
@@ -57,14 +57,14 @@ def test_fixed_proposals_train_a_detector(tiny_coco, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("network", "more", "message"),
     [
-        ("deeplab", [], "a network with a proposal generator, this is a DeepLab"),
-        ("ca_rpn", [], "a network of two stages; .*NAME CategoryRPN"),
+        ("deeplab", [], "a model with a proposal generator, got a DeepLab"),
+        ("ca_rpn", [], "a two-stage model; .*NAME CategoryRPN"),
         ("rfcn", ["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS must name the weights"),
         ("rfcn", ["MODEL.WEIGHTS", "nowhere.pth"], "got 'nowhere.pth'"),
         ("rfcn", ["MODEL.LOAD_PROPOSALS", "True"], "LOAD_PROPOSALS must be False"),
     ],
 )
-def test_what_cannot_work_stops_with_a_line(tiny_coco, tmp_path, network, more, message) -> None:
+def test_wrong_arguments_are_one_line_errors(tiny_coco, tmp_path, network, more, message) -> None:
     config, weights = saved_network(network, tmp_path)
     words = ["--config-file", config, "--dataset", tiny_coco, "--output", str(tmp_path / "new")]
     with pytest.raises(SystemExit, match=f"dump_proposals: .*{message}"):
@@ -72,7 +72,7 @@ def test_what_cannot_work_stops_with_a_line(tiny_coco, tmp_path, network, more, 
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_data_set_is_named(tmp_path) -> None:
+def test_an_unknown_data_set_is_an_error(tmp_path) -> None:
     config, weights = saved_network("rfcn", tmp_path)
     words = ["--config-file", config, "--dataset", "nothing", "--output", str(tmp_path / "new")]
     with pytest.raises(SystemExit, match=r"DATASETS\.TEST must name data sets .* got 'nothing'"):

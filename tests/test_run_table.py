@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Tables of runs: what is run, what is left alone, and how it is reported."""
+"""run_table.py: which configs run, which are skipped, and the tables."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import fcntl
 import json
@@ -14,9 +15,9 @@ import pytest
 import run_table
 from table import report, runs
 from table.paper import Cell, cells_of
-from table.runs import Plan, Run, plan_runs
+from table.runs import Run, plan_runs
 
-# In the place of train_net.py: notes that it was called, and leaves metrics and results.
+# Stands in for train_net.py: records the call and writes metrics and results.
 PROGRAM = """
 import json, os, pathlib, sys
 words = sys.argv[1:]
@@ -31,8 +32,8 @@ if os.environ.get("FAIL", "none") in config:
     sys.exit("train_net: it failed")
 (folder / "model_final.pth").touch()
 bbox = {"AP50": 70.0 + seed, "AP70": 50.0, "AP50-cat": 1.0}
-figures = {"sem_seg": {"mIoU": 60.0}} if "deeplab" in config else {"bbox": bbox}
-(folder / "results.json").write_text(json.dumps(figures))
+results = {"sem_seg": {"mIoU": 60.0}} if "deeplab" in config else {"bbox": bbox}
+(folder / "results.json").write_text(json.dumps(results))
 """
 
 
@@ -41,10 +42,14 @@ def _train_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     original = Run.command
-    monkeypatch.setattr(runs, "LOOK", 0.01)
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(
-        Run, "command", lambda run: [sys.executable, str(program), *original(run)[2:]]
+        Run, "command", lambda run: [sys.executable, "-S", str(program), *original(run)[2:]]
     )
+
+
+def arguments(output: Path) -> argparse.Namespace:
+    return run_table.parse_arguments(["--table", "1", "--output", str(output)])
 
 
 def call(output: Path, *words: str) -> list[dict[str, str]]:
@@ -88,7 +93,7 @@ def test_writes_the_papers_table_with_ours_beside_it(tmp_path: Path, capsys) -> 
     assert "0 of 14 runs failed" in capsys.readouterr().out
 
 
-def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_resumes_where_it_stopped(tmp_path: Path) -> None:
     words = ("--table", "1", "--only", "*/deeplab*dconv*")
     call(tmp_path / "out", *words)
     assert calls(tmp_path / "out") == 8
@@ -105,9 +110,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "--resume" not in lines_of(tmp_path / "out", "VOC*/*dconv2")[-1]
 
 
-def test_a_row_that_fails_is_told_and_the_others_are_run(
-    tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_a_failed_run_is_reported_and_the_others_run(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("FAIL", "dconv2")
     words = ["--table", "1", "--only", "*/ca_rpn*"]
     with pytest.raises(SystemExit) as caught:
@@ -118,18 +121,18 @@ def test_a_row_that_fails_is_told_and_the_others_are_run(
     assert "failed: exit 1: train_net: it failed |" in printed.out
     assert printed.out.count("71.0 / 50.0") == 4
     monkeypatch.delenv("FAIL")
-    call(tmp_path / "out", *words)  # tried again, and well
+    call(tmp_path / "out", *words)  # repeated, successfully
     assert calls(tmp_path / "out") == 6
 
 
-def test_only_reports_what_is_there(tmp_path: Path, capsys) -> None:
+def test_report_runs_nothing(tmp_path: Path, capsys) -> None:
     rows = call(tmp_path / "out", "--table", "5", "--report")
     assert {row["state"] for row in rows} == {"not run"} and len(rows) == 14 * 5
     assert calls(tmp_path / "out") == 0
     assert "| 34.5 / 55.0 / 14.0 / 37.7 / 50.3 | 35.7 / 56.8" in capsys.readouterr().out
 
 
-def test_rows_that_test_anothers_weights_come_after_it(tmp_path: Path) -> None:
+def test_evaluation_comes_after_the_training_of_its_weights(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         call(tmp_path / "out", "--table", "5", "--only", "*rfcn_AIR_plain_ms*")
     text = (tmp_path / "out/table_5.md").read_text()
@@ -141,7 +144,7 @@ def test_rows_that_test_anothers_weights_come_after_it(tmp_path: Path) -> None:
     assert words[-1].endswith("rfcn_AIR_plain/seed_1/model_final.pth")
 
 
-def test_weights_from_elsewhere_are_tested(tmp_path: Path) -> None:
+def test_weights_of_another_folder_are_evaluated(tmp_path: Path) -> None:
     weights = tmp_path / "weights/VOC-Detection/rfcn_R_101_plain.pth"
     weights.parent.mkdir(parents=True)
     weights.touch()
@@ -165,23 +168,23 @@ def test_any_configs_make_a_table(tmp_path: Path, monkeypatch, pytestconfig) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--table", "1", "--only", "*nothing*"], "no config in table 1 that fits"),
+        (["--table", "1", "--only", "*nothing*"], "no config in table 1 matches"),
         (["--configs", "nowhere/*.yaml"], r"no config in nowhere/\*\.yaml"),
         (["--configs", str(Path(__file__).with_name("*.py"))], "must be files below .*configs"),
         (["--table", "1", "--seeds", "0"], "--seeds must be at least 1, got 0"),
     ],
 )
-def test_requests_that_cannot_be_are_named(words, message, tmp_path: Path) -> None:
+def test_wrong_arguments_are_one_line_errors(words, message, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=f"run_table: .*{message}"):
         run_table.main(["--output", str(tmp_path / "out"), *words])
     assert not (tmp_path / "out").exists()
 
 
-def test_says_how_far_a_training_is(tmp_path: Path) -> None:
-    assert runs.progress(tmp_path) == "starts"
+def test_progress(tmp_path: Path) -> None:
+    assert runs.progress(tmp_path) == "starting"
     (tmp_path / "metrics.json").write_text('{"iteration": 19, "eta_seconds": 3700.2}\n')
     assert runs.progress(tmp_path) == "iteration 19, 1 h 02 min left"
-    # A line that is being written, or that a kill has cut.
+    # A line that is still being written, or that was truncated.
     with (tmp_path / "metrics.json").open("a") as file:
         file.write('{"iteration": 39, "los')
     assert runs.progress(tmp_path) == "iteration 19, 1 h 02 min left"
@@ -192,18 +195,20 @@ def test_says_how_far_a_training_is(tmp_path: Path) -> None:
         file.write('{"iteration": 79}\n')
     assert runs.progress(tmp_path) == "iteration 79"
     (tmp_path / "metrics.json").write_text("")
-    assert runs.progress(tmp_path) == "starts"
+    assert runs.progress(tmp_path) == "starting"
 
 
-def test_a_table_is_of_one_kind(tmp_path: Path) -> None:
+def test_results_with_other_keys_are_refused(tmp_path: Path) -> None:
     words = ["--table", "1", "--only", "*/ca_rpn*plain"]
     call(tmp_path / "out", *words, "SOLVER.MAX_ITER", "5")
-    with pytest.raises(SystemExit, match=r"was run with SOLVER\.MAX_ITER 5 at the end of the line"):
+    with pytest.raises(
+        SystemExit, match=r"was run with SOLVER\.MAX_ITER 5 at the end of the command"
+    ):
         call(tmp_path / "out", *words)
     assert call(tmp_path / "out", *words, "--again")[0]["state"] == "run"
 
 
-def test_a_run_that_is_under_way_is_left_alone(tmp_path: Path, capsys) -> None:
+def test_a_run_in_progress_is_not_started_twice(tmp_path: Path, capsys) -> None:
     words = ["--table", "1", "--only", "*/ca_rpn*plain"]
     folder = tmp_path / "out/VOC-Detection/ca_rpn_R_101_plain/seed_1"
     folder.mkdir(parents=True)
@@ -215,21 +220,21 @@ def test_a_run_that_is_under_way_is_left_alone(tmp_path: Path, capsys) -> None:
     assert calls(tmp_path / "out") == 0
 
 
-def test_an_evaluation_without_figures_is_done() -> None:
+def test_an_evaluation_without_metrics_counts_as_finished() -> None:
     cell = Cell("row", "column", "COCO-Detection/x", ("bbox/AP",), (30.0,))
-    (figure,) = report.collect([cell], {cell.config: [{}]}, {})
-    assert figure.said() == "no figures"
+    (entry,) = report.collect([cell], {cell.config: [{}]}, {})
+    assert str(entry) == "no metrics"
 
 
 def test_a_config_of_two_tables_is_run_once(tmp_path: Path) -> None:
     cells = cells_of("1") + cells_of("3")
-    planned = plan_runs(Plan(tmp_path), cells)
+    planned = plan_runs(arguments(tmp_path), cells)
     assert len(planned) == len({run.folder for run in planned}) == len({c.config for c in cells})
 
 
-def test_reads_what_train_net_leaves(tmp_path: Path) -> None:
-    run = Run(Plan(tmp_path), Cell("row", "column", "a/b", ()), 3)
+def test_reads_the_results_of_train_net(tmp_path: Path) -> None:
+    run = Run(arguments(tmp_path), Cell("row", "column", "a/b", ()), 3)
     assert run.results() is None
     run.folder.mkdir(parents=True)
     (run.folder / "results.json").write_text(json.dumps({"bbox": {"AP50": 3.5}}))
-    assert report.flat(run.results()) == {"bbox/AP50": 3.5}
+    assert report.flatten(run.results()) == {"bbox/AP50": 3.5}

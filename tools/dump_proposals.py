@@ -1,19 +1,19 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Writes the proposals of a trained RPN to a file, for trainings with fixed proposals.
+"""Writes the proposals of a trained RPN to files, for training with precomputed proposals.
 
     python tools/dump_proposals.py --config-file configs/VOC-Detection/rpn_R_101.yaml \
         --dataset voc_2007_trainval --dataset voc_2012_trainval --dataset voc_2007_test \
         --output output/rpn_R_101 MODEL.WEIGHTS output/rpn_R_101/model_final.pth
 
-The config is that of any network with a proposal generator; it keeps MODEL.RPN.POST_NMS_TOPK_TEST
-boxes of each image, in one file for each data set. A training takes them by
+The config is that of any model with a proposal generator; MODEL.RPN.POST_NMS_TOPK_TEST boxes per
+image are written, in one file per data set. Use them with
 
     MODEL.LOAD_PROPOSALS True MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals
     DATASETS.PROPOSAL_FILES_TRAIN "('output/rpn_R_101/voc_2007_trainval.pkl',)"
 
-and so on for DATASETS.PROPOSAL_FILES_TEST.
+and DATASETS.PROPOSAL_FILES_TEST accordingly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
-from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork
+from detectron2.modeling.meta_arch import ProposalNetwork
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import setup_logger
@@ -42,97 +42,73 @@ from dcn_plugin.modeling import CategoryAwareRPN
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="of a network with an RPN")
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        required=True,
-        help="a name in Detectron2's catalogue; may be given several times",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for <data set>.pkl")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="keys of the config and values")
+    add = parser.add_argument
+    add("--config-file", required=True, help="of a model with an RPN")
+    add("--dataset", action="append", required=True, help="a registered name; may be repeated")
+    add("--output", type=Path, required=True, help="folder for <data set>.pkl")
+    add("opts", nargs=argparse.REMAINDER, help="keys and values of the config")
     return parser.parse_args(words)
 
 
-def config_of(args: argparse.Namespace) -> CfgNode:
-    """Reads and checks the config, whose data sets are those to propose in."""
+def load_model(args: argparse.Namespace) -> tuple[CfgNode, nn.Module]:
+    """Builds and loads the model; ValueError if it has no proposals to write."""
     cfg = read_config(args)
     if cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError("MODEL.LOAD_PROPOSALS must be False: the RPN is to make the proposals")
+        raise ValueError("MODEL.LOAD_PROPOSALS must be False: the RPN has to compute the proposals")
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS must name the weights of a trained network, got none")
+        raise ValueError("MODEL.WEIGHTS must name the weights of a trained model, got none")
     cfg.DATASETS.TEST = tuple(args.dataset)
     check_config(cfg, training=False)
-    return cfg
-
-
-def check_proposes(model: nn.Module) -> None:
-    """Checks that a network has proposals between its stages."""
+    model = build_model(cfg).eval()
     if isinstance(model, CategoryAwareRPN):
         raise ValueError(
-            "--config-file must be of a network of two stages; the weights of a CategoryAwareRPN "
+            "--config-file must be of a two-stage model; the weights of a CategoryAwareRPN "
             "fit a GeneralizedRCNN with MODEL.PROPOSAL_GENERATOR.NAME CategoryRPN"
         )
-    known = isinstance(model, GeneralizedRCNN | ProposalNetwork)
-    if not known or model.proposal_generator is None:
+    if getattr(model, "proposal_generator", None) is None:
         raise ValueError(
-            "--config-file must be of a network with a proposal generator, this is a "
+            "--config-file must be of a model with a proposal generator, got a "
             f"{type(model).__name__}"
         )
+    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    return cfg, model
 
 
 @torch.no_grad()
 def propose(model: nn.Module, batch: list[dict[str, Any]]) -> list[Instances]:
-    """Returns the proposals in each image of a batch, in pixels of the image's own size."""
+    """Returns the proposals of each image, in pixels of the original image."""
     if isinstance(model, ProposalNetwork):
         return [result["proposals"] for result in model(batch)]
     images = model.preprocess_image(batch)
     features = model.backbone(images.tensor)
-    found, _ = model.proposal_generator(images, features, None)
+    proposals, _ = model.proposal_generator(images, features, None)
     return [
         detector_postprocess(boxes, item["height"], item["width"])
-        for boxes, item in zip(found, batch, strict=True)
+        for boxes, item in zip(proposals, batch, strict=True)
     ]
 
 
 def collect(cfg: CfgNode, model: nn.Module, dataset: str) -> dict[str, Any]:
-    """Runs over a data set.
-
-    Args:
-        cfg: of the model.
-        model: with a proposal generator.
-        dataset: its name.
-
-    Returns:
-        what Detectron2 reads as a file of proposals: the best first, for each image.
-    """
-    ids, boxes, scores = [], [], []
+    """Returns the proposals of a data set in Detectron2's format, the highest scores first."""
+    found: dict[str, Any] = {"ids": [], "boxes": [], "objectness_logits": []}
     for batch in tqdm(build_detection_test_loader(cfg, dataset), f"proposals in {dataset}"):
-        for item, found in zip(batch, propose(model, batch), strict=True):
-            ids.append(item["image_id"])
-            boxes.append(found.proposal_boxes.tensor.cpu().numpy())
-            scores.append(found.objectness_logits.cpu().numpy())
-    return {
-        "ids": ids,
-        "boxes": boxes,
-        "objectness_logits": scores,
-        "bbox_mode": BoxMode.XYXY_ABS.value,
-    }
+        for item, proposals in zip(batch, propose(model, batch), strict=True):
+            found["ids"].append(item["image_id"])
+            found["boxes"].append(proposals.proposal_boxes.tensor.cpu().numpy())
+            found["objectness_logits"].append(proposals.objectness_logits.cpu().numpy())
+    return {**found, "bbox_mode": BoxMode.XYXY_ABS.value}
 
 
 def main(words: list[str] | None = None) -> None:
-    """Writes the file."""
+    """Writes the files."""
     args = parse_arguments(words)
     setup_logger()
     try:
-        cfg = config_of(args)
-        model = build_model(cfg).eval()
-        check_proposes(model)
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        cfg, model = load_model(args)
     except (OSError, ValueError, KeyError, AssertionError) as error:
         sys.exit(f"dump_proposals: {error}")
     args.output.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Draws a figure over the iterations of trainings, means over seeds with their spread.
+"""Plots metrics over the iterations of training runs: the mean over seeds, and their range.
 
     python tools/learning_curves.py --runs output/evidence/Shapes/ca_rpn_slim_plain \
         --runs output/evidence/Shapes/ca_rpn_slim_dconv3 --metric bbox/AP50 --output curves.png
 
-Each --runs is a folder that tools/run_table.py left, with seed_1, seed_2, ...; several --metric are
-drawn side by side, from the metrics.json of each seed.
+Each --runs is a folder written by tools/run_table.py, with seed_1, seed_2, ...; each --metric, read
+from the metrics.json of each seed, gets a plot of its own.
 """
 
 from __future__ import annotations
@@ -27,27 +27,26 @@ Curve = dict[int, float]  # values by iteration
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--runs", type=Path, action="append", required=True, metavar="FOLDER", help="of a config")
-    add("--metric", action="append", required=True, help="of metrics.json, such as bbox/AP50")
-    add("--output", type=Path, required=True, help="PNG to write")
+    add(
+        "--runs",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FOLDER",
+        help="the seeds of a config",
+    )
+    add("--metric", action="append", required=True, help="name in metrics.json")
+    add("--output", type=Path, required=True, help="PNG file")
     return parser.parse_args(words)
 
 
 def read_curves(folder: Path, metric: str) -> list[Curve]:
-    """Reads a metric of each seed.
-
-    Args:
-        folder: of a config.
-        metric: its name.
-
-    Raises:
-        ValueError: if there are no such numbers.
-    """
+    """Reads a metric of each seed; ValueError if there is none, or no common iteration."""
     curves, known = [], set()
     for path in sorted(folder.glob(f"seed_*/{METRICS}")):
         rows = list(metrics_backwards(path.parent))[::-1]
@@ -56,18 +55,19 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
         if curve:
             curves.append(curve)
     if not curves:
-        said = f"it has {', '.join(sorted(known))}" if known else "it has no seed_*/metrics.json"
-        raise ValueError(f"--metric must be one of {folder}, got {metric}; {said}")
-    if not set.intersection(*(set(curve) for curve in curves)):
+        found = f"it has {', '.join(sorted(known))}" if known else "it has no seed_*/metrics.json"
+        raise ValueError(f"--metric must be one of {folder}, got {metric}; {found}")
+    if not set.intersection(*map(set, curves)):
         raise ValueError(f"the seeds of {folder} have {metric} at no common iteration")
     return curves
 
 
-def draw(axis: Axes, name: str, curves: list[Curve]) -> None:
-    """Draws the mean of curves where all have a value, and the range that they span."""
-    iterations = sorted(set.intersection(*(set(curve) for curve in curves)))
+def plot(axis: Axes, label: str, curves: list[Curve]) -> None:
+    """Plots mean and range of the curves at their common iterations."""
+    iterations = sorted(set.intersection(*map(set, curves)))
     values = np.array([[curve[iteration] for iteration in iterations] for curve in curves])
-    label = name if len(curves) == 1 else f"{name} ({len(curves)} seeds)"
+    if len(curves) > 1:
+        label += f" ({len(curves)} seeds)"
     (line,) = axis.plot(iterations, values.mean(axis=0), marker=".", label=label)
     axis.fill_between(
         iterations, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.15
@@ -75,23 +75,19 @@ def draw(axis: Axes, name: str, curves: list[Curve]) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Draws the curves."""
+    """Plots the curves."""
     args = parse_arguments(words)
-    try:
-        curves = {
-            (metric, folder): read_curves(folder, metric)
-            for metric in args.metric
-            for folder in args.runs
-        }
-    except ValueError as error:
-        sys.exit(f"learning_curves: {error}")
     columns = len(args.metric)
     figure = Figure(figsize=(5.5 * columns, 4), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)
+    names = [folder.name for folder in args.runs]
     for axis, metric in zip(axes[0], args.metric, strict=True):
         for folder in args.runs:
-            twins = sum(other.name == folder.name for other in args.runs)
-            draw(axis, folder.name if twins == 1 else str(folder), curves[metric, folder])
+            label = folder.name if names.count(folder.name) == 1 else str(folder)
+            try:
+                plot(axis, label, read_curves(folder, metric))
+            except ValueError as error:
+                sys.exit(f"learning_curves: {error}")
         axis.set_xlabel("iterations")
         axis.set_title(metric)
         axis.grid(alpha=0.3)

@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The paper's tables: its figures, the runs of their rows, and what came of them."""
+"""Parts of tools/run_table.py."""

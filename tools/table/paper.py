@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The figures of the paper's Tables 1, 3 and 5, and those of the authors' release.
+"""The results in the paper's Tables 1, 3 and 5, and those of the authors' release, by config.
 
-A figure belongs to a config: `VOC-Detection/rfcn_R_101_dconv3` is that file below configs/.
+`VOC-Detection/rfcn_R_101_dconv3` is that file below configs/.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# What an evaluation calls a figure: task and metric.
+# Names of metrics: task/metric.
 DETECTION = ("bbox/AP50", "bbox/AP70")
 SEGMENTATION = ("sem_seg/mIoU",)
 COCO = ("bbox/AP", "bbox/AP50", "bbox/APs", "bbox/APm", "bbox/APl")
@@ -56,7 +56,7 @@ RELEASED = {
     "VOC-Segmentation/deeplab_R_101_dconv3": (75.9,),
     "Cityscapes-Segmentation/deeplab_R_101_plain": (70.3,),
     "Cityscapes-Segmentation/deeplab_R_101_dconv3": (75.2,),
-    # Trained jointly with their RPN; the paper's have fixed proposals.
+    # Trained jointly with the RPN; the paper uses fixed proposals.
     "VOC-Detection/rfcn_R_101_plain_joint": (79.6, 63.1),
     "VOC-Detection/rfcn_R_101_dconv3_droi_joint": (82.3, 67.8),
     "COCO-Detection/rfcn_R_101_plain": (32.1, 54.3, 12.8, 34.9, 46.1),
@@ -64,7 +64,7 @@ RELEASED = {
     "COCO-Detection/faster_rcnn_R_101_plain": (30.3, 52.1, 9.9, 32.2, 47.4),
     "COCO-Detection/faster_rcnn_R_101_dconv3_droi": (35.0, 55.0, 14.3, 37.7, 52.0),
 }
-# Table 5, on COCO's test-dev; the multi-scale rows are those of Aligned-Inception-ResNet.
+# Table 5, on COCO test-dev; the multi-scale rows are those of Aligned-Inception-ResNet.
 TABLE_5 = {
     "ca_rpn_R_101_plain": ("category-aware RPN, ResNet-101", (23.2, 42.6, 6.9, 27.1, 35.1)),
     "ca_rpn_R_101_dconv3": ("… deformable", (25.8, 45.9, 7.2, 28.3, 40.7)),
@@ -91,7 +91,7 @@ TABLE_5 = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What one config contributes to a table."""
+    """The results of one config in a table."""
 
     row: str
     column: str
@@ -99,7 +99,7 @@ class Cell:
     metrics: tuple[str, ...]
     paper: tuple[float, ...] | None = None
     released: tuple[float, ...] | None = None
-    # The config that is trained, where this one only tests its weights.
+    # The config that trains the weights, if this one only evaluates them.
     trained_by: str = field(default="")
 
 
@@ -113,15 +113,15 @@ def cells_of(table: str) -> list[Cell]:
         return [_coco_cell(name, *content) for name, content in TABLE_5.items()]
     found = []
     for difference in TABLES[table]:
-        for (column, stem, metrics), figures in zip(COLUMNS, PAPER[difference], strict=True):
-            if figures is not None:
+        for (column, stem, metrics), results in zip(COLUMNS, PAPER[difference], strict=True):
+            if results is not None:
                 name = f"{stem}_{difference}"
                 row = ROWS[difference]
-                found.append(Cell(row, column, name, metrics, figures, RELEASED.get(name)))
+                found.append(Cell(row, column, name, metrics, results, RELEASED.get(name)))
     return found
 
 
-def _coco_cell(name: str, row: str, figures: tuple[float, ...]) -> Cell:
+def _coco_cell(name: str, row: str, results: tuple[float, ...]) -> Cell:
     trained_by, several_scales, _ = name.partition("_ms")
     config = f"COCO-Detection/{name}"
     return Cell(
@@ -129,7 +129,7 @@ def _coco_cell(name: str, row: str, figures: tuple[float, ...]) -> Cell:
         "COCO test-dev",
         config,
         COCO_TTA if several_scales else COCO,
-        figures,
+        results,
         RELEASED.get(config),
         f"COCO-Detection/{trained_by}" if several_scales else "",
     )

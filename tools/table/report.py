@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""A table of the paper with our figures beside it, in Markdown and CSV."""
+"""Tables of the paper's results beside ours, in Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -13,67 +13,75 @@ from typing import Any
 
 from .paper import Cell
 
-NOT_RUN, NO_FIGURES = "not run", "no figures"
-# Of configs that are not in the paper, as far as they are found.
-USUAL = ("bbox/AP", "bbox/AP50", "bbox/AP70", "bbox_TTA/AP50", "bbox_TTA/AP70", "sem_seg/mIoU")
+# Metrics of configs that are not in the paper; those that were evaluated are shown.
+DEFAULT_METRICS = (
+    *("bbox/AP", "bbox/AP50", "bbox/AP70", "bbox_TTA/AP50", "bbox_TTA/AP70"),
+    "sem_seg/mIoU",
+)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number of a table, ours over all seeds."""
+class Entry:
+    """One number of a table: ours over all seeds, beside the paper's and the release's."""
 
     cell: Cell
     metric: str
     paper: float | None
     released: float | None
     ours: tuple[float, ...]
-    state: str  # empty where there are figures
+    state: str  # "run", or why there is no number
 
-    def said(self) -> str:
-        """Returns our figure as it stands in a table."""
-        if self.state:
+    @property
+    def mean(self) -> float | None:
+        """Returns the mean over the seeds."""
+        return statistics.fmean(self.ours) if self.ours else None
+
+    @property
+    def spread(self) -> float | None:
+        """Returns the standard deviation over the seeds."""
+        return statistics.stdev(self.ours) if len(self.ours) > 1 else None
+
+    def __str__(self) -> str:
+        """Formats our number."""
+        if self.mean is None:
             return self.state
-        mean = f"{statistics.fmean(self.ours):.1f}"
-        return f"{mean} ± {statistics.stdev(self.ours):.1f}" if len(self.ours) > 1 else mean
+        return f"{self.mean:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
 
 
 def collect(
     cells: Sequence[Cell],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     failed: Mapping[str, str],
-) -> list[Figure]:
-    """Puts the paper's figures and ours together.
+) -> list[Entry]:
+    """Combines the paper's results and ours.
 
     Args:
-        cells: of the table.
-        results: by config, of each seed that is done.
-        failed: by config, what went wrong.
+        cells: The cells of the table.
+        results: The results of each finished seed, by config.
+        failed: The errors, by config.
 
     Returns:
-        the figures in the order of the cells.
+        The entries in the order of the cells.
     """
-    figures = []
+    entries = []
     for cell in cells:
-        found = [flat(result) for result in results.get(cell.config, ())]
-        state = f"failed: {failed[cell.config]}" if cell.config in failed else NOT_RUN
-        metrics = cell.metrics or [m for m in USUAL if any(m in f for f in found)] or USUAL[:1]
-        for number, metric in enumerate(metrics):
+        found = [flatten(result) for result in results.get(cell.config, ())]
+        default = [m for m in DEFAULT_METRICS if any(m in f for f in found)] or DEFAULT_METRICS[:1]
+        if cell.config in failed:
+            missing = f"failed: {failed[cell.config]}"
+        else:
+            missing = "no metrics" if found else "not run"
+        for number, metric in enumerate(cell.metrics or default):
             ours = tuple(f[metric] for f in found if metric in f)
-            figures.append(
-                Figure(
-                    cell,
-                    metric,
-                    cell.paper[number] if cell.paper else None,
-                    cell.released[number] if cell.released else None,
-                    ours,
-                    "" if ours else NO_FIGURES if found else state,
-                )
-            )
-    return figures
+            paper = cell.paper[number] if cell.paper else None
+            released = cell.released[number] if cell.released else None
+            state = "run" if ours else missing
+            entries.append(Entry(cell, metric, paper, released, ours, state))
+    return entries
 
 
-def flat(results: Mapping[str, Any]) -> dict[str, float]:
-    """Returns numbers by "task/metric", of one data set."""
+def flatten(results: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the metrics of one data set by "task/metric"."""
     return {
         f"{task}/{metric}": float(value)
         for task, metrics in results.items()
@@ -82,44 +90,31 @@ def flat(results: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def markdown(figures: Sequence[Figure]) -> str:
-    """Returns one line for each cell: its figures side by side."""
-    lines = [
-        "| network | | figures | paper | authors' release | ours |",
-        "|---|---|---|---|---|---|",
-    ]
-    for cell in dict.fromkeys(figure.cell for figure in figures):
-        mine = [figure for figure in figures if figure.cell == cell]
-        names = " / ".join(figure.metric.partition("/")[2] for figure in mine)
-        states = {figure.state for figure in mine}
-        ours = states.pop() if len(states) == 1 and mine[0].state else slashed(mine)
-        paper = numbers([figure.paper for figure in mine])
-        released = numbers([figure.released for figure in mine])
-        lines.append(f"| {cell.column} | {cell.row} | {names} | {paper} | {released} | {ours} |")
+def markdown(entries: Sequence[Entry]) -> str:
+    """Returns a table with one line per cell."""
+    lines = ["| model | | metrics | paper | authors' release | ours |", "|---|---|---|---|---|---|"]
+    for cell in dict.fromkeys(entry.cell for entry in entries):
+        mine = [entry for entry in entries if entry.cell == cell]
+        columns = (
+            [entry.metric.partition("/")[2] for entry in mine],
+            [f"{entry.paper:.1f}" for entry in mine if entry.paper is not None],
+            [f"{entry.released:.1f}" for entry in mine if entry.released is not None],
+            [str(entry) for entry in mine] if any(e.ours for e in mine) else [mine[0].state],
+        )
+        text = " | ".join(" / ".join(column) for column in columns)
+        lines.append(f"| {cell.column} | {cell.row} | {text} |")
     return "\n".join(lines) + "\n"
 
 
-def slashed(figures: Sequence[Figure]) -> str:
-    """Returns our figures side by side."""
-    return " / ".join(figure.said() for figure in figures)
-
-
-def numbers(values: Sequence[float | None]) -> str:
-    """Returns numbers side by side, nothing where there are none."""
-    return " / ".join(f"{value:.1f}" for value in values if value is not None)
-
-
-def comma_separated(figures: Sequence[Figure]) -> str:
-    """Returns one line for each figure, with the mean and spread over the seeds."""
+def comma_separated(entries: Sequence[Entry]) -> str:
+    """Returns a table with one line per metric, with mean and spread over the seeds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    heads = "network row config metric paper released ours spread seeds state"
-    writer.writerow(heads.split())
-    for figure in figures:
-        mean = statistics.fmean(figure.ours) if figure.ours else None
-        spread = statistics.stdev(figure.ours) if len(figure.ours) > 1 else None
-        cell, known = figure.cell, (figure.paper, figure.released, mean, spread)
-        texts = ["" if value is None else f"{value:.4g}" for value in known]
-        row = [cell.column, cell.row, cell.config, figure.metric, *texts, len(figure.ours)]
-        writer.writerow([*row, figure.state or "run"])
+    names = ["network", "row", "config", "metric"]
+    writer.writerow([*names, "paper", "released", "ours", "spread", "seeds", "state"])
+    for entry in entries:
+        cell, numbers = entry.cell, (entry.paper, entry.released, entry.mean, entry.spread)
+        texts = ["" if number is None else f"{number:.4g}" for number in numbers]
+        names = [cell.column, cell.row, cell.config, entry.metric]
+        writer.writerow([*names, *texts, len(entry.ours), entry.state])
     return text.getvalue()
