@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The benchmark: a small run of the whole, its arithmetic, and that its rivals do the same."""
+"""The benchmark: a quick run, its arithmetic, and that all implementations compute the same."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stdout
 
 import benchmark
 import pytest
@@ -20,21 +20,28 @@ from bench.machine import Peak
 from bench.timing import Times
 from torch.testing import assert_close
 
-ROOT = Path(__file__).resolve().parent.parent
-
 CPU = Setting("cpu", "float32", threads=1)
-NUMBERS = ("least_ms", "median_ms", "spread_percent")
+NUMBERS = ("min_ms", "median_ms", "spread_percent")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[str, dict]:
-    """What a quick run printed and wrote, in a process of its own because it sets the threads."""
-    path = tmp_path_factory.mktemp("bench") / "found.json"
-    command = [sys.executable, "tools/benchmark.py", "--quick", "--device", "cpu"]
-    command += ["--threads", "1", "--seconds", "0.01", "--json", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(path.read_text())
+def ask() -> Iterator[memory.Ask]:
+    """The process that measures memory: one for all tests, since its start takes seconds."""
+    with memory.cpu_process() as function:
+        yield function
+
+
+@pytest.fixture(scope="module")
+def run(ask, tmp_path_factory) -> tuple[str, dict]:
+    """What a quick run prints and writes."""
+    path = tmp_path_factory.mktemp("bench") / "results.json"
+    words = ["--quick", "--device", "cpu", "--threads", "1", "--seconds", "0.01", "--json"]
+    threads, printed = torch.get_num_threads(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(memory, "cpu_process", lambda: nullcontext(ask))
+        benchmark.main([*words, str(path)])
+    torch.set_num_threads(threads)
+    return printed.getvalue(), json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +68,12 @@ class TestQuickRun:
             assert [r for r in rows if identity(r) == identity(partner)]
         assert len({identity(row) for row in rows}) == len(rows)
 
-    def test_what_is_supported_has_times_and_the_rest_is_shown_as_such(self, run, rows):
+    def test_supported_rows_have_times_and_the_others_say_so(self, run, rows):
         for row in rows:
             values = [getattr(row, name) for name in NUMBERS]
             if row.supported:
-                assert timing.LEAST_TURNS <= row.turns <= timing.MOST_TURNS
-                assert 0 < row.least_ms <= row.median_ms
+                assert timing.MIN_TURNS <= row.turns <= timing.MAX_TURNS
+                assert 0 < row.min_ms <= row.median_ms
                 assert row.spread_percent >= 0
             else:
                 assert row.turns == 0
@@ -102,7 +109,7 @@ class TestQuickRun:
             if row.kind != "nets" and memory.reset_peak():
                 assert row.workspace_mib >= 0
 
-    def test_the_head_says_what_it_ran_on(self, run):
+    def test_the_header_describes_the_environment(self, run):
         printed, written = run
         assert {"PyTorch", "CPU", "Threads", "Commit"} <= set(written["environment"])
         for value in written["environment"].values():
@@ -120,16 +127,16 @@ TIMES = {
 
 
 class TestArithmetic:
-    def test_products_are_counted(self):
+    def test_flop(self):
         res5 = cases.CONV_CASES[0]
         assert res5.flop(1, "forward") == 2 * 38 * 63 * 512 * (9 * 512)  # 11.3 GFLOP
         assert res5.flop(8, "forward+backward") == 3 * 8 * res5.flop(1, "forward")
 
-    def test_medians_spread_and_shares(self):
+    def test_statistics_and_ratios(self):
         peak = Peak("float32", 1, 10.0, "torch.mm")
         context = table.Context("conv", "a case", "forward", CPU, flop=20_000_000, peak=peak)
         ours, nhwc, *_, theirs = table.make_rows(context, TIMES, {Rival(OURS): 7.0}, [])
-        assert (ours.turns, ours.least_ms, ours.median_ms, ours.graph_ms) == (5, 2.0, 4.0, 2.0)
+        assert (ours.turns, ours.min_ms, ours.median_ms, ours.graph_ms) == (5, 2.0, 4.0, 2.0)
         assert ours.spread_percent == pytest.approx(50)  # quartiles 3 and 5
         assert (ours.times_plain, ours.times_torchvision) == (2.0, None)
         assert (ours.gflops, ours.peak_share) == pytest.approx((5.0, 0.5))
@@ -151,7 +158,7 @@ class TestArithmetic:
 
 
 class TestMeasure:
-    def test_rivals_take_turns_after_one_that_is_not_counted(self):
+    def test_functions_take_turns_after_a_warm_up(self):
         called = []
         functions = {name: lambda name=name: called.append(name) for name in "ab"}
         times = timing.measure(functions, "cpu", seconds=0.0, least=3, most=15)
@@ -166,7 +173,7 @@ class TestMeasure:
 
         times = timing.measure({"a": fails, "b": lambda: None}, "cpu", seconds=0.0)
         assert times["a"] is None
-        assert len(times["b"].wall) == timing.LEAST_TURNS
+        assert len(times["b"].wall) == timing.MIN_TURNS
 
     @pytest.mark.parametrize(
         "error", [RuntimeError("out of memory"), NotImplementedError("no kernel"), ValueError("x")]
@@ -182,19 +189,19 @@ class TestMeasure:
 class TestRivals:
     @pytest.mark.parametrize("case", cases.QUICK_ROI_CASES, ids=lambda case: case.name)
     @pytest.mark.parametrize("direction", cases.DIRECTIONS)
-    def test_poolings_have_torchvisions_samples(self, case, direction):
+    def test_poolings_equal_torchvision(self, case, direction):
         calls = case.rivals(CPU)
         ours = calls[Rival(f"{OURS}, no offsets")].run(direction)
         assert_close(ours, calls[Rival(TORCHVISION)].run(direction))
 
     @pytest.mark.parametrize("direction", cases.DIRECTIONS)
-    def test_convolutions_are_torchvisions(self, direction):
+    def test_convolutions_equal_torchvision(self, direction):
         calls = cases.QUICK_CONV_CASES[0].rivals(CPU)
         ours, theirs = calls[Rival(OURS)], calls[Rival(TORCHVISION)]
         assert len(ours.run("forward+backward")) == 4  # output; input, offset and weight
         assert_close(ours.run(direction), theirs.run(direction), rtol=1e-4, atol=1e-4)
 
-    def test_without_offsets_they_are_the_plain_convolution(self):
+    def test_zero_offsets_equal_the_plain_convolution(self):
         calls = cases.QUICK_CONV_CASES[0].rivals(CPU)
         ours, plain = calls[Rival(OURS)], calls[Rival(PLAIN)]
         with torch.no_grad():
@@ -210,13 +217,12 @@ class TestRivals:
         assert size.max() <= 400.1
 
 
-@pytest.mark.skipif(not memory.reset_peak(), reason="the kernel does not tell a peak anew")
-def test_workspace_on_the_cpu_is_that_of_the_columns_of_torchvision():
+@pytest.mark.skipif(not memory.reset_peak(), reason="the kernel cannot reset the peak")
+def test_workspace_on_the_cpu_is_the_im2col_buffer_of_torchvision(ask):
     case = cases.ConvCase("many channels, small map", 64, 60, 70)
-    columns = 9 * 64 * 60 * 70 * 4 / memory.MIB
-    with memory.cpu_process() as ask:
-        found = ask(case, CPU, Rival(TORCHVISION), "forward")
-    assert columns <= found < 2 * columns
+    im2col = 9 * 64 * 60 * 70 * 4 / memory.MIB
+    found = ask(case, CPU, Rival(TORCHVISION), "forward")
+    assert im2col <= found < 2 * im2col
 
 
 class TestCommandLine:
@@ -224,7 +230,7 @@ class TestCommandLine:
         options = benchmark.parse(["--device", "cpu", *arguments])
         return [(case.kind, setting) for case, setting in benchmark.plan(options)]
 
-    def test_asks_for_what_the_options_say(self):
+    def test_options_choose_the_cases(self):
         options = ("--threads", "1", "2", "--dtypes", "bfloat16", "float32", "--batches", "8")
         jobs = self.plan(*options, "--skip", "roi")
         settings = [setting for kind, setting in jobs if kind == "conv"]
@@ -235,7 +241,7 @@ class TestCommandLine:
         assert {kind for kind, _ in jobs} == {"conv", "nets"}
         assert all(s.dtype == "float32" for kind, s in jobs if kind == "nets")
 
-    def test_the_issues_shapes_are_the_default(self):
+    def test_default_cases(self):
         jobs = self.plan("--threads", "1")
         convolutions = [setting for kind, setting in jobs if kind == "conv"]
         assert len(convolutions) == 4 * 2 * 2  # shapes, batches, dtypes
@@ -245,20 +251,20 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         "arguments", [["--dtypes", "int8"], ["--only", "all"], ["--threads", "0"]]
     )
-    def test_refuses_what_it_does_not_know(self, arguments, capsys):
+    def test_unknown_values_are_errors(self, arguments, capsys):
         with pytest.raises(SystemExit) as error:
             benchmark.parse(arguments)
         assert error.value.code == 2
         assert arguments[1] in capsys.readouterr().err
 
-    def test_says_in_one_line_what_the_machine_lacks(self, monkeypatch):
+    def test_what_the_machine_lacks_is_a_one_line_error(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(SystemExit, match=r"^benchmark: --device cuda: PyTorch finds no GPU$"):
             benchmark.parse(["--device", "cuda"])
-        with pytest.raises(SystemExit, match="only GPUs have it"):
+        with pytest.raises(SystemExit, match="only GPUs support it"):
             benchmark.parse(["--device", "cpu", "--dtypes", "tf32"])
 
 
 def identity(row: table.Row) -> tuple:
-    """Returns what no two rows share."""
+    """Returns what identifies a row."""
     return (row.kind, *table.key(row), row.dtype)

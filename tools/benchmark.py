@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Times the ops and networks beside torchvision's, mmcv's and the plain convolution.
+"""Times the ops and models, and compares with torchvision, mmcv and the plain convolution.
 
     python tools/benchmark.py [--only conv roi nets] [--threads 1 2] [--json FILE]
 
-The rivals of a case take turns in one run, so that a machine whose speed drifts slows them all.
+The implementations of a case take turns, so that a change of the machine's speed affects them all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_DTYPES = {
 
 
 def positive(text: str) -> int:
-    """Reads a number of threads or images."""
+    """Parses a positive integer."""
     number = int(text)
     if number < 1:
         raise ValueError(text)
@@ -39,18 +39,24 @@ def positive(text: str) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Reads the command line; fills in what depends on the device."""
+    """Parses the command line; fills in the defaults that depend on the device."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=tuple(DEFAULT_DTYPES), help="default: a GPU, if any")
+    parser.add_argument(
+        "--device", choices=tuple(DEFAULT_DTYPES), help="default: cuda if available"
+    )
     parser.add_argument("--threads", type=positive, nargs="+", help="default: 1 and all")
     parser.add_argument("--dtypes", choices=tuple(cases.DTYPES), nargs="+")
-    parser.add_argument("--batches", type=positive, nargs="+", help="of the convolutions")
+    parser.add_argument(
+        "--batches", type=positive, nargs="+", help="batch sizes of the convolutions"
+    )
     parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS, metavar="KIND")
     parser.add_argument("--skip", choices=KINDS, nargs="+", default=(), metavar="KIND")
-    parser.add_argument("--match", default="", help="only cases with this in their name")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per row, beyond 3 turns")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
-    parser.add_argument("--quick", action="store_true", help="a small case of each kind")
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="per row, after the minimum of 3 turns"
+    )
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--quick", action="store_true", help="one small case of each kind")
     options = parser.parse_args(arguments)
     gpu = torch.cuda.is_available()
     options.device = options.device or ("cuda" if gpu else "cpu")
@@ -60,17 +66,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.batches = options.batches or ([1] if options.quick else [1, 8])
     options.threads = sorted(set(options.threads))
     options.batches = sorted(set(options.batches))
-    # float32 first: the others are compared with it.
+    # float32 first: the other dtypes are compared with it.
     options.dtypes = [dtype for dtype in cases.DTYPES if dtype in options.dtypes]
     options.kinds = [kind for kind in KINDS if kind in options.only and kind not in options.skip]
-    refuse_impossible(options)
+    check_device(options)
     return options
 
 
-def refuse_impossible(options: argparse.Namespace) -> None:
-    """Ends with one line where this machine cannot do what is asked."""
+def check_device(options: argparse.Namespace) -> None:
+    """Exits with a message if this machine does not support the options."""
     if options.device == "cpu" and "tf32" in options.dtypes:
-        sys.exit("benchmark: --dtypes tf32: only GPUs have it")
+        sys.exit("benchmark: --dtypes tf32: only GPUs support it")
     if options.device == "cuda":
         if not torch.cuda.is_available():
             sys.exit("benchmark: --device cuda: PyTorch finds no GPU")
@@ -80,7 +86,7 @@ def refuse_impossible(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> Iterator[tuple[Case, Setting]]:
-    """Yields what is to be measured; the dtypes of a case follow upon each other."""
+    """Yields all measurements; those of the dtypes of a case are consecutive."""
     quick = options.quick
     lists: dict[str, tuple[Case, ...]] = {
         "conv": cases.QUICK_CONV_CASES if quick else cases.CONV_CASES,
@@ -97,16 +103,16 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Case, Setting]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures what is asked for, and prints the table."""
+    """Runs the measurements and prints the table."""
     options = parse(arguments)
     if "nets" in options.kinds and importlib.util.find_spec("detectron2") is None:
         options.kinds.remove("nets")
-        print("Detectron2 is not installed: no networks", file=sys.stderr)
+        print("Detectron2 is not installed: models are skipped", file=sys.stderr)
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True  # the plain convolution's best kernel
     jobs = list(plan(options))
     if not jobs:
-        sys.exit("benchmark: no case is left of --only, --skip, --match and --dtypes")
+        sys.exit("benchmark: no case matches --only, --skip, --match and --dtypes")
     shown = sys.stderr.isatty()
     with (
         memory.cpu_process() if options.device == "cpu" else nullcontext() as ask,

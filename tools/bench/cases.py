@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Which ops are timed, on which shapes, and beside which rivals."""
+"""The ops to time, their shapes, and the implementations to compare (rivals)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcn_plugin.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
 
-# tf32 is float32 whose products a GPU may round.
+# tf32 is float32 with GEMMs that a GPU may round.
 DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -30,7 +30,7 @@ OURS, TORCHVISION, MMCV, PLAIN = "dcn_plugin", "torchvision", "mmcv", "plain con
 
 @dataclass(frozen=True)
 class Setting:
-    """What a shape is timed with."""
+    """Device, dtype, threads and batch size of a measurement."""
 
     device: str
     dtype: str
@@ -38,25 +38,25 @@ class Setting:
     batch: int = 1
 
     def apply(self) -> None:
-        """Sets PyTorch's threads, and whether it may use tf32."""
+        """Sets the number of threads, and whether PyTorch may use tf32."""
         torch.set_num_threads(self.threads)
         torch.backends.cuda.matmul.allow_tf32 = self.dtype == "tf32"
         torch.backends.cudnn.allow_tf32 = self.dtype == "tf32"
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """Returns the layouts to compare: on a GPU the plain convolution is faster in one."""
+        """Returns the layouts to compare: on a GPU they differ in the plain convolution's speed."""
         return tuple(LAYOUTS) if self.device == "cuda" else ("nchw",)
 
     def randn(self, *size: int, layout: str = "nchw") -> Tensor:
-        """Draws a tensor in its own dtype and layout."""
+        """Returns a random tensor of the dtype and the layout."""
         drawn = torch.randn(size, dtype=DTYPES[self.dtype], device=self.device)
         return drawn.contiguous(memory_format=LAYOUTS[layout])
 
 
 @dataclass(frozen=True)
 class Rival:
-    """One way to compute a case."""
+    """One implementation of a case."""
 
     name: str
     layout: str = "nchw"
@@ -64,14 +64,14 @@ class Rival:
 
 @dataclass(frozen=True)
 class Call:
-    """A function with its tensors; those that require gradients get some."""
+    """A function with its arguments, and the gradient of its output."""
 
     function: Callable[..., Tensor]
     args: tuple
     grad_output: Tensor
 
     def run(self, direction: str) -> tuple[Tensor, ...]:
-        """Runs it once and returns all results."""
+        """Runs once; returns the output, and the gradients of the tensors that require them."""
         if direction == "forward":
             with torch.no_grad():
                 return (self.function(*self.args),)
@@ -82,7 +82,7 @@ class Call:
 
 @dataclass(frozen=True)
 class ConvCase:
-    """A 3x3 convolution that keeps size and channels."""
+    """A 3x3 convolution that preserves size and channels."""
 
     name: str
     channels: int
@@ -92,16 +92,16 @@ class ConvCase:
     kind = "conv"
 
     def small(self) -> ConvCase:
-        """Returns a case that runs the same code on little data."""
+        """Returns a small case that runs the same code, for warm-up."""
         return replace(self, height=8, width=8)
 
     def flop(self, batch: int, direction: str) -> int:
-        """Counts the products and sums; backward has two products of the forward's size."""
+        """Counts multiplications and additions; backward has two GEMMs of the forward's size."""
         forward = 2 * batch * self.height * self.width * self.channels * self.channels * 9
         return forward if direction == "forward" else 3 * forward
 
     def rivals(self, setting: Setting) -> dict[Rival, Call]:
-        """Draws the tensors, with offsets of about a pixel."""
+        """Returns the calls, with random tensors and offsets of about a pixel."""
         found: dict[Rival, Call] = {}
         size = (self.height, self.width)
         for layout in setting.layouts:
@@ -110,14 +110,14 @@ class ConvCase:
             offset = randn(setting.batch, 18, *size).requires_grad_()
             weight = randn(self.channels, self.channels, 3, 3).requires_grad_()
             grad_output = randn(setting.batch, self.channels, *size)
-            place = (1, self.dilation, self.dilation)  # stride, padding, dilation
-            deformable = (input, offset, weight, None, *place)
+            geometry = (1, self.dilation, self.dilation)  # stride, padding, dilation
+            deformable = (input, offset, weight, None, *geometry)
             functions = {OURS: (deform_conv2d, deformable)}
-            if layout == "nchw":  # the only one that they have
+            if layout == "nchw":  # the only one that they support
                 functions[TORCHVISION] = (torchvision.ops.deform_conv2d, deformable)
                 if mmcv_deform_conv2d() is not None:
-                    functions[MMCV] = (mmcv_deform_conv2d(), (input, offset, weight, *place))
-            functions[PLAIN] = (F.conv2d, (input, weight, None, *place))
+                    functions[MMCV] = (mmcv_deform_conv2d(), (input, offset, weight, *geometry))
+            functions[PLAIN] = (F.conv2d, (input, weight, None, *geometry))
             for name, (function, args) in functions.items():
                 found[Rival(name, layout)] = Call(function, args, grad_output)
         return found
@@ -125,7 +125,7 @@ class ConvCase:
 
 @functools.cache
 def mmcv_deform_conv2d() -> Callable[..., Tensor] | None:
-    """Returns mmcv's function where its compiled ops are installed."""
+    """Returns mmcv's function if its compiled ops are installed."""
     try:
         from mmcv.ops import deform_conv2d as function
     except ImportError:
@@ -135,7 +135,7 @@ def mmcv_deform_conv2d() -> Callable[..., Tensor] | None:
 
 @dataclass(frozen=True)
 class RoiCase:
-    """Pooling of boxes like a detector's, sampled as torchvision samples."""
+    """RoI pooling with boxes like a detector's and torchvision's sampling."""
 
     name: str
     channels: int  # of the output
@@ -148,30 +148,30 @@ class RoiCase:
     kind = "roi"
 
     def small(self) -> RoiCase:
-        """Returns a case that runs the same code on little data."""
+        """Returns a small case that runs the same code, for warm-up."""
         return replace(self, rois=2)
 
     def flop(self, batch: int, direction: str) -> None:
-        """There is no matrix product to compare with."""
+        """Returns None: there is no GEMM to compare with."""
 
     def boxes(self, dtype: torch.dtype) -> Tensor:
-        """Draws boxes of 32 to 400 pixels that lie on the image, Tensor[rois, 5]."""
+        """Returns random boxes of 32 to 400 pixels within the image, Tensor[rois, 5]."""
         image = torch.tensor([self.width * 16.0, self.height * 16.0])
         size = torch.minimum(32 + 368 * torch.rand(self.rois, 2), image)
         corner = torch.rand(self.rois, 2) * (image - size)
         return torch.cat([torch.zeros(self.rois, 1), corner, corner + size], dim=1).to(dtype)
 
     def rivals(self, setting: Setting) -> dict[Rival, Call]:
-        """Draws the tensors; torchvision knows no offsets, so ours runs without them too."""
+        """Returns the calls; torchvision has no offsets, so ours runs without them too."""
         ours, theirs = deform_roi_pool, functools.partial(torchvision.ops.roi_align, aligned=True)
         maps, offsets = self.channels, {"": 1}
         if self.position_sensitive:
             ours, theirs = deform_ps_roi_pool, torchvision.ops.ps_roi_align
             maps *= self.bins**2
-            # R-FCN's scores have offsets per class, its boxes share them.
+            # In R-FCN the scores have offsets per class, the box deltas share them.
             offsets = {"": self.channels, ", shared offsets": 1}
         boxes = self.boxes(DTYPES[setting.dtype]).to(setting.device)
-        moved = {
+        all_offsets = {
             remark: setting.randn(self.rois, 2 * classes, self.bins, self.bins).requires_grad_()
             for remark, classes in offsets.items()
         }
@@ -180,13 +180,13 @@ class RoiCase:
             input = setting.randn(1, maps, self.height, self.width, layout=layout).requires_grad_()
             size = (self.rois, self.channels, self.bins, self.bins)
             grad_output = setting.randn(*size, layout=layout)
-            how = (self.bins, 1 / 16, self.sampling_ratio)
+            options = (self.bins, 1 / 16, self.sampling_ratio)
             functions = {
-                OURS + remark: (ours, (input, boxes, offset, *how))
-                for remark, offset in {**moved, ", no offsets": None}.items()
+                OURS + remark: (ours, (input, boxes, offset, *options))
+                for remark, offset in {**all_offsets, ", no offsets": None}.items()
             }
             if layout == "nchw":
-                functions[TORCHVISION] = (theirs, (input, boxes, *how))
+                functions[TORCHVISION] = (theirs, (input, boxes, *options))
             for name, (function, args) in functions.items():
                 found[Rival(name, layout)] = Call(function, args, grad_output)
         return found

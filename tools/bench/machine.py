@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What the times were taken on: the machine, the versions, and how fast it multiplies matrices."""
+"""The environment of a benchmark: versions, processors and the GEMM peak."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Product:
-    """Sizes of the matrix products that the peak is taken from: a side, channels, a map's side."""
+class GemmSize:
+    """Sizes for measuring the peak: side of a square matrix, channels and side of a feature map."""
 
     side: int
     channels: int
@@ -29,13 +29,13 @@ class Product:
     batch: int = 1
 
 
-PRODUCTS = {"cpu": Product(2048, 512, 64), "cuda": Product(8192, 1024, 64, batch=16)}
-QUICK_PRODUCT = Product(128, 16, 16)
+SIZES = {"cpu": GemmSize(2048, 512, 64), "cuda": GemmSize(8192, 1024, 64, batch=16)}
+QUICK_SIZE = GemmSize(128, 16, 16)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The fastest matrix product that was found."""
+    """The fastest GEMM that was measured."""
 
     dtype: str
     threads: int
@@ -44,14 +44,14 @@ class Peak:
 
 
 def environment() -> dict[str, str]:
-    """Returns versions, processors and what was compiled, by name."""
+    """Returns versions, processors and the compiled ops by name."""
     library = env.load_library_module()
     rows = [*env.versions(), *env.devices(), *env.compiled(library)]
     return {**dict(rows), "Commit": commit() or "unknown"}
 
 
 def commit() -> str | None:
-    """Returns the commit of the sources, "-dirty" if they were changed; None without git."""
+    """Returns the commit of the sources, with "-dirty" if modified; None without git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -60,16 +60,15 @@ def commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def gemm_peak(setting: Setting, product: Product, seconds: float) -> Peak | None:
-    """Times large products and convolutions; None where none supports the dtype.
+def gemm_peak(setting: Setting, p: GemmSize, seconds: float) -> Peak | None:
+    """Times large GEMMs and convolutions; returns None if none supports the dtype.
 
     Args:
-        setting: the device, dtype and threads.
-        product: the sizes.
-        seconds: the time for each.
+        setting: The device, dtype and threads.
+        p: The sizes.
+        seconds: The time for each.
     """
     setting.apply()
-    p = product
     a, b = setting.randn(p.side, p.side), setting.randn(p.side, p.side)
     x = setting.randn(p.batch, p.channels, p.map, p.map, layout="nhwc")
     point = setting.randn(p.channels, p.channels, 1, 1, layout="nhwc")

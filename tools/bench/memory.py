@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Measures what a call takes at its peak beyond inputs, outputs and gradients: its workspace.
+"""Measures the workspace of a call: its peak memory beyond inputs, outputs and gradients.
 
-On a GPU PyTorch's allocator knows it. On the CPU it does not see what C++ allocates, so the kernel
-is asked for the most that the process had in memory. That runs in a process of its own, in which
-glibc gives back at once what is freed; where the times are taken this would cost time.
+On a GPU PyTorch's allocator reports it. On the CPU PyTorch does not see allocations of C++ code, so
+the peak resident memory is read from the kernel. This is done in a separate process, in which glibc
+returns freed memory at once, since that setting would slow down the timed calls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Ask = Callable[[ConvCase | RoiCase, Setting, Rival, str], float | None]
 
 @contextmanager
 def cpu_process() -> Iterator[Ask]:
-    """Gives a function that measures in another process, which lives as long as the context."""
+    """Yields a function that measures in another process, which ends with the context."""
     name = "MALLOC_MMAP_THRESHOLD_"
     before = os.environ.get(name)
     context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads
@@ -48,7 +48,7 @@ def cpu_process() -> Iterator[Ask]:
 def cpu_workspace(
     case: ConvCase | RoiCase, setting: Setting, rival: Rival, direction: str
 ) -> float | None:
-    """Returns MiB, or None where the kernel does not tell."""
+    """Returns MiB, or None if the kernel does not report the peak."""
     setting.apply()
     # Loads the libraries and starts the threads.
     case.small().rivals(setting)[rival].run(direction)
@@ -61,7 +61,7 @@ def cpu_workspace(
 
 
 def reset_peak() -> bool:
-    """Lets the kernel's record of the peak begin anew; tells whether it does."""
+    """Resets the kernel's record of the peak; returns whether that worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -70,7 +70,7 @@ def reset_peak() -> bool:
 
 
 def status(field: str) -> int:
-    """Returns a size of this process in bytes."""
+    """Reads a size in bytes from /proc/self/status."""
     found = re.search(rf"^{field}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"{STATUS} has no line {field}")
@@ -88,5 +88,5 @@ def cuda_workspace(call: Call, direction: str) -> float:
 
 
 def workspace(peak: int, results: tuple[Tensor, ...]) -> float:
-    """Takes the results off a peak; the rest may come out below zero by the size of pages."""
+    """Subtracts the results from a peak; rounding to pages may make the rest negative."""
     return max(0, peak - sum(result.nbytes for result in results)) / MIB

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Whole networks, plain against deformable, as in Table 4 of the paper."""
+"""Whole models, plain and deformable, as in Table 4 of the paper."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NET_DTYPES = ("float32", "tf32")
 
 @dataclass(frozen=True)
 class Net:
-    """A config, and what makes it plain or deformable."""
+    """A config with the keys that make it plain or deformable."""
 
     name: str
     config: str  # below configs/
     plain: tuple[str, ...]
     deformable: tuple[str, ...]
-    paper_times_plain: float | None = None  # Table 4's net forward
+    paper_times_plain: float | None = None  # net forward time in Table 4
     size: tuple[int, int] = (600, 1000)
     shared: tuple[str, ...] = ()
     kind = "nets"
@@ -42,7 +42,7 @@ CONFIG = "COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
 
 
 def on_reduced(channels: int, **keys: str) -> tuple[str, ...]:
-    """Returns what makes the paper's network on R-101 of a Faster R-CNN; keys are of MODEL."""
+    """Returns the keys of MODEL that turn a Faster R-CNN config into the paper's R-101 models."""
     settings = {
         "RESNETS.DEPTH": "101",
         "RESNETS.OUT_FEATURES": "['res4', 'reduced']",
@@ -88,7 +88,7 @@ QUICK_NETS = (
     ),
 )
 
-# As in the paper's section 4, where Detectron2's defaults differ.
+# Section 4 of the paper, where Detectron2's defaults differ.
 PAPER = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 300,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
@@ -97,7 +97,7 @@ PAPER = {
 
 
 def functions_of(net: Net, device: str, direction: str) -> dict[Rival, Callable[[], object]]:
-    """Builds the plain and the deformable network; returns a step of each."""
+    """Builds the plain and the deformable model; returns a function that runs one step of each."""
     from dcn_plugin.compat import ignore_known_warnings
 
     ignore_known_warnings()
@@ -110,7 +110,7 @@ def functions_of(net: Net, device: str, direction: str) -> dict[Rival, Callable[
 
 
 def config_of(net: Net, device: str, overrides: tuple[str, ...]) -> CfgNode:
-    """Reads a config; nothing is loaded from outside, and no step changes a weight."""
+    """Reads a config; no weights are loaded, and the learning rate is zero."""
     from detectron2.config import get_cfg
 
     from dcn_plugin import add_dcn_config
@@ -125,11 +125,11 @@ def config_of(net: Net, device: str, overrides: tuple[str, ...]) -> CfgNode:
 
 
 def build(cfg: CfgNode) -> nn.Module:
-    """Builds a network of random weights whose activations stay near one.
+    """Builds a model with random weights whose activations stay near one.
 
-    Without trained weights each residual block would double the variance: after a hundred layers
-    the proposals lie far outside the image and are dropped, and the heads would have nothing to
-    do. Offsets are spread by about a pixel, those of RoIs by a tenth of the box.
+    With the default initialization each residual block would double the variance: after a hundred
+    layers all proposals are outside the image, and the heads would have no work. Offsets have a
+    standard deviation of about a pixel, those of RoIs a tenth of the box.
     """
     from detectron2.modeling import build_model
 
@@ -148,7 +148,7 @@ def build(cfg: CfgNode) -> nn.Module:
 
 
 def inference(cfg: CfgNode, size: tuple[int, int]) -> Callable[[], object]:
-    """Returns the forward pass of one image, with post-processing."""
+    """Returns a function that runs inference on one image, with post-processing."""
     model, inputs = build(cfg).eval(), [sample(cfg, size)]
 
     def step() -> object:
@@ -159,7 +159,7 @@ def inference(cfg: CfgNode, size: tuple[int, int]) -> Callable[[], object]:
 
 
 def training_step(cfg: CfgNode, size: tuple[int, int]) -> Callable[[], object]:
-    """Returns forward pass, backward pass and update on one image."""
+    """Returns a function that runs forward, backward and optimizer step on one image."""
     from detectron2.solver import build_optimizer
     from detectron2.utils.events import EventStorage
 
@@ -177,7 +177,7 @@ def training_step(cfg: CfgNode, size: tuple[int, int]) -> Callable[[], object]:
 
 
 def sample(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
-    """Draws an image with what any network is trained on: boxes, and a class per pixel."""
+    """Returns a random image with boxes and a class per pixel, for any model."""
     from detectron2.structures import Boxes, Instances
 
     height, width = size

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Measures case after case, prints what it finds and keeps it."""
+"""Measures the cases one by one, prints the rows and saves them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Runner:
     def __init__(
         self, options: argparse.Namespace, ask: memory.Ask | None, say: Callable[[str], None]
     ) -> None:
-        """Starts with nothing measured.
+        """Starts without measurements.
 
         Args:
-            options: the command line.
-            ask: measures memory on the CPU; not needed on a GPU.
-            say: prints a line.
+            options: The command line.
+            ask: Measures memory on the CPU; not needed on a GPU.
+            say: Prints a line.
         """
         self.options = options
         self.ask = ask
@@ -37,7 +37,7 @@ class Runner:
         self.rows: list[table.Row] = []
 
     def begin(self) -> None:
-        """Prints the head of the table, and measures the GEMM peaks for it."""
+        """Prints the environment and the table header, and measures the GEMM peaks."""
         width = max(map(len, self.environment))
         for name, value in self.environment.items():
             self.say(f"{name:<{width}}  {value}")
@@ -47,14 +47,14 @@ class Runner:
         self.save()
 
     def measure_peaks(self) -> None:
-        """Measures the GEMM peak of each dtype and number of threads."""
+        """Measures the GEMM peak for each dtype and number of threads."""
         device = self.options.device
-        product = machine.QUICK_PRODUCT if self.options.quick else machine.PRODUCTS[device]
+        size = machine.QUICK_SIZE if self.options.quick else machine.SIZES[device]
         seconds = min(1.0, self.options.seconds)
-        self.say("\nGEMM peak, of large products")
+        self.say("\nGEMM peak, of large matrices")
         for threads in self.options.threads:
             for dtype in self.options.dtypes:
-                peak = machine.gemm_peak(Setting(device, dtype, threads), product, seconds)
+                peak = machine.gemm_peak(Setting(device, dtype, threads), size, seconds)
                 if peak is not None:
                     self.peaks[dtype, threads] = peak
                     self.say(f"  {table.peak_line(peak)}")
@@ -69,7 +69,7 @@ class Runner:
             self.run_op(case, setting)
 
     def run_op(self, case: ConvCase | RoiCase, setting: Setting) -> None:
-        """Measures an op: times first, then memory."""
+        """Measures times and then memory of an op."""
         calls = case.rivals(setting)
         for direction in cases.DIRECTIONS:
             functions = {r: lambda c=c, d=direction: c.run(d) for r, c in calls.items()}
@@ -91,7 +91,7 @@ class Runner:
             self.add(context, times, workspaces)
 
     def run_net(self, net: nets.Net, setting: Setting) -> None:
-        """Measures a network: inference, then a training step."""
+        """Measures inference and a training step of a model."""
         for direction in (nets.INFERENCE, nets.TRAINING):
             functions = nets.functions_of(net, setting.device, direction)
             times = measure(functions, setting.device, self.options.seconds, graphs=False)
@@ -106,7 +106,7 @@ class Runner:
         times: dict[Rival, Times | None],
         workspaces: dict[Rival, float | None],
     ) -> None:
-        """Prints and keeps the rows of one direction."""
+        """Prints and saves the rows of one direction."""
         rows = table.make_rows(context, times, workspaces, self.rows)
         for row in rows:
             self.say(table.line(row))
@@ -114,7 +114,7 @@ class Runner:
         self.save()
 
     def save(self) -> None:
-        """Writes all there is, after every group: a long run may be cut short."""
+        """Writes all rows so far, since a long run may be interrupted."""
         path = self.options.json
         if path is None:
             return

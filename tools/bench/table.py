@@ -1,43 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Rows, their ratios, and how they are printed."""
+"""Rows of the benchmark, their ratios, and how they are printed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .cases import OURS, PLAIN, TORCHVISION, Rival, Setting
 from .machine import Peak
 from .timing import Times
 
 NAME_WIDTH, COLUMN_WIDTH = 52, 8
-HEADS = (
-    "least",
-    "median",
-    "spread",
-    "x plain",
-    "x tv",
-    "x fp32",
-    "GFLOP/s",
-    "peak",
-    "MiB",
-    "graph",
-)
+HEADS = ("min", "median", "spread", "x plain", "x tv", "x fp32", "GFLOP/s", "peak", "MiB", "graph")
 LEGEND = """\
-least, median    ms of a call; graph: ms of a replayed CUDA graph (median)
-spread           distance of the quartiles in percent of the median
-x plain, x tv    median in multiples of the plain convolution's in the same layout, of torchvision's
-x fp32           median in multiples of the same rival's in float32
-GFLOP/s, peak    of the convolution's products by the median, as a share of the GEMM peak above
-MiB              memory at the peak beyond inputs, outputs and gradients"""
+min, median      ms per call; graph: ms per replay of a CUDA graph (median)
+spread           interquartile range in percent of the median
+x plain, x tv    median relative to the plain convolution in the same layout, to torchvision
+x fp32           median relative to the same implementation in float32
+GFLOP/s, peak    of the GEMMs by the median, and relative to the GEMM peak above
+MiB              peak memory beyond inputs, outputs and gradients"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one rival; numbers are None where there are none, turns 0 if unsupported.
+    """The measurements of one implementation; numbers that do not apply are None.
 
-    Times are in milliseconds, `times_...` ratios of medians, `peak_share` a fraction.
+    Times are in milliseconds, `times_...` are ratios of medians, `peak_share` is a fraction.
     """
 
     kind: str
@@ -50,7 +39,7 @@ class Row:
     direction: str
     supported: bool
     turns: int = 0
-    least_ms: float | None = None
+    min_ms: float | None = None
     median_ms: float | None = None
     spread_percent: float | None = None
     graph_ms: float | None = None
@@ -64,7 +53,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Names direction, rival and layout."""
+        """Returns direction, implementation and layout."""
         layout = "" if self.layout == "nchw" else f", {self.layout}"
         return f"  {self.direction:<17}{self.rival}{layout}"
 
@@ -79,7 +68,7 @@ class Context:
     setting: Setting
     flop: int | None = None
     peak: Peak | None = None
-    paper_times_plain: float | None = None  # of the deformable net
+    paper_times_plain: float | None = None  # of the deformable model
 
 
 def make_rows(
@@ -91,93 +80,77 @@ def make_rows(
     """Turns times into rows with their ratios.
 
     Args:
-        context: what the rows share.
-        times: of each rival; None: not supported.
-        workspaces: MiB of each rival that is supported.
-        earlier: rows from before, among them perhaps those of float32.
+        context: What the rows share.
+        times: The times of each rival; None if it does not support the dtype.
+        workspaces: MiB of each supported rival.
+        earlier: Earlier rows, which may contain those of float32.
     """
-    of_float32 = {key(row): row.median_ms for row in earlier if row.dtype == "float32"}
-    rows = []
+    float32 = {key(row): row.median_ms for row in earlier if row.dtype == "float32"}
+    setting, rows = context.setting, []
     for rival, measured in times.items():
-        row = blank_row(context, rival, measured is not None)
+        row = Row(
+            kind=context.kind,
+            case=context.case,
+            batch=setting.batch,
+            dtype=setting.dtype,
+            threads=setting.threads,
+            rival=rival.name,
+            layout=rival.layout,
+            direction=context.direction,
+            supported=measured is not None,
+        )
         if measured is not None:
-            numbers = numbers_of(context, rival, times, measured)
-            float32 = of_float32.get(key(row))
-            if float32 is not None:
-                numbers["times_float32"] = measured.median / float32
-            numbers["workspace_mib"] = workspaces.get(rival)
-            row = Row(**{**vars(row), **numbers})
+            median = measured.median
+            plain, torchvision = (
+                times.get(Rival(PLAIN, rival.layout)),
+                times.get(Rival(TORCHVISION)),
+            )
+            gflops = context.flop / median / 1e6 if context.flop else None
+            row = replace(
+                row,
+                turns=len(measured.wall),
+                min_ms=min(measured.wall),
+                median_ms=median,
+                spread_percent=measured.spread,
+                graph_ms=measured.graph_median,
+                times_plain=median / plain.median if plain else None,
+                times_torchvision=median / torchvision.median if torchvision else None,
+                times_float32=median / float32[key(row)] if float32.get(key(row)) else None,
+                gflops=gflops,
+                peak_share=gflops / context.peak.gflops if gflops and context.peak else None,
+                workspace_mib=workspaces.get(rival),
+                paper_times_plain=context.paper_times_plain if rival.name == OURS else None,
+            )
         rows.append(row)
     return rows
 
 
-def blank_row(context: Context, rival: Rival, supported: bool) -> Row:
-    """Returns a row without numbers."""
-    setting = context.setting
-    return Row(
-        kind=context.kind,
-        case=context.case,
-        batch=setting.batch,
-        dtype=setting.dtype,
-        threads=setting.threads,
-        rival=rival.name,
-        layout=rival.layout,
-        direction=context.direction,
-        supported=supported,
-    )
-
-
-def numbers_of(
-    context: Context, rival: Rival, times: Mapping[Rival, Times | None], measured: Times
-) -> dict[str, float | int | None]:
-    """Returns what follows from the times of one turn-taking group."""
-    gflops = context.flop / measured.median / 1e6 if context.flop else None
-    peak = context.peak.gflops if context.peak else None
-    return {
-        "turns": len(measured.wall),
-        "least_ms": min(measured.wall),
-        "median_ms": measured.median,
-        "spread_percent": measured.spread,
-        "graph_ms": measured.graph_median,
-        "times_plain": ratio(measured, times.get(Rival(PLAIN, rival.layout))),
-        "times_torchvision": ratio(measured, times.get(Rival(TORCHVISION))),
-        "gflops": gflops,
-        "peak_share": gflops / peak if gflops and peak else None,
-        "paper_times_plain": context.paper_times_plain if rival.name == OURS else None,
-    }
-
-
-def ratio(measured: Times, other: Times | None) -> float | None:
-    """Returns how many times the other's median a median is."""
-    return None if other is None else measured.median / other.median
-
-
 def key(row: Row) -> tuple:
-    """Returns what a row has in common with that of another dtype."""
+    """Returns what a row has in common with its rows of other dtypes."""
     return (row.case, row.batch, row.threads, row.rival, row.layout, row.direction)
 
 
 def heads() -> str:
-    """Returns the heads of the columns."""
+    """Returns the column headers."""
     return " " * NAME_WIDTH + "".join(f"{head:>{COLUMN_WIDTH}}" for head in HEADS)
 
 
 def title(case: str, setting: Setting) -> str:
-    """Returns the line above a case's rows."""
+    """Returns the title above the rows of a case."""
     return f"{case}; batch {setting.batch}, {setting.dtype}, {counted(setting.threads)}"
 
 
 def counted(threads: int) -> str:
-    """Returns a number of threads in words."""
+    """Formats a number of threads."""
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def line(row: Row) -> str:
-    """Returns a row as it is printed."""
+    """Formats a row."""
     if not row.supported:
         return f"{row.label:<{NAME_WIDTH}} not supported"
     cells = (
-        milliseconds(row.least_ms),
+        milliseconds(row.min_ms),
         milliseconds(row.median_ms),
         cell(row.spread_percent, ".1f", "%"),
         cell(row.times_plain, ".2f"),
@@ -195,15 +168,15 @@ def line(row: Row) -> str:
 
 
 def cell(value: float | None, form: str, unit: str = "") -> str:
-    """Returns a number, or a dash where there is none."""
+    """Formats a number, or a dash for None."""
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def milliseconds(value: float | None) -> str:
-    """Returns a time with about four digits, so that it fits its column."""
+    """Formats a time with about four digits, so that it fits its column."""
     return cell(value, ".3f" if value is not None and value < 10 else ".1f")
 
 
 def peak_line(peak: Peak) -> str:
-    """Returns a measured peak as it is printed."""
+    """Formats a measured peak."""
     return f"{peak.dtype}, {counted(peak.threads)}: {peak.gflops:.0f} GFLOP/s, by {peak.by}"

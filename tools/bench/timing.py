@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Times rivals in turns, so that a machine whose speed drifts slows them all."""
+"""Times functions in turns, so that a change of the machine's speed affects all of them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import torch
 Key = TypeVar("Key", bound=Hashable)
 Function = Callable[[], object]
 
-LEAST_TURNS, MOST_TURNS = 3, 15
-REPLAYS = 10  # of a graph, back to back: the time to launch the first is shared
-# What PyTorch's dispatch over dtypes says, in every library that uses it.
+MIN_TURNS, MAX_TURNS = 3, 15
+REPLAYS = 10  # of a graph in a row, to amortize the launch of the first
+# The message of PyTorch's dispatch over dtypes, in every library that uses it.
 UNSUPPORTED = re.compile(r"not implemented for '\w+'")
 
 
 @dataclass
 class Times:
-    """Milliseconds of each turn: of a call until it is done, and of a replayed CUDA graph."""
+    """Milliseconds of each call including synchronization, and of each replay of a CUDA graph."""
 
     wall: list[float] = field(default_factory=list)
     graph: list[float] = field(default_factory=list)
@@ -36,12 +36,12 @@ class Times:
 
     @property
     def graph_median(self) -> float | None:
-        """Returns the median of the replays, if there are any."""
+        """Returns the median of the replays, or None."""
         return statistics.median(self.graph) if self.graph else None
 
     @property
     def spread(self) -> float:
-        """Returns the distance of the quartiles in percent of the median."""
+        """Returns the interquartile range in percent of the median."""
         low, _, high = statistics.quantiles(self.wall, n=4, method="inclusive")
         return 100 * (high - low) / self.median
 
@@ -50,19 +50,19 @@ def measure(
     functions: Mapping[Key, Function],
     device: str,
     seconds: float,
-    least: int = LEAST_TURNS,
-    most: int = MOST_TURNS,
+    least: int = MIN_TURNS,
+    most: int = MAX_TURNS,
     graphs: bool = True,
 ) -> dict[Key, Times | None]:
-    """Times functions in turns, after one turn that is not counted.
+    """Times functions in turns, after one warm-up turn.
 
     Args:
-        functions: what to time.
+        functions: The functions to time.
         device: "cpu" or "cuda".
-        seconds: no further turn starts when the turns took this long per function.
-        least: turns that are made in any case.
-        most: turns at most.
-        graphs: whether to time CUDA graphs too, on a GPU.
+        seconds: No further turn starts after this time per function.
+        least: Minimum number of turns, whatever the time.
+        most: Maximum number of turns.
+        graphs: Whether to time CUDA graphs too, on a GPU.
 
     Returns:
         The times; None for a function that does not support its dtype.
@@ -85,7 +85,7 @@ def measure(
 
 
 def runs(function: Function, device: str) -> bool:
-    """Calls a function once; tells whether it supports its dtype. Other errors are raised."""
+    """Calls a function; returns whether it supports its dtype. Other errors are raised."""
     try:
         function()
     except RuntimeError as error:
@@ -103,7 +103,7 @@ def synchronize(device: str) -> None:
 
 
 def call_ms(function: Function, device: str) -> float:
-    """Times one call; its results are freed afterwards."""
+    """Times one call, without the release of its results."""
     synchronize(device)
     start = time.perf_counter()
     results = function()
@@ -114,10 +114,10 @@ def call_ms(function: Function, device: str) -> float:
 
 
 def capture(function: Function) -> torch.cuda.CUDAGraph | None:
-    """Records a function as a CUDA graph; None where it does what a graph cannot hold."""
+    """Captures a function as a CUDA graph; returns None if it cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # PyTorch asks for calls on such a stream before
+    with torch.cuda.stream(stream):  # PyTorch requires warm-up on a side stream
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(stream)
@@ -133,7 +133,7 @@ def capture(function: Function) -> torch.cuda.CUDAGraph | None:
 
 
 def replay_ms(graph: torch.cuda.CUDAGraph) -> float:
-    """Times a graph on the GPU's own clock."""
+    """Times the replays of a graph with CUDA events."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(REPLAYS):
