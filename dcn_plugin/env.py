@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What is installed, what was compiled, and what it runs on: `python -m dcn_plugin.env`.
+"""Prints versions, devices and the compiled ops for a bug report: `python -m dcn_plugin.env`.
 
-It prints also where the compiled ops are missing or do not load, and says how to mend that.
+It works without Detectron2, and if the compiled ops are missing or do not load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 Row = tuple[str, str]
 
-# Module, what it is called, its distribution (None: the version is in the module).
+# Module, label, distribution (None: the version is in the module).
 PACKAGES = (
     ("torchvision", "torchvision", "torchvision"),
     ("detectron2", "Detectron2", "detectron2"),
@@ -33,7 +33,7 @@ PACKAGES = (
 
 
 def load_library_module() -> ModuleType:
-    """Return `dcn_plugin.ops._library` without its package, which does not import unbuilt."""
+    """Returns `dcn_plugin.ops._library`; its package cannot be imported without compiled ops."""
     path = Path(__file__).resolve().parent / "ops" / "_library.py"
     spec = importlib.util.spec_from_file_location("dcn_plugin_library", path)
     assert spec is not None and spec.loader is not None
@@ -43,14 +43,14 @@ def load_library_module() -> ModuleType:
 
 
 def package_version(module: str, distribution: str | None) -> str:
-    """Return a package's version, or what keeps it from being imported."""
+    """Returns the version of a package, or why it cannot be imported."""
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name == module:
             return "not installed"
         return f"broken: {error}"
-    except Exception as error:  # whatever it does at import, this report goes on
+    except Exception as error:  # the report continues whatever an import raises
         return f"broken: {type(error).__name__}: {error}"
     try:
         found = version(distribution) if distribution else None
@@ -60,7 +60,7 @@ def package_version(module: str, distribution: str | None) -> str:
 
 
 def versions() -> list[Row]:
-    """Return the versions of everything that takes part."""
+    """Returns the versions of Python, PyTorch and the packages."""
     rows = [("Python", f"{platform.python_version()} ({sys.executable})"), ("System", system())]
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     rows.append(("PyTorch", f"{torch.__version__}, {cuda}"))
@@ -69,7 +69,7 @@ def versions() -> list[Row]:
 
 
 def system() -> str:
-    """Return the operating system's name."""
+    """Returns the name of the operating system."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -78,7 +78,7 @@ def system() -> str:
 
 
 def devices() -> list[Row]:
-    """Return the processors: this machine's and its GPUs."""
+    """Returns the CPU and the GPUs."""
     try:
         model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
@@ -98,15 +98,15 @@ def devices() -> list[Row]:
 
 
 def compiled(library: ModuleType) -> list[Row]:
-    """Return what the build recorded of itself."""
+    """Returns the record of the build."""
     info = library.build_info()
     if info is None:
-        return [("Compiled", f"nothing, or a build did not finish; run `{library.REBUILD}`")]
+        return [("Compiled", f"not yet, or the build was interrupted; run `{library.REBUILD}`")]
     rows = [("Compiled", f"dcn_plugin {info['version']} for PyTorch {info['torch']}")]
     rows.append(("Compiler", str(info["compiler"])))
     if info["cuda"]:
         archs = " ".join(info["arch_list"])
-        rows.append(("CUDA kernels", f"compiled by CUDA {info['cuda']} for {archs}"))
+        rows.append(("CUDA kernels", f"compiled with CUDA {info['cuda']} for {archs}"))
     else:
         rows.append(("CUDA kernels", f"not compiled: {info['no_cuda_reason']}"))
     if info["sanitize"]:
@@ -115,7 +115,7 @@ def compiled(library: ModuleType) -> list[Row]:
 
 
 def loaded(library: ModuleType) -> list[Row]:
-    """Load the library and return which ops it registered, and for which devices."""
+    """Loads the library; returns how many ops it registered, and for which devices."""
     try:
         library.load()
     except ImportError as error:
@@ -129,7 +129,7 @@ def loaded(library: ModuleType) -> list[Row]:
 
 
 def report() -> str:
-    """Return the whole report, a line per row."""
+    """Returns the whole report."""
     library = load_library_module()
     rows = [*versions(), *devices(), *compiled(library), *loaded(library)]
     width = max(len(label) for label, _ in rows)

@@ -14,28 +14,31 @@ import torch
 from dcn_plugin import env
 
 
-def test_names_every_package_and_what_was_compiled() -> None:
+def test_reports_versions_devices_and_the_build() -> None:
     printed = env.report()
     for word in ("Python", torch.__version__, "torchvision", "Detectron2", "CPU", "Compiled"):
         assert word in printed
     assert "Library" in printed.splitlines()[-1]
 
 
-def test_a_package_that_is_not_there_is_said_to_be_so() -> None:
+def test_a_missing_package_is_reported() -> None:
     assert env.package_version("no_such_package", None) == "not installed"
 
 
-def test_works_without_the_library(tmp_path) -> None:
+def test_works_without_compiled_ops(tmp_path) -> None:
     built = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
     shutil.copytree(Path(env.__file__).parent, tmp_path / "dcn_plugin", ignore=built)
+    for name in ("detectron2", "torchvision", "cv2", "pycocotools"):  # not installed, and so quick
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})\n")
     command = [sys.executable, "-m", "dcn_plugin.env"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "does not load" in done.stdout
+    assert done.stdout.count("not installed") == 4
     assert "pip install --no-build-isolation -e ." in done.stdout
 
 
-def test_works_with_a_library_that_does_not_load(monkeypatch) -> None:
+def test_works_if_the_library_does_not_load(monkeypatch) -> None:
     library = env.load_library_module()
 
     def fail() -> None:

@@ -4,12 +4,12 @@
 
     python tools/get_detectron2.py [--force]
 
-Detectron2 is not on PyPI under its own name. Its 0.6 release is, as the source distribution
-`pb1-detectron2`: it is fetched by hash, edited to run with today's NumPy, Pillow and setuptools,
-and installed without its dependencies, under its own name. Where a Detectron2 can be imported
-already, nothing is done. The environment needs PyTorch, setuptools and wheel.
+Detectron2 is not on PyPI under its own name; its release 0.6 is, as the source distribution
+`pb1-detectron2`. This script downloads it by hash, edits it to run with current NumPy, Pillow and
+setuptools, and installs it without its dependencies, under its own name. If a Detectron2 can be
+imported already, it does nothing. The environment needs PyTorch, setuptools and wheel.
 
-The distribution has no C++ sources, so the result has no `detectron2._C`: rotated boxes and
+The distribution contains no C++ sources, so there is no `detectron2._C`: rotated boxes and
 Detectron2's own deformable convolution on CUDA do not work. dcn_plugin uses neither.
 """
 
@@ -22,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +29,13 @@ NAME = "pb1-detectron2"
 VERSION = "0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 
-# pip 26.3 refuses the metadata of the distribution (an extra with a URL): this one fetches it.
+# pip 26.3 rejects the metadata of the distribution (an extra with a URL), so this one downloads it.
 PIP = "pip==25.3"
 PIP_SHA256 = "9655943313a94722b7774661c21049070f6bbb0a1516bf02f7c8d5d9201514cd"
 
 
 class Edit(NamedTuple):
-    """One replacement in one file, and how often the old text must occur there."""
+    """A replacement in a file, and how often the old text must occur there."""
 
     file: str
     old: str
@@ -53,19 +52,19 @@ except ImportError:  # this build has no compiled ops
 
 EDITS = (
     Edit("setup.py", f'name="{NAME}"', 'name="detectron2"'),
-    Edit("setup.py", "ext_modules=get_extensions(),", ""),  # layers/csrc is not there
+    Edit("setup.py", "ext_modules=get_extensions(),", ""),  # layers/csrc is missing
     Edit("setup.py", "get_model_zoo_configs()}", '["configs/**/*.yaml", "configs/**/*.py"]}'),
     Edit("setup.py", '"black==21.4b2",', ""),  # only LazyConfig.to_py uses it
     Edit("setup.py", '"future",  # used by caffe2', ""),
     Edit("setup.py", '"pydot",  # used to save caffe2 SVGs', ""),
-    # NumPy 1.24 and Pillow 10 dropped these names.
+    # NumPy 1.24 and Pillow 10 removed these names.
     Edit("detectron2/data/build.py", "np.int)", "int)"),
     Edit("detectron2/data/build.py", "dtype=np.int\n", "dtype=int\n"),
     Edit("detectron2/data/datasets/pascal_voc.py", "np.str)", "str)"),
     Edit("detectron2/evaluation/sem_seg_evaluation.py", "np.int)", "int)", 2),
     Edit("detectron2/evaluation/sem_seg_evaluation.py", "np.float)", "float)", 5),
     Edit("detectron2/data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR"),
-    # The fast evaluation is compiled; pycocotools' own does the same.
+    # The fast evaluation is compiled; that of pycocotools computes the same.
     Edit(
         "detectron2/evaluation/coco_evaluation.py",
         "from detectron2.evaluation.fast_eval_api import COCOeval_opt",
@@ -75,7 +74,7 @@ EDITS = (
     Edit("detectron2/layers/roi_align_rotated.py", IMPORT_C, TRY_IMPORT_C),
     Edit("detectron2/layers/rotated_boxes.py", IMPORT_C, TRY_IMPORT_C),
     Edit("detectron2/export/__init__.py", "from .api import *\n", ""),  # needs caffe2
-    # setuptools 82 dropped pkg_resources.
+    # setuptools 82 removed pkg_resources.
     Edit("detectron2/model_zoo/model_zoo.py", "import pkg_resources\n", ""),
     Edit(
         "detectron2/model_zoo/model_zoo.py",
@@ -88,23 +87,23 @@ EDITS = (
 
 
 class InstallError(Exception):
-    """Detectron2 cannot be installed; the message says why."""
+    """Detectron2 cannot be installed."""
 
 
 def installed_version() -> str | None:
-    """Return the version of the Detectron2 that can be imported here, None without one."""
+    """Returns the version of the Detectron2 that can be imported, or None."""
     probe = [sys.executable, "-c", "import detectron2; print(detectron2.__version__)"]
-    # Another process: one that ends here must not leave a half-imported package behind.
+    # In another process, so that a failed import leaves nothing behind.
     done = subprocess.run(probe, capture_output=True, text=True, cwd=tempfile.gettempdir())
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def apply_edits(root: Path, edits: tuple[Edit, ...] = EDITS) -> None:
-    """Apply the edits to the unpacked distribution.
+    """Applies the edits to the unpacked distribution.
 
     Args:
-        root: The folder that holds its setup.py.
-        edits: What to replace; each must find its text exactly as often as it says.
+        root: The folder of its setup.py.
+        edits: The replacements; each must find its text exactly `count` times.
     """
     for edit in edits:
         path = root / edit.file
@@ -121,11 +120,11 @@ def apply_edits(root: Path, edits: tuple[Edit, ...] = EDITS) -> None:
 
 
 def run_pip(task: str, *arguments: str, pip: Path | None = None) -> None:
-    """Run pip on this environment, or fail with what it printed.
+    """Runs pip; raises InstallError with its output if it fails.
 
     Args:
-        task: What it is to do, for the error message.
-        arguments: Its arguments.
+        task: What pip does, for the error message.
+        arguments: The arguments of pip.
         pip: A folder with another pip than this environment's.
     """
     environment = dict(os.environ)
@@ -143,7 +142,7 @@ def run_pip(task: str, *arguments: str, pip: Path | None = None) -> None:
 
 
 def fetch(folder: Path) -> Path:
-    """Download and unpack the distribution; return the folder that holds its setup.py."""
+    """Downloads and unpacks the distribution; returns the folder of its setup.py."""
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{PIP} --hash=sha256:{PIP_SHA256}\n")
     old_pip = folder / "pip"
@@ -160,7 +159,7 @@ def fetch(folder: Path) -> Path:
 
 
 def install() -> None:
-    """Fetch, edit and install Detectron2."""
+    """Downloads, edits and installs Detectron2."""
     for package in ("torch", "setuptools", "wheel"):
         if importlib.util.find_spec(package) is None:
             raise InstallError(f"{package} is missing in {sys.prefix}: install it first")
@@ -172,19 +171,14 @@ def install() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
+    """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--force", action="store_true", help="install even where there is one")
+    parser.add_argument("--force", action="store_true", help="reinstall even if it is installed")
     options = parser.parse_args(arguments)
     present = None if options.force else installed_version()
     if present is not None:
-        print(f"Detectron2 {present} is already here: nothing to do")
+        print(f"Detectron2 {present} is already installed")
         return 0
-    try:
-        broken = version("detectron2")
-        print(f"Detectron2 {broken} is installed, but is reinstalled here", flush=True)
-    except PackageNotFoundError:
-        pass
     try:
         install()
     except InstallError as error:
