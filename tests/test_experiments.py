@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Each family of configs from end to end, on data in the form of the real sets."""
+"""Each family of configs from end to end, on small data sets in the format of the real ones."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """VOC, SBD, Cityscapes and COCO in small, in the catalogue."""
+    """Registers small versions of VOC, SBD, Cityscapes and COCO."""
     folder = tmp_path_factory.mktemp("datasets")
     write_tiny_voc(folder)
     write_tiny_sbd(folder / "sbd", folder / "VOC2012")
@@ -80,7 +80,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for split, count in (("train", 4), ("val", 2)):
         path = write_tiny_coco(folder / f"coco/{split}2017", images=count)
         content = json.loads(path.read_text())
-        # COCO's own categories, of which the first two are shown.
+        # All categories of COCO, of which the images show the first two.
         content["categories"] = [
             {"id": item["id"], "name": item["name"]} for item in COCO_CATEGORIES if item["isthing"]
         ]
@@ -91,7 +91,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(name: str, output: Path, *, flags: dict[str, bool] | None = None, **more: object) -> dict:
-    """Runs train_net.py's main on a config; more: keys, with __ for dots."""
+    """Runs main of train_net.py on a config; `more` are keys, with __ for dots."""
     keys = {**SLIM, "OUTPUT_DIR": output, **{k.replace("__", "."): v for k, v in more.items()}}
     args = Namespace(
         config_file=str(CONFIGS / f"{name}.yaml"),
@@ -101,12 +101,12 @@ def run(name: str, output: Path, *, flags: dict[str, bool] | None = None, **more
     return train_net.main(args)
 
 
-def figure(results: dict, path: str) -> float:
+def metric_of(results: dict, path: str) -> float:
     task, metric = path.split("/")
     return results[task][metric]
 
 
-COCO = {  # in the place of trainval and test-dev
+COCO = {  # instead of trainval and test-dev
     "DATASETS__TRAIN": "('coco_2017_train',)",
     "DATASETS__TEST": "('coco_2017_val',)",
 }
@@ -116,9 +116,9 @@ COCO = {  # in the place of trainval and test-dev
 def test_trains_resumes_and_evaluates(name: str, tmp_path: Path) -> None:
     more = COCO if name.startswith("COCO") else {}
     whole = run(name, tmp_path / "whole", SOLVER__MAX_ITER=4, SOLVER__STEPS="(3,)", **more)
-    assert math.isfinite(figure(whole, FAMILIES[name]))
+    assert math.isfinite(metric_of(whole, FAMILIES[name]))
     saved = json.loads((tmp_path / "whole/results.json").read_text())
-    assert figure(saved, FAMILIES[name]) == figure(whole, FAMILIES[name])
+    assert metric_of(saved, FAMILIES[name]) == metric_of(whole, FAMILIES[name])
     for file in ("config.yaml", "log.txt", "metrics.json", "model_final.pth"):
         assert (tmp_path / "whole" / file).is_file(), file
 
@@ -126,7 +126,7 @@ def test_trains_resumes_and_evaluates(name: str, tmp_path: Path) -> None:
     run(name, tmp_path / "parts", **{**first, "TEST__BOX_AVERAGING__ENABLED": False, **more})
     rest = {"SOLVER__MAX_ITER": 4, "SOLVER__STEPS": "(3,)", "flags": {"resume": True}}
     resumed = run(name, tmp_path / "parts", **rest, **more)
-    assert figure(resumed, FAMILIES[name]) == figure(whole, FAMILIES[name])
+    assert metric_of(resumed, FAMILIES[name]) == metric_of(whole, FAMILIES[name])
     weights = [
         torch.load(tmp_path / part / "model_final.pth", weights_only=True)["model"]
         for part in ("whole", "parts")
@@ -141,7 +141,7 @@ def test_trains_resumes_and_evaluates(name: str, tmp_path: Path) -> None:
         assert again[task] == pytest.approx(whole[task], nan_ok=True), task
 
 
-def test_fixed_proposals_are_made_and_taken(tmp_path: Path) -> None:
+def test_precomputed_proposals_are_written_and_used(tmp_path: Path) -> None:
     run("VOC-Detection/rpn_R_101", tmp_path / "rpn", SOLVER__MAX_ITER=2, SOLVER__STEPS="()")
     names = [f"voc_{year}_trainval_no_difficult" for year in (2007, 2012)] + ["voc_2007_test"]
     words = ["--config-file", str(tmp_path / "rpn/config.yaml"), "--output", str(tmp_path)]
@@ -158,7 +158,7 @@ def test_fixed_proposals_are_made_and_taken(tmp_path: Path) -> None:
     assert math.isfinite(results["bbox"]["AP70"])
 
 
-def test_test_dev_leaves_the_file_for_cocos_server(root: Path, tmp_path: Path) -> None:
+def test_test_dev_writes_the_file_for_cocos_server(root: Path, tmp_path: Path) -> None:
     content = json.loads((root / "coco/annotations/instances_val2017.json").read_text())
     del content["annotations"]
     (root / "coco/annotations/image_info_test-dev2017.json").write_text(json.dumps(content))
