@@ -85,7 +85,7 @@ def invoke_main() -> None:
     with exit_on_error("train_net"):
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun has started several processes
             check_config(read_config(args), not args.eval_only, args.resume)
-        launch(main, args)
+    launch(main, args)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,22 @@ def test_resumes_with_the_learning_rates_of_the_config(tiny_coco, tmp_path) -> N
             assert group["initial_lr"] == pytest.approx(0.001 * factor), names[parameter]
     expected = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     assert trainer.scheduler.base_lrs == expected
+
+
+def test_only_errors_before_training_are_one_line(tiny_coco, tmp_path, monkeypatch) -> None:
+    def train(self: Trainer) -> None:
+        raise ValueError("in training")
+
+    monkeypatch.setattr(Trainer, "train", train)
+    words = {"MODEL.ROI_HEADS.NUM_CLASSES": 2, "DATASETS.TRAIN": f"('{tiny_coco}',)"}
+    words |= {"DATASETS.TEST": "()", "MODEL.WEIGHTS": "", "OUTPUT_DIR": tmp_path}
+    options = [str(word) for pair in words.items() for word in pair]
+    monkeypatch.setattr("sys.argv", ["train_net.py", "--config-file", str(ROOT / CONFIG), *options])
+    with pytest.raises(ValueError, match="in training"):
+        train_net.invoke_main()
+    monkeypatch.setattr("sys.argv", [*sys.argv, "MODEL.DEVICE", "none"])
+    with pytest.raises(SystemExit, match=r"train_net: MODEL\.DEVICE must be"):
+        train_net.invoke_main()
 
 
 ON_REDUCED = {
