@@ -31,8 +31,8 @@ from detectron2.export import TracingAdapter
 
 from dcn_plugin.analysis.complexity import Cost, count_cost
 from dcn_plugin.compat import ignore_known_warnings
-from dcn_plugin.engine import load_network, read_config
-from dcn_plugin.engine.settings import check_device, check_weights, refuse_proposals
+from dcn_plugin.engine import load_model, read_config
+from dcn_plugin.engine.config_checks import check_device, check_weights, refuse_proposals
 
 HEAD = "| model | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
 
@@ -85,7 +85,7 @@ def measure_models(
         path = f"{folder}/image.jpg"
         Image.fromarray(pixels).save(path, quality=90)
         for name, cfg in cfgs.items():
-            model = load_network(cfg)
+            model = load_model(cfg)
             mapper = DatasetMapper(cfg, is_train=False)
             image = mapper({"file_name": path})
             adapter = TracingAdapter(model, [{"image": image["image"]}], allow_non_tensor=True)

@@ -36,9 +36,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
 
 from dcn_plugin.analysis.figures import Panel, save_panels
-from dcn_plugin.data.check import learns_boxes
 from dcn_plugin.engine import check_config, read_config
-from dcn_plugin.engine.settings import refuse_proposals
+from dcn_plugin.engine.config_checks import refuse_proposals
 
 CONFIG, PLAIN = (
     ROOT / f"configs/Shapes/ca_rpn_slim_{difference}_demo.yaml"
@@ -170,10 +169,10 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args)
     check_config(cfg, True)
     refuse_proposals(cfg)
-    if not learns_boxes(cfg.MODEL.META_ARCHITECTURE):
-        raise ValueError(f"--config-file must be of a detector, got {cfg.MODEL.META_ARCHITECTURE}")
     if len(cfg.DATASETS.TEST) != 1:
         raise ValueError(f"DATASETS.TEST must be one data set, got {cfg.DATASETS.TEST}")
+    if MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type") != "coco":
+        raise ValueError(f"DATASETS.TEST must be in COCO's format, got {cfg.DATASETS.TEST[0]}")
     return cfg
 
 

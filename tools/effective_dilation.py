@@ -34,9 +34,9 @@ from detectron2.utils.logger import setup_logger
 from dcn_plugin.analysis import AnnotatedImage, Dilation, effective_dilation, on_object_share
 from dcn_plugin.analysis.effective_dilation import AREAS, CATEGORIES
 from dcn_plugin.analysis.on_object_share import OFFSETS, OnObjectShare
-from dcn_plugin.data import add_custom_data_option, check_datasets
-from dcn_plugin.engine import load_network
-from dcn_plugin.engine.settings import read_trained_config
+from dcn_plugin.data import add_custom_data_option
+from dcn_plugin.engine import load_model, read_trained_config
+from dcn_plugin.engine.config_checks import check_datasets
 
 NO_BOXES = torch.zeros(0, 4)
 
@@ -134,7 +134,7 @@ def main(words: list[str] | None = None) -> None:
     setup_logger()
     try:
         cfg = read_settings(args)
-        model = load_network(cfg)
+        model = load_model(cfg)
         areas = [side**2 for side in args.areas]
         images = annotated_images(cfg, args.limit)
         print(dilation_table(effective_dilation(model, images, areas=areas)))

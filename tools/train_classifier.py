@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from dcn_plugin.engine.processes import join_torchrun, leave_processes, stop_with, under_torchrun
+from dcn_plugin.engine.launch import join_torchrun
 from dcn_plugin.modeling import AlignedInceptionResNet
 
 # Detectron2's MODEL.PIXEL_MEAN: blue, green, red; its MODEL.PIXEL_STD is 1.
@@ -282,8 +283,8 @@ def main(words: list[str] | None = None) -> None:
     args = parse_arguments(words)
     try:
         check_output(args)
-        if under_torchrun():
-            join_torchrun("nccl" if args.device == "cuda" else "gloo")
+        if dist.is_torchelastic_launched():
+            join_torchrun()
         trainer = ClassifierTrainer(args)
         setup_logger(str(args.output), distributed_rank=comm.get_rank())
         if args.resume or args.eval_only:
@@ -295,10 +296,9 @@ def main(words: list[str] | None = None) -> None:
         else:
             trainer.train(trainer.start_iter, trainer.max_iter)
     except (OSError, ValueError) as error:
-        stop_with(f"train_classifier: {error}")
+        sys.exit(f"train_classifier: {error}")
     except FloatingPointError as error:
-        stop_with(f"train_classifier: a lower --lr may help: {error}")
-    leave_processes()
+        sys.exit(f"train_classifier: a lower --lr may help: {error}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.data import add_custom_data_option
-from dcn_plugin.engine.settings import read_trained_config
+from dcn_plugin.engine import read_trained_config
 
 
 def point(text: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from .command_line import read_config, read_trained_config
 from .config_checks import check_config, exit_on_error
 from .exact_resume import ExactResume, ResumableTrainLoader
 from .launch import launch
-from .model import load_network
+from .model import load_model
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer, get_offset_optimizer_params
 from .trainer import Trainer, write_results
@@ -23,7 +23,7 @@ __all__ = [
     "exit_on_error",
     "get_offset_optimizer_params",
     "launch",
-    "load_network",
+    "load_model",
     "read_config",
     "read_trained_config",
     "write_results",

@@ -18,7 +18,7 @@ def set_memory_format(cfg: CfgNode, model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
 
-def load_network(cfg: CfgNode) -> nn.Module:
+def load_model(cfg: CfgNode) -> nn.Module:
     """Builds a model in evaluation mode and loads MODEL.WEIGHTS, which may be empty."""
     model = set_memory_format(cfg, build_model(cfg)).eval()
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from dcn_plugin.analysis import Recording, RoIBins, deformable_pools, record, record_roi_bins
 from dcn_plugin.analysis.recording import deformable_layers
 from dcn_plugin.compat import ignore_known_warnings
-from dcn_plugin.engine import load_network
+from dcn_plugin.engine import load_model
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RecordingPredictor:
         """
         ignore_known_warnings()
         self.cfg, self.score = cfg, score
-        self.model = load_network(cfg)
+        self.model = load_model(cfg)
         self.has_layers = bool(deformable_layers(self.model))
         self.is_deformable = self.has_layers or bool(deformable_pools(self.model))
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)

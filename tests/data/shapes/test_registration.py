@@ -156,5 +156,7 @@ def test_opencv_is_needed_to_generate_only(monkeypatch) -> None:
 def test_the_number_of_classes_is_checked(few: str) -> None:
     cfg = config(few, "RFCN")
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
-    with pytest.raises(ValueError, match=r"MODEL.ROI_HEADS.NUM_CLASSES is 7, shapes_few_train in .* has 8 classes"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.ROI_HEADS.NUM_CLASSES is 7, shapes_few_train in .* has 8 classes"
+    ):
         check_datasets(cfg, True)
