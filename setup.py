@@ -91,7 +91,7 @@ def extension() -> Any:
     openmp = ["-fopenmp"] if LINUX else []  # at::parallel_for is inline
     if SANITIZE:
         flags = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-O1", "-g"]
-        flags += ["-fno-omit-frame-pointer", "-DDCN_SANITIZE"]
+        flags += ["-fno-omit-frame-pointer", "-DDCN_SANITIZE", "-D_GLIBCXX_ASSERTIONS"]
     else:
         flags = ["-O3", "-g0", "-DNDEBUG"]
     make_extension = CUDAExtension if CUDA else CppExtension

@@ -57,7 +57,9 @@ BackwardPlan::BackwardPlan(
   tile = std::min(std::max<int64_t>(rounded_down(most, 2), 2), positions);
   tiles = (positions + tile - 1) / tile;
   images = std::clamp<int64_t>(
-      kGradBytes / std::max<int64_t>(tile * grad_bytes, 1), 1, shape.batch);
+      kGradBytes / std::max<int64_t>(tile * grad_bytes, 1),
+      1,
+      std::max<int64_t>(shape.batch, 1));
   const int64_t depth = taps * cut.widest;
   block = std::clamp<int64_t>(
       rounded_down(kColumnBytes / (depth * element_bytes), 16), 16, 512);

@@ -13,7 +13,7 @@ import torchvision
 
 from dcn_plugin.ops import deform_conv2d
 from tests import reference
-from tests.closeness import assert_near
+from tests.closeness import DTYPES, assert_near
 from tests.ops.conv_cases import ASYMMETRIC, CASES, EMPTY, ConvCase, gradients
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -182,8 +182,11 @@ def test_one_gradient_alone_equals_the_same_among_all(wanted, device):
     assert_near(alone, together[wanted], wanted)
 
 
-def test_empty_batch_has_an_empty_output_and_zero_gradients(device):
-    call = EMPTY.draw(device)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_empty_batch_has_an_empty_output_and_zero_gradients(dtype, layout, device):
+    call = EMPTY.draw(device, dtype)
+    call["input"] = call["input"].contiguous(memory_format=layout)
     output, found = gradients(deform_conv2d, call)
     assert output.shape == (0, EMPTY.out_channels, *EMPTY.out_size)
     for name, gradient in found.items():
