@@ -34,6 +34,29 @@ at::Tensor as_tensor(const Matrix<T>& matrix) {
       at::TensorOptions().dtype(c10::CppTypeToScalarType<Element>::value));
 }
 
+// BLAS and oneDNN require this even of a matrix with a single row; where it
+// does not hold, some of their kernels fail and others read the wrong elements.
+template <typename T>
+void check_leading_dimension(const Matrix<T>& matrix) {
+  TORCH_INTERNAL_ASSERT(
+      matrix.stride >= matrix.columns,
+      "leading dimension ",
+      matrix.stride,
+      " of a matrix with ",
+      matrix.columns,
+      " columns");
+}
+
+template <typename A, typename T>
+void check_leading_dimensions(
+    const Matrix<const A>& a,
+    const Matrix<const A>& b,
+    const Matrix<T>& result) {
+  check_leading_dimension(a);
+  check_leading_dimension(b);
+  check_leading_dimension(result);
+}
+
 #if defined(CPUBLAS_BRGEMM_F32F32F32) || defined(CPUBLAS_BRGEMM_BF16BF16F32)
 template <typename C>
 void block_product(
@@ -64,6 +87,7 @@ void gemm(
     const Matrix<const T>& b,
     const Matrix<T>& result,
     Store store) {
+  check_leading_dimensions(a, b, result);
 #if defined(CPUBLAS_BRGEMM_F32F32F32)
   if constexpr (std::is_same_v<T, float>) {
     block_product(a, b, result, store);
@@ -96,6 +120,7 @@ void gemm(
     const Matrix<const c10::BFloat16>& b,
     const Matrix<float>& result,
     Store store) {
+  check_leading_dimensions(a, b, result);
   block_product(a, b, result, store);
 }
 

@@ -30,9 +30,7 @@ GradOutput<S, C>::GradOutput(
     : grad_(grad_output),
       shape_(shape),
       channels_(Packing<C>::inner(shape.group_out())) {
-  // Of an axis of one element the stride says nothing.
   const auto& g = shape.geometry;
-  position_stride_ = grad_.stride(g.out_w == 1 ? 2 : 3);
   const bool in_rows = std::is_same_v<S, C> && channels_ == shape.group_out() &&
       grad_.is_contiguous(at::MemoryFormat::ChannelsLast);
   // An odd last block of positions needs a zero behind it.
@@ -133,12 +131,10 @@ Matrix<const C> GradOutput<S, C>::rows(
     int64_t to) const {
   if constexpr (std::is_same_v<S, C>) {
     if (!copies_rows_) {
+      // Not the tensor's strides: those of axes of size 1 may be any number.
       const auto map = map_view<S>(grad_, image, group * channels_);
-      return {
-          map.data + from * position_stride_,
-          to - from,
-          channels_,
-          position_stride_};
+      const int64_t stride = shape_.out_channels;
+      return {map.data + from * stride, to - from, channels_, stride};
     }
   }
   const int64_t stride = shape_.groups * channels_;
@@ -161,7 +157,8 @@ Matrix<const C> GradOutput<S, C>::planes(
   if constexpr (std::is_same_v<S, C>) {
     if (!copies_planes_) {
       const auto map = map_view<S>(grad_, image, group * channels);
-      return {map.data + from, channels, positions, map.channel_stride};
+      const int64_t stride = shape_.geometry.positions();
+      return {map.data + from, channels, positions, stride};
     }
   }
   const int64_t channel =

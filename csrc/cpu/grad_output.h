@@ -44,7 +44,6 @@ class GradOutput {
   const DeformConvShape& shape_;
   bool copies_rows_;
   bool copies_planes_;
-  int64_t position_stride_; // of grad_output, where it is read in place
   int64_t channels_; // of a group in `rows_`: even where terms go in pairs
   int64_t first_ = 0; // image
   int64_t begin_ = 0; // position

@@ -26,12 +26,18 @@ def expanded(tensor):
     return tensor[:1].expand_as(tensor)
 
 
-def grad_outputs(shape):
+def grad_outputs(shape, dtype, device):
     """grad_output as autograd makes it, and as strange as a contiguous tensor can be."""
-    drawn = torch.randn(shape, dtype=torch.float64)
-    yield "expanded scalar", torch.ones((), dtype=torch.float64).expand(shape)
+    drawn = torch.randn(shape, dtype=torch.float64).to(device, dtype)
+    yield "expanded scalar", torch.ones((), dtype=dtype, device=device).expand(shape)
     yield "expanded over channels", drawn[:, :1].expand(shape)
-    yield "channels-last", drawn.contiguous(memory_format=torch.channels_last)
     for axes in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]:
         yield f"transposed {axes}", transposed(drawn, *axes)
     yield "every other", drawn.repeat_interleave(2, dim=2)[:, :, ::2]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        packed = drawn.clone(memory_format=layout)
+        yield f"{layout}", packed
+        for stride in (0, 1, 100):  # of an axis of size 1, which is contiguous whatever its stride
+            axes = zip(packed.shape, packed.stride(), strict=True)
+            strides = [stride if size == 1 else kept for size, kept in axes]
+            yield f"{layout}, stride {stride}", packed.as_strided(packed.shape, strides)

@@ -173,12 +173,11 @@ def test_any_strides_equal_contiguous(dtype, strides, case, device):
 # With one row or column a tensor counts as contiguous whatever that axis' stride.
 @pytest.mark.parametrize("size", [(3, 2), (3, 1), (1, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("channels", [3, 6])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_any_grad_output(dtype, channels, size, device):
     case = replace(USUAL["ps-align"], channels=channels, output=size)
     call = case.draw(device, dtype)
-    for name, grad_output in grad_outputs(case.output_shape):
-        grad_output = grad_output.to(device, dtype)
+    for name, grad_output in grad_outputs(case.output_shape, dtype, device):
         packed = torch.empty(grad_output.shape, dtype=dtype, device=device).copy_(grad_output)
         _, found = gradients(case.function, call, grad_output)
         _, expected = gradients(case.function, call, packed)
