@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "math/linear_tap.h"
+#include "math/bilinear.h"
 
 namespace dcn {
 

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "math/linear_tap.h"
+#include "math/bilinear.h"
 
 namespace dcn {
 

@@ -11,7 +11,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
+#include "ops/argument_checks.h"
 
 namespace dcn {
 namespace {

@@ -10,7 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "math/deform_tap.h"
-#include "ops/checks.h"
+#include "ops/argument_checks.h"
 
 namespace dcn {
 

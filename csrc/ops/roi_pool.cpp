@@ -9,7 +9,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
-#include "ops/float_view.h"
+#include "ops/any_dtype_view.h"
 
 namespace dcn {
 namespace {

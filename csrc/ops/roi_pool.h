@@ -9,7 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "math/roi_bin.h"
-#include "ops/checks.h"
+#include "ops/argument_checks.h"
 
 namespace dcn {
 

@@ -12,7 +12,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include "ops/roi_source.h"
+#include "ops/roi_geometry.h"
 
 namespace dcn {
 

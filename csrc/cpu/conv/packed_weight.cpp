@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#include "cpu/conv/packed_weight.h"
+
+#include <algorithm>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "cpu/conv/gemm.h"
+#include "cpu/parallel.h"
+
+namespace dcn {
+namespace {
+
+// Output channels of one task: a cache line of results, or two.
+constexpr int64_t kOutputs = 64;
+constexpr int64_t kElements = 16; // of each filter, at a time
+
+// The weight of the output channels of one slice, wherever its strides put it.
+template <typename S>
+struct Filters {
+  const S* data;
+  int64_t output_stride;
+  int64_t channel_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+  int64_t kernel_w;
+
+  Filters(
+      const at::Tensor& weight,
+      const DeformConvShape& shape,
+      const ChannelSlice& slice)
+      : output_stride(weight.stride(0)),
+        channel_stride(weight.stride(1)),
+        row_stride(weight.stride(2)),
+        column_stride(weight.stride(3)),
+        kernel_w(shape.geometry.kernel_w) {
+    const int64_t within = slice.begin - slice.group * shape.group_in();
+    data = weight.data_ptr<S>() +
+        slice.group * shape.group_out() * output_stride +
+        within * channel_stride;
+  }
+
+  const S* at(int64_t output, int64_t channel, int64_t tap) const {
+    return data + output * output_stride + channel * channel_stride +
+        tap / kernel_w * row_stride + tap % kernel_w * column_stride;
+  }
+};
+
+// Elements [first, first + count) of the filters of outputs [begin, end), in
+// the order of an ordinary weight, channels outside and taps inside: read along
+// the filters and written across, by way of a tile, so that either side uses
+// the whole of a cache line while it has it.
+template <typename S, typename C>
+void transpose_tile(
+    const Filters<S>& filters,
+    const int64_t* first_rows, // of each tap
+    int64_t taps,
+    int64_t first,
+    int64_t count,
+    int64_t begin,
+    int64_t end,
+    int64_t outputs,
+    C* packed) {
+  S tile[kOutputs][kElements];
+  int64_t offsets[kElements];
+  int64_t rows[kElements];
+  for (int64_t e = 0; e < count; ++e) {
+    const int64_t channel = (first + e) / taps;
+    const int64_t tap = (first + e) % taps;
+    offsets[e] = filters.at(0, channel, tap) - filters.data;
+    rows[e] = Packing<C>::row(first_rows[tap] + channel, outputs);
+  }
+  for (int64_t o = begin; o < end; ++o) {
+    const S* from = filters.at(o, 0, 0);
+    for (int64_t e = 0; e < count; ++e) {
+      tile[o - begin][e] = from[offsets[e]];
+    }
+  }
+  for (int64_t e = 0; e < count; ++e) {
+    C* to = packed + rows[e];
+    for (int64_t o = begin; o < end; ++o) {
+      to[o * Packing<C>::kStep] = static_cast<C>(tile[o - begin][e]);
+    }
+  }
+}
+
+template <typename Body>
+void for_outputs(int64_t outer, int64_t outputs, const Body& body) {
+  const int64_t tiles = (outputs + kOutputs - 1) / kOutputs;
+  parallel_tasks(outer * tiles, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % tiles * kOutputs;
+      body(task / tiles, first, std::min(first + kOutputs, outputs));
+    }
+  });
+}
+
+} // namespace
+
+template <typename S, typename C>
+at::Tensor pack_chunks(
+    const at::Tensor& weight,
+    const DeformConvShape& shape,
+    const ColumnChunks& chunks) {
+  const int64_t taps = shape.geometry.taps();
+  const int64_t outputs = shape.group_out();
+  const int64_t slices = static_cast<int64_t>(chunks.slices.size());
+  // Zeros, where rows may be left between chunks.
+  const auto options =
+      weight.options().dtype(c10::CppTypeToScalarType<C>::value);
+  const at::Tensor packed = Packing<C>::kPaired
+      ? at::zeros({chunks.rows, outputs}, options)
+      : at::empty({chunks.rows, outputs}, options);
+  C* const data = packed.data_ptr<C>();
+  for_outputs(slices, outputs, [&](int64_t index, int64_t begin, int64_t end) {
+    const auto& slice = chunks.slices[index];
+    const Filters<S> filters(weight, shape, slice);
+    const int64_t* first_rows = chunks.first_rows.data() + index * taps;
+    const int64_t elements = slice.size * taps;
+    for (int64_t first = 0; first < elements; first += kElements) {
+      const int64_t count = std::min(kElements, elements - first);
+      transpose_tile<S, C>(
+          filters, first_rows, taps, first, count, begin, end, outputs, data);
+    }
+  });
+  return packed;
+}
+
+template <typename S, typename C>
+std::vector<at::Tensor> pack_slices(
+    const at::Tensor& weight,
+    const DeformConvShape& shape,
+    const std::vector<ChannelSlice>& slices) {
+  const int64_t taps = shape.geometry.taps();
+  const int64_t outputs = shape.group_out();
+  std::vector<at::Tensor> packed;
+  for (const auto& slice : slices) {
+    packed.push_back(
+        at::zeros(
+            {Packing<C>::inner(outputs), taps * slice.size},
+            weight.options().dtype(c10::CppTypeToScalarType<C>::value)));
+  }
+  for_outputs(
+      static_cast<int64_t>(slices.size()),
+      outputs,
+      [&](int64_t index, int64_t begin, int64_t end) {
+        const auto& slice = slices[index];
+        const int64_t depth = taps * slice.size;
+        const Filters<S> filters(weight, shape, slice);
+        C* const data = packed[index].data_ptr<C>();
+        for (int64_t o = begin; o < end; ++o) {
+          C* to = data + Packing<C>::row(o, depth);
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            const S* from = filters.at(o, 0, tap);
+            for (int64_t c = 0; c < slice.size; ++c) {
+              *to = static_cast<C>(from[c * filters.channel_stride]);
+              to += Packing<C>::kStep;
+            }
+          }
+        }
+      });
+  return packed;
+}
+
+#define DCN_INSTANTIATE_PACKING(S, C)                                  \
+  template at::Tensor pack_chunks<S, C>(                               \
+      const at::Tensor&, const DeformConvShape&, const ColumnChunks&); \
+  template std::vector<at::Tensor> pack_slices<S, C>(                  \
+      const at::Tensor&,                                               \
+      const DeformConvShape&,                                          \
+      const std::vector<ChannelSlice>&);
+
+DCN_INSTANTIATE_PACKING(double, double)
+DCN_INSTANTIATE_PACKING(float, float)
+DCN_INSTANTIATE_PACKING(c10::Half, float)
+DCN_INSTANTIATE_PACKING(c10::BFloat16, float)
+DCN_INSTANTIATE_PACKING(c10::BFloat16, c10::BFloat16)
+#undef DCN_INSTANTIATE_PACKING
+
+} // namespace dcn

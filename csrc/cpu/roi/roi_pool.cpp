@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#include "cpu/roi/roi_pool.h"
+
+#include <ATen/Dispatch.h>
+
+#include "ops/roi_pool_op.h"
+
+namespace dcn {
+namespace {
+
+struct Cpu {
+  static void forward(
+      const RoiSource& source,
+      const at::Tensor& input,
+      const at::Tensor& output) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, input.scalar_type(), "deform_roi_pool", [&] {
+          roi_pool_forward<scalar_t, SumType<scalar_t>>(source, input, output);
+        });
+  }
+
+  static void backward(
+      const RoiSource& source,
+      const at::Tensor& grad_output,
+      const at::Tensor& input,
+      const RoiPoolGradients& gradients) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf,
+        at::kBFloat16,
+        input.scalar_type(),
+        "_deform_roi_pool_backward",
+        [&] {
+          roi_pool_backward<scalar_t, SumType<scalar_t>>(
+              source, grad_output, input, gradients);
+        });
+  }
+};
+
+} // namespace
+} // namespace dcn
+
+TORCH_LIBRARY_IMPL(dcn_plugin, CPU, m) {
+  dcn::register_roi_pool<dcn::Cpu>(m);
+}

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include <ATen/ops/empty.h>
+
+#include "cpu/parallel.h"
+#include "cpu/roi/roi_pool.h"
+#include "cpu/roi/roi_pool_batched.h"
+#include "cpu/roi/roi_pool_per_channel.h"
+
+namespace dcn {
+namespace {
+
+// Copies of maps in which the channels of a group are neighbours; larger maps
+// are read where they are.
+constexpr int64_t kLayoutBytes = int64_t{24} << 20;
+constexpr int64_t kNarrowestCopy = 8;
+// RoIs whose frames are kept at once.
+constexpr int64_t kFrames = 1 << 15;
+
+template <typename S, typename T>
+class Forward {
+ public:
+  Forward(
+      const RoiSource& source,
+      const at::Tensor& input,
+      const at::Tensor& output)
+      : source_(source),
+        shape_(source.shape),
+        bins_(bins_of_groups(source)),
+        input_(input),
+        maps_(source.shape, input),
+        pooled_(map_view<S>(output, 0, 0)),
+        pooled_stride_(output.stride(0)) {}
+
+  void run() {
+    const int64_t pixel_bytes =
+        shape_.map.count() * shape_.groups.count() * int64_t{sizeof(T)};
+    int64_t width = shape_.channels;
+    while (width / 2 >= kNarrowestCopy && width * pixel_bytes > kLayoutBytes) {
+      width /= 2;
+    }
+    const bool readable = is_narrow(shape_) ||
+        (std::is_same_v<S, T> && shape_.groups.count() == 1 &&
+         input_.stride(1) == 1);
+    if (readable || width * pixel_bytes > kLayoutBytes) {
+      run_images<S>(0, shape_.batch, 0, shape_.channels, maps_);
+      return;
+    }
+    const int64_t images = std::clamp<int64_t>(
+        kLayoutBytes / (width * pixel_bytes),
+        1,
+        std::max<int64_t>(shape_.batch, 1));
+    copy_ = at::empty(
+        {images * shape_.map.count() * shape_.groups.count() * width},
+        input_.options().dtype(c10::CppTypeToScalarType<T>::value));
+    for (int64_t channel = 0; channel < shape_.channels; channel += width) {
+      const int64_t channels = std::min(width, shape_.channels - channel);
+      for (int64_t first = 0; first < shape_.batch; first += images) {
+        const int64_t count = std::min(images, shape_.batch - first);
+        run_copied(first, count, channel, channels);
+      }
+    }
+  }
+
+ private:
+  void run_copied(
+      int64_t first,
+      int64_t count,
+      int64_t channel,
+      int64_t channels) {
+    const auto copied = [&](int64_t image, int group, int64_t from) {
+      const int64_t pixel = shape_.groups.count() * channels;
+      auto view = channels_last_view(
+          copy_.data_ptr<T>() + (image - first) * shape_.map.count() * pixel,
+          shape_.map.w,
+          pixel);
+      view.data += group * channels + from - channel;
+      return view;
+    };
+    const int64_t groups = shape_.groups.count();
+    parallel_tasks(count * groups, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t image = first + task / groups;
+        const int group = static_cast<int>(task % groups);
+        copy_rows(
+            maps_(image, group, channel),
+            copied(image, group, channel),
+            0,
+            shape_.map.h,
+            shape_.map.w,
+            channels);
+      }
+    });
+    run_images<T>(first, count, channel, channels, [&](auto... place) {
+      const auto view = copied(place...);
+      return MapView<const T>{
+          view.data, view.channel_stride, view.row_stride, view.column_stride};
+    });
+  }
+
+  // Pools the RoIs of images [first, first + count); maps(image, group,
+  // channel) is a view.
+  template <typename M, typename Maps>
+  void run_images(
+      int64_t first,
+      int64_t count,
+      int64_t channel,
+      int64_t channels,
+      const Maps& maps) {
+    for (int64_t roi = 0; roi < shape_.rois; roi += kFrames) {
+      const RoiFrames<T> frames(
+          source_, roi, std::min(roi + kFrames, shape_.rois));
+      const Rois rois{frames, frames.of_images(first, count)};
+      if (is_narrow(shape_)) {
+        run_classes<M>(rois, first, count, channel, channels, maps);
+      } else {
+        run_rois<M>(rois, channel, channels, maps);
+      }
+    }
+  }
+
+  struct Rois {
+    const RoiFrames<T>& frames;
+    std::vector<int64_t> indices;
+  };
+
+  struct Scratch {
+    AxisWeights<T> y, x;
+    std::vector<T> sums;
+
+    Scratch(const RoiPoolShape& shape, int64_t channels)
+        : y(shape.map.h), x(shape.map.w), sums(channels) {}
+  };
+
+  // A task is a RoI with all its classes and bins.
+  template <typename M, typename Maps>
+  void run_rois(
+      const Rois& rois,
+      int64_t channel,
+      int64_t channels,
+      const Maps& maps) {
+    const int64_t per_class = shape_.channels_per_class();
+    const int64_t stop = channel + channels;
+    parallel_tasks(rois.indices.size(), [&](int64_t begin, int64_t end) {
+      Scratch scratch(shape_, channels);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t roi = rois.indices[task];
+        for (int64_t from = channel; from < stop;) {
+          const int64_t of_class = from / per_class;
+          const int64_t to = std::min((of_class + 1) * per_class, stop);
+          for (int group = 0; group < shape_.groups.count(); ++group) {
+            for (const BinIndex& bin : bins_[group]) {
+              pool_bin<M>(
+                  rois.frames[roi], roi, group, bin, from, to, maps, scratch);
+            }
+          }
+          from = to;
+        }
+      }
+    });
+  }
+
+  // A task is a class and a group of bins, for all RoIs.
+  template <typename M, typename Maps>
+  void run_classes(
+      const Rois& rois,
+      int64_t first_image,
+      int64_t images,
+      int64_t channel,
+      int64_t channels,
+      const Maps& maps) {
+    const int64_t per_class = shape_.channels_per_class();
+    const int64_t first = channel / per_class;
+    const int64_t classes = (channel + channels - 1) / per_class + 1 - first;
+    const int64_t groups = shape_.groups.count();
+    parallel_tasks(classes * groups, [&](int64_t begin, int64_t end) {
+      Scratch scratch(shape_, per_class);
+      LaneBins<T> lanes;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t of_class = first + task / groups;
+        const int group = static_cast<int>(task % groups);
+        const int64_t from = std::max(of_class * per_class, channel);
+        const int64_t to =
+            std::min((of_class + 1) * per_class, channel + channels);
+        FiniteMaps<M> finite(first_image, images, shape_.map, to - from);
+        for (const BinIndex& index : bins_[group]) {
+          for (const int64_t roi : rois.indices) {
+            const auto& frame = rois.frames[roi];
+            const auto bin = source_.locate(frame, roi, of_class, index);
+            if (!finite(bin.image, maps(bin.image, group, from)) ||
+                !lanes.take(roi, bin)) {
+              pool_bin<M>(frame, roi, group, index, from, to, maps, scratch);
+            } else if (lanes.full()) {
+              pool_lanes<M>(lanes, group, index, from, to, maps);
+            }
+          }
+          pool_lanes<M>(lanes, group, index, from, to, maps);
+        }
+      }
+    });
+  }
+
+  // The same bin of several RoIs; takes them out of the lanes.
+  template <typename M, typename Maps>
+  void pool_lanes(
+      LaneBins<T>& lanes,
+      int group,
+      const BinIndex& index,
+      int64_t from,
+      int64_t to,
+      const Maps& maps) {
+    lanes.find(shape_);
+    for (int lane = 0; lane < lanes.size; ++lane) {
+      const T divisor = lanes.divisor(shape_.mode, lane);
+      S* out = pooled_.pixel(index.i, index.j) +
+          lanes.roi[lane] * pooled_stride_ + from * pooled_.channel_stride;
+      for (int64_t c = from; c < to; ++c) {
+        const MapView<const M> map = maps(lanes.image[lane], group, c);
+        *out = static_cast<S>(
+            divisor > T(0) ? pool_lane<M>(map, lanes, lane) / divisor : T(0));
+        out += pooled_.channel_stride;
+      }
+    }
+    lanes.size = 0;
+  }
+
+  // Output channels [from, to), all of one class, of one bin.
+  template <typename M, typename Maps>
+  void pool_bin(
+      const RoiFrame<T>& frame,
+      int64_t roi,
+      int group,
+      const BinIndex& index,
+      int64_t from,
+      int64_t to,
+      const Maps& maps,
+      Scratch& scratch) {
+    const int64_t of_class = from / shape_.channels_per_class();
+    const auto bin = source_.locate(frame, roi, of_class, index);
+    auto& [y, x, sums] = scratch;
+    T divisor = 0;
+    T nothing = 0;
+    if (bin.state == RoiState::kInside) {
+      y.sum(bin.y);
+      x.sum(bin.x);
+      divisor = bin_divisor(bin.y, bin.x, y.kept, x.kept);
+    } else if (bin.state == RoiState::kNan) {
+      nothing = std::numeric_limits<T>::quiet_NaN();
+    }
+    if (divisor > T(0)) {
+      const auto map = maps(bin.image, group, from);
+      if (to - from < kNarrowClass) {
+        pool_planes<M, T>(map, y, x, to - from, sums.data());
+      } else {
+        pool_pixels<M, T>(map, y, x, to - from, sums.data());
+      }
+    }
+    S* out = pooled_.pixel(index.i, index.j) + roi * pooled_stride_ +
+        from * pooled_.channel_stride;
+    for (int64_t c = 0; c < to - from; ++c) {
+      out[c * pooled_.channel_stride] =
+          static_cast<S>(divisor > T(0) ? sums[c] / divisor : nothing);
+    }
+  }
+
+  const RoiSource& source_;
+  const RoiPoolShape& shape_;
+  const std::vector<std::vector<BinIndex>> bins_; // of each group
+  const at::Tensor& input_;
+  const GroupMaps<const S> maps_;
+  const MapView<S> pooled_; // of the first RoI
+  const int64_t pooled_stride_; // from RoI to RoI
+  at::Tensor copy_; // (images, H, W, groups, channels)
+};
+
+} // namespace
+
+template <typename S, typename T>
+void roi_pool_forward(
+    const RoiSource& source,
+    const at::Tensor& input,
+    const at::Tensor& output) {
+  Forward<S, T>(source, input, output).run();
+}
+
+#define DCN_INSTANTIATE_FORWARD(S, T)   \
+  template void roi_pool_forward<S, T>( \
+      const RoiSource&, const at::Tensor&, const at::Tensor&);
+
+DCN_INSTANTIATE_FORWARD(double, double)
+DCN_INSTANTIATE_FORWARD(float, float)
+DCN_INSTANTIATE_FORWARD(c10::Half, float)
+DCN_INSTANTIATE_FORWARD(c10::BFloat16, float)
+#undef DCN_INSTANTIATE_FORWARD
+
+} // namespace dcn

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#include "cuda/conv/deform_conv2d.cuh"
+#include "ops/deform_conv2d_op.h"
+
+namespace dcn {
+namespace {
+
+struct Cuda {
+  static constexpr auto forward = deform_conv2d_forward_cuda;
+  static constexpr auto backward = deform_conv2d_backward_cuda;
+};
+
+} // namespace
+} // namespace dcn
+
+TORCH_LIBRARY_IMPL(dcn_plugin, CUDA, m) {
+  dcn::register_deform_conv2d<dcn::Cuda>(m);
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#include <type_traits>
+
+#include <ATen/Context.h>
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+
+#include "cuda/conv/deform_conv2d.cuh"
+#include "cuda/conv/deform_im2col.cuh"
+#include "cuda/conv/row_ranges.cuh"
+#include "ops/slice_cut.h"
+
+namespace dcn {
+namespace {
+
+// Slices narrower than this are not worth their copies.
+constexpr int64_t kNarrowestCopy = 16;
+// Bytes per tap corner of the sorted lists of the deterministic path.
+constexpr int64_t kListBytes = 4 * 4 * sizeof(int64_t);
+
+template <typename S>
+class Backward {
+  using T = SumType<S>;
+  static constexpr bool kSumsInDtype = std::is_same_v<S, T>;
+
+ public:
+  Backward(
+      const BackwardInputs& inputs,
+      const at::Tensor& weight,
+      const DeformConvGradients& gradients)
+      : inputs_(inputs),
+        shape_(inputs.shape),
+        gradients_(gradients),
+        taps_(tap_source(inputs.shape, inputs.offset, inputs.mask)),
+        tap_gradients_(tap_gradients(gradients)),
+        wants_input_(gradients.input.numel() > 0),
+        wants_weight_(gradients.weight.numel() > 0),
+        in_order_(at::globalContext().deterministicAlgorithms()),
+        weight_(pack_weight(weight, shape_, weight.scalar_type())),
+        cut_(
+            inputs,
+            wants_input_,
+            kSumsInDtype,
+            true,
+            {shape_.in_channels,
+             kNarrowestCopy,
+             kCopyBytes,
+             sizeof(S),
+             sizeof(T)}) {}
+
+  void run() {
+    if (wants_input_ && !cut_.copies_grad) {
+      gradients_.input.zero_();
+    }
+    if (wants_weight_) {
+      // Complete sums of all slices, in float32 at least.
+      weight_sum_ = at::zeros(
+          weight_.sizes(),
+          weight_.options().dtype(c10::CppTypeToScalarType<T>::value));
+    }
+    const bool wants_any =
+        wants_input_ || wants_weight_ || tap_gradients_.wanted();
+    const int64_t images = std::max<int64_t>(
+        kCopyBytes / std::max<int64_t>(cut_.image_bytes, 1), 1);
+    for (int64_t first = 0; wants_any && first < shape_.batch;
+         first += images) {
+      const int64_t count = std::min(images, shape_.batch - first);
+      for (size_t i = 0; i < cut_.slices.size(); ++i) {
+        const bool adds_taps = i > 0 &&
+            cut_.slices[i - 1].offset_group == cut_.slices[i].offset_group;
+        run_slice(first, count, cut_.slices[i], adds_taps);
+      }
+    }
+    if (wants_weight_) {
+      const auto& g = shape_.geometry;
+      gradients_.weight.copy_(weight_sum_.permute({0, 1, 3, 2})
+                                  .reshape(
+                                      {shape_.out_channels,
+                                       shape_.group_in(),
+                                       g.kernel_h,
+                                       g.kernel_w}));
+    }
+  }
+
+ private:
+  void run_slice(
+      int64_t first,
+      int64_t count,
+      const ChannelSlice& slice,
+      bool adds_taps) {
+    const auto of_slice = [&](const at::Tensor& tensor) {
+      return tensor.narrow(0, first, count).narrow(1, slice.begin, slice.size);
+    };
+    at::Tensor map = of_slice(inputs_.input);
+    if (cut_.copies_input) {
+      map = map.contiguous(at::MemoryFormat::ChannelsLast);
+    }
+    at::Tensor grad_input;
+    if (cut_.copies_grad) {
+      grad_input = at::empty(
+          map.sizes(),
+          map.options()
+              .dtype(c10::CppTypeToScalarType<T>::value)
+              .memory_format(at::MemoryFormat::ChannelsLast));
+      grad_input.zero_();
+    } else if (wants_input_) {
+      grad_input = of_slice(gradients_.input);
+    }
+    ChunkGradients<T> wanted{
+        {nullptr, 0, 0, 0}, 0, tap_gradients_, adds_taps, wants_weight_};
+    if (grad_input.defined()) {
+      wanted.input = map_view<T>(grad_input, 0, 0);
+      wanted.input_stride = grad_input.stride(0);
+    }
+    run_chunks(first, count, slice, map, wanted);
+    if (cut_.copies_grad) {
+      of_slice(gradients_.input).copy_(grad_input);
+    }
+  }
+
+  void run_chunks(
+      int64_t first,
+      int64_t count,
+      const ChannelSlice& slice,
+      const at::Tensor& map,
+      const ChunkGradients<T>& wanted) {
+    const int64_t taps = shape_.geometry.taps();
+    const int64_t depth = taps * slice.size;
+    // The chunk's part of grad_output may be copied too.
+    int64_t rows =
+        rows_of_chunk(std::max(depth, shape_.group_out()), sizeof(S));
+    if (in_order_) {
+      rows = std::clamp<int64_t>(kColumnBytes / (taps * kListBytes), 1, rows);
+    }
+    const int64_t within = slice.begin - slice.group * shape_.group_in();
+    const at::Tensor weight = weight_[slice.group]
+                                  .narrow(2, within, slice.size)
+                                  .reshape({shape_.group_out(), depth});
+    for_each_range(
+        count, shape_.geometry.positions(), rows, [&](RowRange range) {
+          const ColumnChunk<S, T> chunk{
+              taps_,
+              slice.offset_group,
+              first + range.image,
+              range.image,
+              range.images,
+              static_cast<int>(range.position / shape_.geometry.out_w),
+              static_cast<int>(range.position % shape_.geometry.out_w),
+              range.positions,
+              slice.size,
+              map_view<const S>(map, 0, 0),
+              map.stride(0),
+              nullptr,
+              depth,
+              slice.size,
+              0};
+          range.image += first;
+          const at::Tensor grad_rows = grad_output_rows(range, slice.group);
+          const at::Tensor columns =
+              run_chunk(chunk, grad_rows, weight, wanted);
+          if (wants_weight_) {
+            weight_sum_[slice.group]
+                .narrow(2, within, slice.size)
+                .add_(
+                    at::mm(grad_rows.t(), columns)
+                        .view({shape_.group_out(), taps, slice.size}));
+          }
+        });
+  }
+
+  // Returns the columns, if the weight's gradient is wanted.
+  at::Tensor run_chunk(
+      ColumnChunk<S, T> chunk,
+      const at::Tensor& grad_rows,
+      const at::Tensor& weight,
+      const ChunkGradients<T>& wanted) {
+    if (!wants_input_ && !tap_gradients_.wanted()) {
+      const at::Tensor columns =
+          at::empty({chunk.rows(), weight.size(1)}, weight.options());
+      chunk.columns = columns.data_ptr<S>();
+      gather_columns(chunk);
+      return columns;
+    }
+    const at::Tensor columns = at::mm(grad_rows, weight);
+    chunk.columns = columns.data_ptr<S>();
+    if (in_order_ && wants_input_) {
+      scatter_in_order(chunk, wanted);
+      ChunkGradients<T> others = wanted;
+      others.input.data = nullptr;
+      backward_columns(chunk, others);
+    } else {
+      backward_columns(chunk, wanted);
+    }
+    return columns;
+  }
+
+  // grad_output of a group as (rows, group_out).
+  at::Tensor grad_output_rows(const RowRange& range, int64_t group) const {
+    const int64_t channels = shape_.group_out();
+    return range_view(
+               inputs_.grad_output.narrow(1, group * channels, channels), range)
+        .transpose(1, 2)
+        .reshape({range.rows(), channels});
+  }
+
+  BackwardInputs inputs_;
+  const DeformConvShape& shape_;
+  DeformConvGradients gradients_;
+  TapSource taps_;
+  TapGradients tap_gradients_;
+  bool wants_input_;
+  bool wants_weight_;
+  bool in_order_;
+  at::Tensor weight_; // (groups, group_out, taps, group_in)
+  at::Tensor weight_sum_; // likewise
+  SliceCut cut_;
+};
+
+} // namespace
+
+void deform_conv2d_backward_cuda(
+    const BackwardInputs& inputs,
+    const at::Tensor& weight,
+    const DeformConvGradients& gradients) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf,
+      at::kBFloat16,
+      weight.scalar_type(),
+      "_deform_conv2d_backward",
+      [&] { Backward<scalar_t>(inputs, weight, gradients).run(); });
+  if (gradients.bias.numel() > 0) {
+    gradients.bias.copy_(inputs.grad_output.sum({0, 2, 3}));
+  }
+}
+
+} // namespace dcn

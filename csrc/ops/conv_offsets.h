@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include "math/deform_tap.h"
+#include "ops/any_dtype_view.h"
+#include "ops/deform_conv2d.h"
+
+namespace dcn {
+
+// The offsets and masks of a call, and with them where its taps lie.
+struct TapSource {
+  ConvGeometry geometry;
+  FloatView offset;
+  FloatView mask; // of nothing: every mask is 1
+
+  template <typename T>
+  DCN_INLINE DeformTap<T> locate(
+      int64_t image,
+      int64_t offset_group,
+      int y,
+      int x,
+      int kernel_y,
+      int kernel_x) const {
+    const int tap = kernel_y * geometry.kernel_w + kernel_x;
+    const int64_t channel = offset_group * geometry.taps() + tap;
+    const T dy = offset.load<T>(offset.at(image, 2 * channel, y, x));
+    const T dx = offset.load<T>(offset.at(image, 2 * channel + 1, y, x));
+    const T factor =
+        mask.defined() ? mask.load<T>(mask.at(image, channel, y, x)) : T(1);
+    return locate_tap(geometry, y, x, kernel_y, kernel_x, dy, dx, factor);
+  }
+};
+
+// Where the gradients of the taps go; either may be of nothing.
+struct TapGradients {
+  FloatView offset;
+  FloatView mask;
+
+  bool wanted() const {
+    return offset.defined() || mask.defined();
+  }
+
+  // `gradient` holds those of dy, dx and the mask; `adds` to what is there.
+  template <typename T>
+  DCN_INLINE void store(
+      const ConvGeometry& geometry,
+      int64_t image,
+      int64_t offset_group,
+      int64_t position,
+      int tap,
+      const T* gradient,
+      bool adds) const {
+    const int64_t y = position / geometry.out_w;
+    const int64_t x = position % geometry.out_w;
+    store(geometry, image, offset_group, y, x, tap, gradient, adds);
+  }
+
+  template <typename T>
+  DCN_INLINE void store(
+      const ConvGeometry& geometry,
+      int64_t image,
+      int64_t offset_group,
+      int64_t y,
+      int64_t x,
+      int tap,
+      const T* gradient,
+      bool adds) const {
+    const int64_t channel = offset_group * geometry.taps() + tap;
+    if (offset.defined()) {
+      offset.put(offset.at(image, 2 * channel, y, x), gradient[0], adds);
+      offset.put(offset.at(image, 2 * channel + 1, y, x), gradient[1], adds);
+    }
+    if (mask.defined()) {
+      mask.put(mask.at(image, channel, y, x), gradient[2], adds);
+    }
+  }
+};
+
+inline TapSource tap_source(
+    const DeformConvShape& shape,
+    const at::Tensor& offset,
+    const OptionalTensor& mask) {
+  return {
+      shape.geometry, FloatView(offset), mask ? FloatView(*mask) : FloatView()};
+}
+
+inline TapGradients tap_gradients(const DeformConvGradients& gradients) {
+  const auto view = [](const at::Tensor& tensor) {
+    return tensor.numel() > 0 ? FloatView(tensor) : FloatView();
+  };
+  return {view(gradients.offset), view(gradients.mask)};
+}
+
+} // namespace dcn

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) dcn_plugin contributors
+
+#pragma once
+
+#include "ops/any_dtype_view.h"
+#include "ops/roi_pool.h"
+
+namespace dcn {
+
+enum class RoiState : int {
+  kInside, // pools samples
+  kEmpty, // a box with an infinite coordinate: pools nothing, gives 0
+  kNan, // NaN in box or offset: gives NaN, forward and to its offset
+  kNoImage // a batch index that is none (CUDA): gives NaN, but no gradient
+};
+
+// One bin of one class of a RoI: samples y x samples x.
+template <typename T>
+struct RoiBin {
+  RoiState state;
+  int64_t image;
+  BinAxis<T> y;
+  BinAxis<T> x;
+  T offset_scale_y; // d position / d offset
+  T offset_scale_x;
+};
+
+// What all bins of a RoI share.
+template <typename T>
+struct RoiFrame {
+  RoiState state;
+  int64_t image;
+  RoiAxis<T> y;
+  RoiAxis<T> x;
+};
+
+// A bin, and the cell of the offset plane that moves it.
+struct BinIndex {
+  int i;
+  int j;
+  int part_y;
+  int part_x;
+};
+
+// The boxes and offsets of a call, and with them where its samples lie.
+struct RoiSource {
+  RoiPoolShape shape;
+  FloatView boxes;
+  FloatView offset; // of nothing: every offset is 0
+
+  template <typename T>
+  DCN_INLINE T box(int64_t roi, int column) const {
+    return boxes.load<T>(boxes.at(roi, column, 0, 0));
+  }
+
+  DCN_INLINE int part_y(int i) const {
+    return static_cast<int>(int64_t{i} * shape.parts.h / shape.bins.h);
+  }
+  DCN_INLINE int part_x(int j) const {
+    return static_cast<int>(int64_t{j} * shape.parts.w / shape.bins.w);
+  }
+
+  DCN_INLINE BinIndex bin(int i, int j) const {
+    return {i, j, part_y(i), part_x(j)};
+  }
+
+  // The image of a RoI; -1 if there is no such image.
+  DCN_INLINE int64_t image_of(int64_t roi) const {
+    const double index = box<double>(roi, 0);
+    const bool exists = index >= 0 && index < static_cast<double>(shape.batch);
+    const int64_t image = exists ? static_cast<int64_t>(index) : -1;
+    return static_cast<double>(image) == index ? image : -1;
+  }
+
+  // Offset of a bin along x (plane 0) or y (plane 1), as it is given.
+  template <typename T>
+  DCN_INLINE T offset_of(
+      int64_t roi,
+      int64_t of_class,
+      int plane,
+      const BinIndex& bin) const {
+    return offset.defined()
+        ? offset.load<T>(
+              offset.at(roi, 2 * of_class + plane, bin.part_y, bin.part_x))
+        : T(0);
+  }
+
+  template <typename T>
+  DCN_INLINE RoiFrame<T> frame(int64_t roi) const {
+    const T x1 = box<T>(roi, 1), y1 = box<T>(roi, 2);
+    const T x2 = box<T>(roi, 3), y2 = box<T>(roi, 4);
+    const T scale = static_cast<T>(shape.spatial_scale);
+    RoiFrame<T> frame{};
+    frame.image = image_of(roi);
+    const T sum = (x1 - x1) + (y1 - y1) + (x2 - x2) + (y2 - y2);
+    if (frame.image < 0) {
+      frame.state = RoiState::kNoImage;
+    } else if (x1 != x1 || y1 != y1 || x2 != x2 || y2 != y2) {
+      frame.state = RoiState::kNan;
+    } else if (sum != sum) { // infinity - infinity
+      frame.state = RoiState::kEmpty;
+    } else {
+      const int64_t ratio = shape.sampling_ratio;
+      frame.y = roi_axis(shape.mode, y1, y2, scale, shape.bins.h, ratio);
+      frame.x = roi_axis(shape.mode, x1, x2, scale, shape.bins.w, ratio);
+    }
+    return frame;
+  }
+
+  template <typename T>
+  DCN_INLINE RoiBin<T> locate(
+      const RoiFrame<T>& frame,
+      int64_t roi,
+      int64_t of_class,
+      const BinIndex& index) const {
+    const T gamma = static_cast<T>(shape.gamma);
+    const T dx = offset_of<T>(roi, of_class, 0, index);
+    const T dy = offset_of<T>(roi, of_class, 1, index);
+    RoiBin<T> bin{};
+    bin.image = frame.image;
+    bin.state = frame.state;
+    if (bin.state != RoiState::kNoImage && (dx != dx || dy != dy)) {
+      bin.state = RoiState::kNan;
+    }
+    if (bin.state == RoiState::kInside) {
+      bin.offset_scale_y = gamma * frame.y.size;
+      bin.offset_scale_x = gamma * frame.x.size;
+      bin.y = bin_axis(
+          shape.mode,
+          shape.map.h,
+          frame.y,
+          index.i,
+          shape.bins.h,
+          dy * bin.offset_scale_y);
+      bin.x = bin_axis(
+          shape.mode,
+          shape.map.w,
+          frame.x,
+          index.j,
+          shape.bins.w,
+          dx * bin.offset_scale_x);
+    }
+    return bin;
+  }
+
+  template <typename T>
+  DCN_INLINE RoiBin<T> locate(int64_t roi, int64_t of_class, int i, int j)
+      const {
+    return locate(frame<T>(roi), roi, of_class, bin(i, j));
+  }
+};
+
+inline RoiSource roi_source(
+    const RoiPoolShape& shape,
+    const at::Tensor& boxes,
+    const OptionalTensor& offset) {
+  return {
+      shape,
+      FloatView(boxes.unsqueeze(2).unsqueeze(3)),
+      offset ? FloatView(*offset) : FloatView()};
+}
+
+} // namespace dcn
