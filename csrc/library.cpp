@@ -19,7 +19,7 @@ TORCH_LIBRARY(dcn_plugin, m) {
   m.def(
       "_deform_conv2d_backward(Tensor grad_output, Tensor input, "
       "Tensor offset, Tensor weight, int[2] stride, int[2] padding, "
-      "int[2] dilation, Tensor? mask, bool[5] wanted) "
+      "int[2] dilation, Tensor? mask, bool[5] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   // Deformable RoI pooling; without offset plain average pooling; with a group
@@ -35,6 +35,6 @@ TORCH_LIBRARY(dcn_plugin, m) {
       "_deform_roi_pool_backward(Tensor grad_output, Tensor input, "
       "Tensor boxes, Tensor? offset, int[2] output_size, int[2] part_size, "
       "int[2] group_size, float spatial_scale, int sampling_ratio, "
-      "float gamma, str mode, bool[2] wanted) -> (Tensor, Tensor)",
+      "float gamma, str mode, bool[2] output_mask) -> (Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
 }

@@ -5,11 +5,11 @@
 
 #include "ops/feature_map_view.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // A channels-last buffer of `channels` channels and rows of `width` pixels.
 template <typename T>
-MapView<T> channels_last_view(T* data, int64_t width, int64_t channels) {
+FeatureMapView<T> channels_last_view(T* data, int64_t width, int64_t channels) {
   return {data, 1, width * channels, channels};
 }
 
@@ -17,8 +17,8 @@ MapView<T> channels_last_view(T* data, int64_t width, int64_t channels) {
 // dtype to another; kAdd accumulates.
 template <typename From, typename To, bool kAdd = false>
 void copy_rows(
-    const MapView<From>& from,
-    const MapView<To>& to,
+    const FeatureMapView<From>& from,
+    const FeatureMapView<To>& to,
     int64_t begin_row,
     int64_t end_row,
     int64_t width,
@@ -42,4 +42,4 @@ void copy_rows(
   }
 }
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -9,7 +9,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Calls body(begin, end) on disjoint ranges that cover [0, tasks), on all of
 // PyTorch's threads.
@@ -36,4 +36,4 @@ void parallel_tasks(int64_t tasks, const Body& body) {
       });
 }
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -9,7 +9,7 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 
-namespace dcn {
+namespace dcn::cuda {
 
 constexpr int kThreads = 256;
 // Enough blocks to fill any chip several times; loops cover the rest.
@@ -32,4 +32,4 @@ void launch(void (*kernel)(Params), const Params& params, int64_t threads) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-} // namespace dcn
+} // namespace dcn::cuda

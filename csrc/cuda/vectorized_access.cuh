@@ -10,7 +10,7 @@
 
 #include "math/macros.h"
 
-namespace dcn {
+namespace dcn::cuda {
 
 // kSize elements that are loaded and stored at once.
 template <typename S, int kSize>
@@ -83,4 +83,4 @@ __device__ __forceinline__ void atomic_add(T* to, const T (&value)[kSize]) {
   }
 }
 
-} // namespace dcn
+} // namespace dcn::cuda

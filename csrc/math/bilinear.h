@@ -12,23 +12,23 @@ namespace dcn {
 // count as zero: they keep a readable index, that of their neighbour, and get
 // weight and slope 0.
 template <typename T>
-struct LinearTap {
+struct LinearWeights {
   int at[2]; // the two pixels around the position, inside the map
   T weight[2]; // g(at, position)
-  T slope[2]; // dg / d position, from the right at integer positions
+  T dweight[2]; // dg / d position, from the right at integer positions
 };
 
 // Whether a pixel of an axis of `size` pixels can have a weight at `position`.
 // False for NaN and for both infinities, so that only positions which fit an
 // integer are ever converted to one.
 template <typename T>
-DCN_INLINE bool reaches_axis(T position, int size) {
+DCN_INLINE bool has_weight_at(T position, int size) {
   return position > T(-1) && position < static_cast<T>(size);
 }
 
 // Requires reaches_axis(position, size), or position -1.
 template <typename T>
-DCN_INLINE LinearTap<T> linear_tap(T position, int size) {
+DCN_INLINE LinearWeights<T> linear_weights(T position, int size) {
   // Truncation of position + 1 > 0 is floor(position) + 1, without a call.
   const int low = static_cast<int>(position + T(1)) - 1;
   // The sum may have been rounded up to the next integer.
@@ -36,13 +36,13 @@ DCN_INLINE LinearTap<T> linear_tap(T position, int size) {
   const T fraction = position - static_cast<T>(floor);
   const bool has_low = floor >= 0;
   const bool has_high = floor + 1 < size;
-  LinearTap<T> tap;
+  LinearWeights<T> tap;
   tap.at[0] = has_low ? floor : 0;
   tap.at[1] = has_high ? floor + 1 : size - 1;
   tap.weight[0] = has_low ? T(1) - fraction : T(0);
   tap.weight[1] = has_high ? fraction : T(0);
-  tap.slope[0] = has_low ? T(-1) : T(0);
-  tap.slope[1] = has_high ? T(1) : T(0);
+  tap.dweight[0] = has_low ? T(-1) : T(0);
+  tap.dweight[1] = has_high ? T(1) : T(0);
   return tap;
 }
 

@@ -38,27 +38,27 @@ template <typename T>
 struct DeformTap {
   TapState state;
   T mask;
-  LinearTap<T> y;
-  LinearTap<T> x;
+  LinearWeights<T> y;
+  LinearWeights<T> x;
 
   DCN_INLINE T weight(int corner) const {
     return y.weight[corner >> 1] * x.weight[corner & 1];
   }
   // The corner's share of the value; 0 where it has no weight, also if an
   // infinite mask would make NaN of that.
-  DCN_INLINE T share(int corner) const {
+  DCN_INLINE T masked_weight(int corner) const {
     const T unmasked = weight(corner);
     return unmasked == T(0) ? unmasked : mask * unmasked;
   }
-  DCN_INLINE T slope_y(int corner) const {
-    return y.slope[corner >> 1] * x.weight[corner & 1];
+  DCN_INLINE T dweight_dy(int corner) const {
+    return y.dweight[corner >> 1] * x.weight[corner & 1];
   }
-  DCN_INLINE T slope_x(int corner) const {
-    return y.weight[corner >> 1] * x.slope[corner & 1];
+  DCN_INLINE T dweight_dx(int corner) const {
+    return y.weight[corner >> 1] * x.dweight[corner & 1];
   }
   // What the tap reads where it reads no pixel: 0, or NaN if it, or 0 * mask,
   // is.
-  DCN_INLINE T value_without_pixels() const {
+  DCN_INLINE T value_outside() const {
     return state == TapState::kNan ? mask : T(0) * mask;
   }
 };
@@ -83,10 +83,10 @@ DCN_INLINE DeformTap<T> locate_tap(
   const T x = static_cast<T>(base_x) + dx;
   DeformTap<T> tap{};
   tap.mask = mask;
-  if (reaches_axis(y, g.in_h) && reaches_axis(x, g.in_w) && mask == mask) {
+  if (has_weight_at(y, g.in_h) && has_weight_at(x, g.in_w) && mask == mask) {
     tap.state = TapState::kInside;
-    tap.y = linear_tap(y, g.in_h);
-    tap.x = linear_tap(x, g.in_w);
+    tap.y = linear_weights(y, g.in_h);
+    tap.x = linear_weights(x, g.in_w);
   } else if (y == y && x == x && mask == mask) {
     tap.state = TapState::kOutside;
   } else {
@@ -99,7 +99,7 @@ DCN_INLINE DeformTap<T> locate_tap(
 // Gradients of (dy, dx, mask), Eq. 7, from the sums over channels of column
 // gradient times pixel, one for each corner.
 template <typename T>
-DCN_INLINE void tap_gradient(
+DCN_INLINE void tap_gradients(
     const DeformTap<T>& tap,
     const T (&corner_sums)[4],
     T* gradient) {
@@ -109,8 +109,8 @@ DCN_INLINE void tap_gradient(
     return;
   }
   for (int k = 0; k < 4; ++k) {
-    gradient[0] += tap.mask * tap.slope_y(k) * corner_sums[k];
-    gradient[1] += tap.mask * tap.slope_x(k) * corner_sums[k];
+    gradient[0] += tap.mask * tap.dweight_dy(k) * corner_sums[k];
+    gradient[1] += tap.mask * tap.dweight_dx(k) * corner_sums[k];
     gradient[2] += tap.weight(k) * corner_sums[k];
   }
 }

@@ -30,7 +30,7 @@ struct RoiAxis {
 };
 
 template <typename T>
-DCN_INLINE RoiAxis<T> roi_axis(
+DCN_INLINE RoiAxis<T> make_roi_axis(
     RoiMode mode,
     T low,
     T high,
@@ -82,11 +82,11 @@ struct BinAxis {
 template <typename T>
 struct BinSample {
   bool kept;
-  LinearTap<T> tap;
+  LinearWeights<T> tap;
 };
 
 template <typename T>
-DCN_INLINE int64_t to_index(T value, T highest) {
+DCN_INLINE int64_t saturate_to_index(T value, T highest) {
   // Written so that NaN gives 0.
   const T limit = highest < T(1e18) ? highest : T(1e18);
   return value > T(0) ? static_cast<int64_t>(value < limit ? value : limit) : 0;
@@ -95,7 +95,7 @@ DCN_INLINE int64_t to_index(T value, T highest) {
 // Finds the samples that may lie on the map: a superset, by two on each side,
 // or all where they are few.
 template <typename T>
-DCN_INLINE void find_visible(BinAxis<T>& bin) {
+DCN_INLINE void clip_to_map(BinAxis<T>& bin) {
   bin.begin = 0;
   bin.end = 0;
   if (bin.count <= T(8)) {
@@ -109,7 +109,7 @@ DCN_INLINE void find_visible(BinAxis<T>& bin) {
   }
   if (bin.step == T(0)) {
     if (first >= low && first <= high) {
-      bin.end = to_index(bin.count, bin.count);
+      bin.end = saturate_to_index(bin.count, bin.count);
     }
     return;
   }
@@ -117,16 +117,16 @@ DCN_INLINE void find_visible(BinAxis<T>& bin) {
   const T at_high = (high - first) / bin.step;
   const T from = at_low < at_high ? at_low : at_high;
   const T to = at_low < at_high ? at_high : at_low;
-  bin.begin = to_index(std::floor(from) - T(2), bin.count);
-  bin.end = to_index(std::ceil(to) + T(3), bin.count);
+  bin.begin = saturate_to_index(std::floor(from) - T(2), bin.count);
+  bin.end = saturate_to_index(std::ceil(to) + T(3), bin.count);
   // Far out, T cannot tell neighbouring indices apart.
-  const int64_t most = to_index(to - from + T(6), bin.count);
+  const int64_t most = saturate_to_index(to - from + T(6), bin.count);
   bin.end = bin.end - bin.begin > most ? bin.begin + most : bin.end;
 }
 
 // Bin `index` of `bins` of a RoI, moved by `shift` pixels.
 template <typename T>
-DCN_INLINE BinAxis<T> bin_axis(
+DCN_INLINE BinAxis<T> make_bin_axis(
     RoiMode mode,
     int extent,
     const RoiAxis<T>& roi,
@@ -149,7 +149,7 @@ DCN_INLINE BinAxis<T> bin_axis(
     bin.first_position =
         mode == RoiMode::kMsra ? start : start + T(0.5) * bin.step;
   }
-  find_visible(bin);
+  clip_to_map(bin);
   return bin;
 }
 
@@ -162,24 +162,24 @@ DCN_INLINE BinSample<T> sample_at(T position, int extent) {
   if (kMode == RoiMode::kBin) {
     // At -1 there is no weight yet, but the slope from the right.
     sample.kept = (position >= T(-1)) & (position < static_cast<T>(extent));
-    sample.tap = linear_tap(sample.kept ? position : T(0), extent);
+    sample.tap = linear_weights(sample.kept ? position : T(0), extent);
   } else {
     const T beyond = kMode == RoiMode::kAlign ? T(1) : T(0.5);
     sample.kept = (position >= -beyond) & (position <= last + beyond);
     const T low = position > T(0) ? position : T(0);
     const T inside = low < last ? low : last;
-    sample.tap = linear_tap(sample.kept ? inside : T(0), extent);
+    sample.tap = linear_weights(sample.kept ? inside : T(0), extent);
     const bool clamped = (position < T(0)) | (position >= last);
     // floor and ceil are the same pixel there
     const bool at_pixel =
         kMode == RoiMode::kMsra && sample.tap.weight[1] == T(0);
     const bool flat = clamped | at_pixel;
-    sample.tap.slope[0] = flat ? T(0) : sample.tap.slope[0];
-    sample.tap.slope[1] = flat ? T(0) : sample.tap.slope[1];
+    sample.tap.dweight[0] = flat ? T(0) : sample.tap.dweight[0];
+    sample.tap.dweight[1] = flat ? T(0) : sample.tap.dweight[1];
   }
   for (int k = 0; k < 2; ++k) {
     sample.tap.weight[k] = sample.kept ? sample.tap.weight[k] : T(0);
-    sample.tap.slope[k] = sample.kept ? sample.tap.slope[k] : T(0);
+    sample.tap.dweight[k] = sample.kept ? sample.tap.dweight[k] : T(0);
   }
   return sample;
 }

@@ -15,17 +15,17 @@ namespace dcn {
 
 // The type of coordinates and sums for tensors of type S.
 template <typename S>
-using SumType = std::conditional_t<std::is_same_v<S, double>, double, float>;
+using OpMathType = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 // Element access to an (N, C, H, W) tensor of any floating dtype and strides,
 // on the host and in kernels. For small tensors beside the map (offsets,
 // masks): a switch per element costs little there, and saves a copy of the
 // kernels for each pair of dtypes.
-class FloatView {
+class AnyDtypeView {
  public:
-  FloatView() = default; // of nothing
+  AnyDtypeView() = default; // of nothing
 
-  explicit FloatView(const at::Tensor& tensor)
+  explicit AnyDtypeView(const at::Tensor& tensor)
       : data_(tensor.data_ptr()),
         dtype_(tensor.scalar_type()),
         n_(tensor.stride(0)),

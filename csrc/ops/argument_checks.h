@@ -128,8 +128,8 @@ inline at::MemoryFormat memory_format_of(const at::Tensor& tensor) {
 }
 
 // What a backward op returns for `tensor`: empty where it is not wanted.
-inline at::Tensor allocate_gradient(const at::Tensor& tensor, bool is_wanted) {
-  return is_wanted
+inline at::Tensor allocate_gradient(const at::Tensor& tensor, bool is_needed) {
+  return is_needed
       ? at::empty_like(tensor, tensor.options(), memory_format_of(tensor))
       : at::empty({0}, tensor.options());
 }

@@ -10,10 +10,10 @@
 namespace dcn {
 
 // The offsets and masks of a call, and with them where its taps lie.
-struct TapSource {
+struct ConvOffsets {
   ConvGeometry geometry;
-  FloatView offset;
-  FloatView mask; // of nothing: every mask is 1
+  AnyDtypeView offset;
+  AnyDtypeView mask; // of nothing: every mask is 1
 
   template <typename T>
   DCN_INLINE DeformTap<T> locate(
@@ -34,11 +34,11 @@ struct TapSource {
 };
 
 // Where the gradients of the taps go; either may be of nothing.
-struct TapGradients {
-  FloatView offset;
-  FloatView mask;
+struct ConvOffsetGradients {
+  AnyDtypeView offset;
+  AnyDtypeView mask;
 
-  bool wanted() const {
+  bool any_defined() const {
     return offset.defined() || mask.defined();
   }
 
@@ -78,17 +78,20 @@ struct TapGradients {
   }
 };
 
-inline TapSource tap_source(
+inline ConvOffsets conv_offsets(
     const DeformConvShape& shape,
     const at::Tensor& offset,
     const OptionalTensor& mask) {
   return {
-      shape.geometry, FloatView(offset), mask ? FloatView(*mask) : FloatView()};
+      shape.geometry,
+      AnyDtypeView(offset),
+      mask ? AnyDtypeView(*mask) : AnyDtypeView()};
 }
 
-inline TapGradients tap_gradients(const DeformConvGradients& gradients) {
+inline ConvOffsetGradients conv_offset_gradients(
+    const DeformConvGradients& gradients) {
   const auto view = [](const at::Tensor& tensor) {
-    return tensor.numel() > 0 ? FloatView(tensor) : FloatView();
+    return tensor.numel() > 0 ? AnyDtypeView(tensor) : AnyDtypeView();
   };
   return {view(gradients.offset), view(gradients.mask)};
 }

@@ -9,7 +9,7 @@
 namespace dcn {
 
 // Channels-last copies that a backward pass may make.
-struct CopyLimits {
+struct ChannelTilingLimits {
   int64_t widest; // channels of a slice, at most
   int64_t narrowest; // rather read in place than copy slices below this
   int64_t bytes; // of one image's copies
@@ -21,19 +21,19 @@ struct CopyLimits {
 // gradient are copied to channels-last for them. Follows from shapes, formats
 // and dtypes alone, never from the number of threads: it decides the order of
 // every sum.
-struct CopyPlan {
+struct ChannelTiling {
   int64_t widest;
   bool copies_input;
   bool copies_grad;
   int64_t image_bytes; // of the copies of one image and the widest slice
 
-  CopyPlan(
+  ChannelTiling(
       int64_t pixels,
       int64_t channels,
       bool wants_input_copy,
       bool wants_grad_copy,
       bool sums_in_dtype, // the input's dtype is that of the sums
-      const CopyLimits& limits)
+      const ChannelTilingLimits& limits)
       : widest(std::min(limits.widest, channels)),
         copies_input(wants_input_copy),
         copies_grad(wants_grad_copy) {

@@ -252,14 +252,14 @@ DeformConvGradients allocate_gradients(
     const at::Tensor& offset,
     const at::Tensor& weight,
     const OptionalTensor& mask,
-    std::array<bool, 5> wanted) {
+    std::array<bool, 5> output_mask) {
   DeformConvGradients gradients;
-  gradients.input = allocate_gradient(input, wanted[0]);
-  gradients.offset = allocate_gradient(offset, wanted[1]);
-  gradients.weight = allocate_gradient(weight, wanted[2]);
+  gradients.input = allocate_gradient(input, output_mask[0]);
+  gradients.offset = allocate_gradient(offset, output_mask[1]);
+  gradients.weight = allocate_gradient(weight, output_mask[2]);
   gradients.bias =
-      at::empty({wanted[3] ? weight.size(0) : 0}, weight.options());
-  gradients.mask = mask ? allocate_gradient(*mask, wanted[4])
+      at::empty({output_mask[3] ? weight.size(0) : 0}, weight.options());
+  gradients.mask = mask ? allocate_gradient(*mask, output_mask[4])
                         : at::empty({0}, offset.options());
   return gradients;
 }

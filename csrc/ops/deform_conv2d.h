@@ -95,7 +95,7 @@ DeformConvGradients allocate_gradients(
     const at::Tensor& offset,
     const at::Tensor& weight,
     const OptionalTensor& mask,
-    std::array<bool, 5> wanted);
+    std::array<bool, 5> output_mask);
 
 // The weight as (groups, group_out, taps, group_in): the order in which columns
 // are gathered, contiguous, in `dtype`.

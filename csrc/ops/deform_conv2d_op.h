@@ -45,13 +45,13 @@ deform_conv2d_backward(
     at::IntArrayRef padding,
     at::IntArrayRef dilation,
     const OptionalTensor& mask,
-    std::array<bool, 5> wanted) {
+    std::array<bool, 5> output_mask) {
   const auto shape = check_deform_conv2d(
       input, offset, weight, std::nullopt, stride, padding, dilation, mask);
   check_grad_output(grad_output, input, shape);
   const c10::DeviceGuard guard(input.device());
   const auto gradients =
-      allocate_gradients(input, offset, weight, mask, wanted);
+      allocate_gradients(input, offset, weight, mask, output_mask);
   Device::backward(
       {shape, grad_output, input, offset, mask}, weight, gradients);
   return {

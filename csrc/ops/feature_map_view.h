@@ -11,7 +11,7 @@ namespace dcn {
 
 // Some channels of one feature map, wherever its strides put them.
 template <typename S>
-struct MapView {
+struct FeatureMapView {
   S* data;
   int64_t channel_stride;
   int64_t row_stride;
@@ -24,7 +24,10 @@ struct MapView {
 
 // Channels from `channel` on of image `image` of an (N, C, H, W) tensor.
 template <typename S>
-MapView<S> map_view(const at::Tensor& tensor, int64_t image, int64_t channel) {
+FeatureMapView<S> feature_map_view(
+    const at::Tensor& tensor,
+    int64_t image,
+    int64_t channel) {
   S* data = static_cast<S*>(tensor.data_ptr()) + image * tensor.stride(0) +
       channel * tensor.stride(1);
   return {data, tensor.stride(1), tensor.stride(2), tensor.stride(3)};

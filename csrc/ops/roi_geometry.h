@@ -28,7 +28,7 @@ struct RoiBin {
 
 // What all bins of a RoI share.
 template <typename T>
-struct RoiFrame {
+struct RoiBox {
   RoiState state;
   int64_t image;
   RoiAxis<T> y;
@@ -44,10 +44,10 @@ struct BinIndex {
 };
 
 // The boxes and offsets of a call, and with them where its samples lie.
-struct RoiSource {
+struct RoiGeometry {
   RoiPoolShape shape;
-  FloatView boxes;
-  FloatView offset; // of nothing: every offset is 0
+  AnyDtypeView boxes;
+  AnyDtypeView offset; // of nothing: every offset is 0
 
   template <typename T>
   DCN_INLINE T box(int64_t roi, int column) const {
@@ -77,66 +77,66 @@ struct RoiSource {
   template <typename T>
   DCN_INLINE T offset_of(
       int64_t roi,
-      int64_t of_class,
+      int64_t class_index,
       int plane,
       const BinIndex& bin) const {
     return offset.defined()
         ? offset.load<T>(
-              offset.at(roi, 2 * of_class + plane, bin.part_y, bin.part_x))
+              offset.at(roi, 2 * class_index + plane, bin.part_y, bin.part_x))
         : T(0);
   }
 
   template <typename T>
-  DCN_INLINE RoiFrame<T> frame(int64_t roi) const {
+  DCN_INLINE RoiBox<T> roi_box(int64_t roi) const {
     const T x1 = box<T>(roi, 1), y1 = box<T>(roi, 2);
     const T x2 = box<T>(roi, 3), y2 = box<T>(roi, 4);
     const T scale = static_cast<T>(shape.spatial_scale);
-    RoiFrame<T> frame{};
-    frame.image = image_of(roi);
+    RoiBox<T> roi_box{};
+    roi_box.image = image_of(roi);
     const T sum = (x1 - x1) + (y1 - y1) + (x2 - x2) + (y2 - y2);
-    if (frame.image < 0) {
-      frame.state = RoiState::kNoImage;
+    if (roi_box.image < 0) {
+      roi_box.state = RoiState::kNoImage;
     } else if (x1 != x1 || y1 != y1 || x2 != x2 || y2 != y2) {
-      frame.state = RoiState::kNan;
+      roi_box.state = RoiState::kNan;
     } else if (sum != sum) { // infinity - infinity
-      frame.state = RoiState::kEmpty;
+      roi_box.state = RoiState::kEmpty;
     } else {
       const int64_t ratio = shape.sampling_ratio;
-      frame.y = roi_axis(shape.mode, y1, y2, scale, shape.bins.h, ratio);
-      frame.x = roi_axis(shape.mode, x1, x2, scale, shape.bins.w, ratio);
+      roi_box.y = make_roi_axis(shape.mode, y1, y2, scale, shape.bins.h, ratio);
+      roi_box.x = make_roi_axis(shape.mode, x1, x2, scale, shape.bins.w, ratio);
     }
-    return frame;
+    return roi_box;
   }
 
   template <typename T>
   DCN_INLINE RoiBin<T> locate(
-      const RoiFrame<T>& frame,
+      const RoiBox<T>& roi_box,
       int64_t roi,
-      int64_t of_class,
+      int64_t class_index,
       const BinIndex& index) const {
     const T gamma = static_cast<T>(shape.gamma);
-    const T dx = offset_of<T>(roi, of_class, 0, index);
-    const T dy = offset_of<T>(roi, of_class, 1, index);
+    const T dx = offset_of<T>(roi, class_index, 0, index);
+    const T dy = offset_of<T>(roi, class_index, 1, index);
     RoiBin<T> bin{};
-    bin.image = frame.image;
-    bin.state = frame.state;
+    bin.image = roi_box.image;
+    bin.state = roi_box.state;
     if (bin.state != RoiState::kNoImage && (dx != dx || dy != dy)) {
       bin.state = RoiState::kNan;
     }
     if (bin.state == RoiState::kInside) {
-      bin.offset_scale_y = gamma * frame.y.size;
-      bin.offset_scale_x = gamma * frame.x.size;
-      bin.y = bin_axis(
+      bin.offset_scale_y = gamma * roi_box.y.size;
+      bin.offset_scale_x = gamma * roi_box.x.size;
+      bin.y = make_bin_axis(
           shape.mode,
           shape.map.h,
-          frame.y,
+          roi_box.y,
           index.i,
           shape.bins.h,
           dy * bin.offset_scale_y);
-      bin.x = bin_axis(
+      bin.x = make_bin_axis(
           shape.mode,
           shape.map.w,
-          frame.x,
+          roi_box.x,
           index.j,
           shape.bins.w,
           dx * bin.offset_scale_x);
@@ -145,20 +145,20 @@ struct RoiSource {
   }
 
   template <typename T>
-  DCN_INLINE RoiBin<T> locate(int64_t roi, int64_t of_class, int i, int j)
+  DCN_INLINE RoiBin<T> locate(int64_t roi, int64_t class_index, int i, int j)
       const {
-    return locate(frame<T>(roi), roi, of_class, bin(i, j));
+    return locate(roi_box<T>(roi), roi, class_index, bin(i, j));
   }
 };
 
-inline RoiSource roi_source(
+inline RoiGeometry roi_geometry(
     const RoiPoolShape& shape,
     const at::Tensor& boxes,
     const OptionalTensor& offset) {
   return {
       shape,
-      FloatView(boxes.unsqueeze(2).unsqueeze(3)),
-      offset ? FloatView(*offset) : FloatView()};
+      AnyDtypeView(boxes.unsqueeze(2).unsqueeze(3)),
+      offset ? AnyDtypeView(*offset) : AnyDtypeView()};
 }
 
 } // namespace dcn

@@ -74,7 +74,7 @@ void check_offset(const at::Tensor& offset, RoiPoolShape& shape) {
 
 // On the CPU only: reading the boxes of a GPU would wait for it.
 void check_batch_indices(const at::Tensor& boxes, int64_t batch) {
-  const FloatView view(boxes.unsqueeze(2).unsqueeze(3));
+  const AnyDtypeView view(boxes.unsqueeze(2).unsqueeze(3));
   for (int64_t roi = 0; roi < boxes.size(0); ++roi) {
     const double index = view.load<double>(view.at(roi, 0, 0, 0));
     TORCH_CHECK_VALUE(
@@ -158,18 +158,20 @@ void check_roi_grad_output(
       grad_output.sizes());
 }
 
-at::Tensor allocate_pooled(const at::Tensor& input, const RoiPoolShape& shape) {
+at::Tensor allocate_roi_pool_output(
+    const at::Tensor& input,
+    const RoiPoolShape& shape) {
   return at::empty(
       {shape.rois, shape.channels, shape.bins.h, shape.bins.w},
       input.options().memory_format(memory_format_of(input)));
 }
 
-RoiPoolGradients allocate_roi_gradients(
+RoiPoolGradients allocate_roi_pool_gradients(
     const RoiPoolArguments& arguments,
-    std::array<bool, 2> wanted) {
+    std::array<bool, 2> output_mask) {
   return {
-      allocate_gradient(arguments.input, wanted[0]),
-      arguments.offset ? allocate_gradient(*arguments.offset, wanted[1])
+      allocate_gradient(arguments.input, output_mask[0]),
+      arguments.offset ? allocate_gradient(*arguments.offset, output_mask[1])
                        : at::empty({0}, arguments.boxes.options())};
 }
 

@@ -62,14 +62,16 @@ void check_roi_grad_output(
     const at::Tensor& input,
     const RoiPoolShape& shape);
 
-at::Tensor allocate_pooled(const at::Tensor& input, const RoiPoolShape& shape);
+at::Tensor allocate_roi_pool_output(
+    const at::Tensor& input,
+    const RoiPoolShape& shape);
 
 struct RoiPoolGradients {
   at::Tensor input, offset; // those not asked for are empty
 };
 
-RoiPoolGradients allocate_roi_gradients(
+RoiPoolGradients allocate_roi_pool_gradients(
     const RoiPoolArguments& arguments,
-    std::array<bool, 2> wanted);
+    std::array<bool, 2> output_mask);
 
 } // namespace dcn

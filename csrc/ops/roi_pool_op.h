@@ -40,8 +40,8 @@ at::Tensor deform_roi_pool(
        gamma,
        mode});
   const c10::DeviceGuard guard(input.device());
-  const at::Tensor output = allocate_pooled(input, shape);
-  Device::forward(roi_source(shape, boxes, offset), input, output);
+  const at::Tensor output = allocate_roi_pool_output(input, shape);
+  Device::forward(roi_geometry(shape, boxes, offset), input, output);
   return output;
 }
 
@@ -58,7 +58,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward(
     int64_t sampling_ratio,
     double gamma,
     std::string_view mode,
-    std::array<bool, 2> wanted) {
+    std::array<bool, 2> output_mask) {
   const RoiPoolArguments arguments{
       input,
       boxes,
@@ -73,9 +73,9 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward(
   const auto shape = check_roi_pool(arguments);
   check_roi_grad_output(grad_output, input, shape);
   const c10::DeviceGuard guard(input.device());
-  const auto gradients = allocate_roi_gradients(arguments, wanted);
+  const auto gradients = allocate_roi_pool_gradients(arguments, output_mask);
   Device::backward(
-      roi_source(shape, boxes, offset), grad_output, input, gradients);
+      roi_geometry(shape, boxes, offset), grad_output, input, gradients);
   return {gradients.input, gradients.offset};
 }
 

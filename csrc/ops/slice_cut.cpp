@@ -12,13 +12,13 @@ bool is_channels_last(const at::Tensor& tensor) {
 
 } // namespace
 
-SliceCut::SliceCut(
+ConvChannelTiling::ConvChannelTiling(
     const BackwardInputs& inputs,
     bool wants_input,
     bool sums_in_dtype,
     bool reads_dtype,
-    const CopyLimits& limits)
-    : CopyPlan(
+    const ChannelTilingLimits& limits)
+    : ChannelTiling(
           int64_t{inputs.shape.geometry.in_h} * inputs.shape.geometry.in_w,
           inputs.shape.in_channels,
           !(is_channels_last(inputs.input) && reads_dtype),

@@ -11,15 +11,15 @@
 namespace dcn {
 
 // Slices of input channels, and the copies made for each.
-struct SliceCut : CopyPlan {
+struct ConvChannelTiling : ChannelTiling {
   std::vector<ChannelSlice> slices;
 
-  SliceCut(
+  ConvChannelTiling(
       const BackwardInputs& inputs,
       bool wants_input,
       bool sums_in_dtype, // the input's dtype is that of the sums
       bool reads_dtype, // the input is read in its own dtype
-      const CopyLimits& limits);
+      const ChannelTilingLimits& limits);
 };
 
 } // namespace dcn

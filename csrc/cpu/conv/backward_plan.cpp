@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 // Channels of a slice: at most, at least where that makes too few slices to
@@ -29,13 +29,14 @@ int64_t rounded_down(int64_t value, int64_t multiple) {
 
 } // namespace
 
-BackwardPlan::BackwardPlan(
+BackwardTiling::BackwardTiling(
     const BackwardInputs& inputs,
     bool wants_input,
     bool sums_in_dtype,
     int64_t element_bytes,
     int64_t grad_bytes)
-    : cut(inputs,
+    : channels(
+          inputs,
           wants_input,
           sums_in_dtype,
           sums_in_dtype,
@@ -60,12 +61,12 @@ BackwardPlan::BackwardPlan(
       kGradBytes / std::max<int64_t>(tile * grad_bytes, 1),
       1,
       std::max<int64_t>(shape.batch, 1));
-  const int64_t depth = taps * cut.widest;
+  const int64_t depth = taps * channels.widest;
   block = std::clamp<int64_t>(
       rounded_down(kColumnBytes / (depth * element_bytes), 16), 16, 512);
-  slot_bytes = cut.image_bytes + tile * tap_bytes +
+  workspace_bytes = channels.image_bytes + tile * tap_bytes +
       element_bytes * (2 * block * depth + shape.group_out() * depth) +
       block * taps * int64_t{sizeof(DeformTap<double>)};
 }
 
-} // namespace dcn
+} // namespace dcn::cpu

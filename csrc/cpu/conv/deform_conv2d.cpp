@@ -8,7 +8,7 @@
 #include "cpu/parallel.h"
 #include "ops/deform_conv2d_op.h"
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 // Sum of grad_output over images and positions, in order, in float64.
@@ -23,7 +23,7 @@ void bias_gradient(const at::Tensor& grad_output, const at::Tensor& result) {
       const int64_t count = std::min(kChannels, channels - first);
       double sums[kChannels] = {};
       for (int64_t n = 0; n < grad_output.size(0); ++n) {
-        const auto map = map_view<const S>(grad_output, n, first);
+        const auto map = feature_map_view<const S>(grad_output, n, first);
         for (int64_t y = 0; y < grad_output.size(2); ++y) {
           for (int64_t x = 0; x < grad_output.size(3); ++x) {
             const S* pixel = map.pixel(y, x);
@@ -49,10 +49,10 @@ void with_column_dtype(const Body& body) {
       return;
     }
   }
-  body(SumType<S>());
+  body(OpMathType<S>());
 }
 
-struct Cpu {
+struct Device {
   static void forward(
       const DeformConvShape& shape,
       const ForwardInputs& inputs,
@@ -62,7 +62,7 @@ struct Cpu {
           with_column_dtype<scalar_t>([&](auto column) {
             deform_conv2d_forward<
                 scalar_t,
-                SumType<scalar_t>,
+                OpMathType<scalar_t>,
                 decltype(column)>(shape, inputs, output);
           });
         });
@@ -79,8 +79,10 @@ struct Cpu {
         "_deform_conv2d_backward",
         [&] {
           with_column_dtype<scalar_t>([&](auto column) {
-            DeformConvBackward<scalar_t, SumType<scalar_t>, decltype(column)>(
-                inputs, weight, gradients)
+            DeformConvBackward<
+                scalar_t,
+                OpMathType<scalar_t>,
+                decltype(column)>(inputs, weight, gradients)
                 .run();
           });
           if (gradients.bias.numel() > 0) {
@@ -91,8 +93,8 @@ struct Cpu {
 };
 
 } // namespace
-} // namespace dcn
+} // namespace dcn::cpu
 
 TORCH_LIBRARY_IMPL(dcn_plugin, CPU, m) {
-  dcn::register_deform_conv2d<dcn::Cpu>(m);
+  dcn::register_deform_conv2d<dcn::cpu::Device>(m);
 }

@@ -10,18 +10,18 @@
 #include "cpu/conv/deform_im2col.h"
 #include "cpu/conv/grad_output.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // A task's own workspace and results.
 template <typename T, typename C>
-struct BackwardSlot {
+struct TaskWorkspace {
   std::unique_ptr<T[]> input; // channels-last slice of the input
   std::unique_ptr<T[]> grad_input; // the same of its gradient
   std::unique_ptr<T[]> columns; // (block, taps, slice)
   std::unique_ptr<C[]> pairs; // the same in pairs of rows, if C goes in pairs
   std::unique_ptr<DeformTap<T>[]> taps; // (block, taps)
-  std::unique_ptr<T[]> weight_sum; // (group_out, taps, slice)
-  std::unique_ptr<T[]> tap_sums; // (tile, taps, 3): dy, dx, mask
+  std::unique_ptr<T[]> grad_weight; // (group_out, taps, slice)
+  std::unique_ptr<T[]> grad_taps; // (tile, taps, 3): dy, dx, mask
 };
 
 // S is the dtype of the tensors, T that of the sums, C that of what is
@@ -45,27 +45,32 @@ class DeformConvBackward {
     int64_t end;
   };
 
-  using Slot = BackwardSlot<T, C>;
+  using Workspace = TaskWorkspace<T, C>;
 
-  Slot make_slot() const;
+  Workspace make_workspace() const;
   void run_images(
       int64_t tile,
       int64_t first,
       int64_t count,
-      std::vector<Slot>& slots);
-  void run_task(const Task& task, Slot& slot) const;
+      std::vector<Workspace>& workspaces);
+  void run_task(const Task& task, Workspace& workspace) const;
   template <typename M>
-  void run_blocks(const Task& task, const MapView<const M>& map, Slot& slot)
-      const;
-  void multiply_weight(const Task& task, int64_t from, int64_t to, Slot& slot)
-      const;
-  void add_weight_sum(const Task& task, const Slot& slot);
-  void add_tap_sums(const Task& task, const Slot& slot);
-  void store_tap_gradients(const Task& task) const;
-  void store_weight_gradient() const;
+  void run_blocks(
+      const Task& task,
+      const FeatureMapView<const M>& map,
+      Workspace& workspace) const;
+  void accumulate_grad_weight(
+      const Task& task,
+      int64_t from,
+      int64_t to,
+      Workspace& workspace) const;
+  void add_grad_weight(const Task& task, const Workspace& workspace);
+  void add_grad_taps(const Task& task, const Workspace& workspace);
+  void store_grad_taps(const Task& task) const;
+  void store_grad_weight() const;
 
   const ChannelSlice& slice(const Task& task) const {
-    return plan_.cut.slices[task.slice];
+    return tiling_.channels.slices[task.slice];
   }
   int64_t depth(const ChannelSlice& slice) const {
     return shape_.geometry.taps() * slice.size;
@@ -74,16 +79,16 @@ class DeformConvBackward {
   BackwardInputs inputs_;
   const DeformConvShape& shape_;
   DeformConvGradients gradients_;
-  TapGradients tap_gradients_;
+  ConvOffsetGradients tap_gradients_;
   bool wants_input_;
   bool wants_taps_;
   bool wants_weight_;
-  GradOutput<S, C> grad_output_;
-  BackwardPlan plan_;
-  TapSource taps_;
+  GradOutputTile<S, C> grad_output_;
+  BackwardTiling tiling_;
+  ConvOffsets taps_;
   std::vector<at::Tensor> weight_; // per slice (group_out, taps * size), packed
-  std::vector<at::Tensor> weight_sum_; // likewise, not packed, in T
-  std::vector<T> tap_sums_; // of the tile and offset group in progress
+  std::vector<at::Tensor> grad_weight_; // likewise, not packed, in T
+  std::vector<T> grad_taps_; // of the tile and offset group in progress
 };
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -16,7 +16,7 @@
 #include "cpu/conv/packed_weight.h"
 #include "cpu/parallel.h"
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 // Channels-last copies of images; larger images are read where they are.
@@ -37,9 +37,9 @@ class Forward {
       : shape_(shape),
         input_(inputs.input),
         output_(output),
-        taps_(tap_source(shape, inputs.offset, inputs.mask)),
-        chunks_(shape, Packing<C>::inner(1)),
-        weight_(pack_chunks<S, C>(inputs.weight, shape, chunks_)) {
+        taps_(conv_offsets(shape, inputs.offset, inputs.mask)),
+        k_blocking_(shape, OperandLayout<C>::padded_k(1)),
+        weight_(pack_forward_weight<S, C>(inputs.weight, shape, k_blocking_)) {
     if (inputs.bias) {
       bias_ = inputs.bias->to(c10::CppTypeToScalarType<T>::value).contiguous();
     }
@@ -101,8 +101,8 @@ class Forward {
         const int64_t image = task / g.in_h;
         const int64_t row = task % g.in_h;
         copy_rows(
-            map_view<S>(input_, first + image, 0),
-            map_view<T>(copies, image, 0),
+            feature_map_view<S>(input_, first + image, 0),
+            feature_map_view<T>(copies, image, 0),
             row,
             row + 1,
             g.in_w,
@@ -117,7 +117,8 @@ class Forward {
     const int64_t tasks = count * shape_.groups * blocks_;
     parallel_tasks(tasks, [&](int64_t begin, int64_t end) {
       Buffers buffers;
-      buffers.columns.reset(new C[block_ * Packing<C>::inner(chunks_.deepest)]);
+      buffers.columns.reset(
+          new C[block_ * OperandLayout<C>::padded_k(k_blocking_.max_depth)]);
       buffers.taps.reset(new DeformTap<T>[block_ * shape_.geometry.taps()]);
       buffers.result.reset(new T[block_ * result_stride()]);
       for (int64_t task = begin; task < end; ++task) {
@@ -129,7 +130,7 @@ class Forward {
         block.end = std::min(block.begin + block_, shape_.geometry.positions());
         run_block<M>(maps, block, buffers);
       }
-      end_products<C>();
+      release_gemm<C>();
     });
   }
 
@@ -142,12 +143,12 @@ class Forward {
     const int64_t channels = shape_.group_out();
     int64_t located = -1;
     Store store = Store::kOverwrite;
-    for (const auto& chunk : chunks_.of_group[block.group]) {
-      const int64_t depth = Packing<C>::inner(chunk.depth);
-      for (const auto& piece : chunk.pieces) {
-        if (piece.slice.offset_group != located) {
-          located = piece.slice.offset_group;
-          locate_taps(
+    for (const auto& chunk : k_blocking_.blocks_of_group[block.group]) {
+      const int64_t depth = OperandLayout<C>::padded_k(chunk.depth);
+      for (const auto& segment : chunk.segments) {
+        if (segment.slice.offset_group != located) {
+          located = segment.slice.offset_group;
+          compute_taps(
               taps_,
               block.image,
               located,
@@ -155,14 +156,14 @@ class Forward {
               block.end,
               buffers.taps.get());
         }
-        gather_columns<M, T, C>(
-            map_view<const M>(maps, block.map, piece.slice.begin),
-            buffers.taps.get() + piece.tap,
+        deform_im2col<M, T, C>(
+            feature_map_view<const M>(maps, block.map, segment.slice.begin),
+            buffers.taps.get() + segment.tap,
             shape_.geometry.taps(),
-            {buffers.columns.get() + piece.column,
+            {buffers.columns.get() + segment.column,
              positions,
-             piece.taps,
-             piece.slice.size,
+             segment.taps,
+             segment.slice.size,
              depth});
       }
       if (depth > chunk.depth) {
@@ -187,7 +188,7 @@ class Forward {
   void store_block(const Block& block, const T* result) const {
     const int64_t channels = shape_.group_out();
     const int64_t first = block.group * channels;
-    store_rows(
+    store_epilogue(
         result,
         result_stride(),
         bias_.defined() ? bias_.data_ptr<T>() + first : nullptr,
@@ -202,8 +203,8 @@ class Forward {
   const DeformConvShape& shape_;
   const at::Tensor& input_;
   const at::Tensor& output_;
-  TapSource taps_;
-  ColumnChunks chunks_;
+  ConvOffsets taps_;
+  KBlocking k_blocking_;
   at::Tensor weight_;
   at::Tensor bias_;
   int64_t block_; // positions whose columns are made at once
@@ -231,4 +232,4 @@ DCN_INSTANTIATE_FORWARD(c10::BFloat16, float, float)
 DCN_INSTANTIATE_FORWARD(c10::BFloat16, float, c10::BFloat16)
 #undef DCN_INSTANTIATE_FORWARD
 
-} // namespace dcn
+} // namespace dcn::cpu

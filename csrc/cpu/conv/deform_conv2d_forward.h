@@ -5,7 +5,7 @@
 
 #include "ops/deform_conv2d.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Fills `output`. S is the dtype of the tensors, T that of the sums, C that of
 // the columns.
@@ -15,4 +15,4 @@ void deform_conv2d_forward(
     const ForwardInputs& inputs,
     const at::Tensor& output);
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -7,7 +7,7 @@
 
 #include "cpu/conv/rounding.h"
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 // A channel stride of 1 known to the compiler, so that it can vectorise.
@@ -20,34 +20,34 @@ struct UnitStride {
 template <typename S, typename T>
 struct Corners {
   const S* pixel[4];
-  T share[4];
+  T masked_weight[4];
 };
 
 template <typename S, typename T>
-DCN_INLINE Corners<S, T> corners_of(
-    const MapView<const S>& map,
+DCN_INLINE Corners<S, T> load_corners(
+    const FeatureMapView<const S>& map,
     const DeformTap<T>& tap) {
   Corners<S, T> corners;
   for (int k = 0; k < 4; ++k) {
     corners.pixel[k] = map.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
-    corners.share[k] = tap.share(k);
+    corners.masked_weight[k] = tap.masked_weight(k);
   }
   return corners;
 }
 
 template <typename S, typename T, typename C, typename Stride>
-DCN_INLINE void sample(
+DCN_INLINE void interpolate(
     const Corners<S, T>& from,
     Stride stride,
     int64_t channels,
     C* row) {
   const S *p0 = from.pixel[0], *p1 = from.pixel[1];
   const S *p2 = from.pixel[2], *p3 = from.pixel[3];
-  const T w0 = from.share[0], w1 = from.share[1];
-  const T w2 = from.share[2], w3 = from.share[3];
+  const T w0 = from.masked_weight[0], w1 = from.masked_weight[1];
+  const T w2 = from.masked_weight[2], w3 = from.masked_weight[3];
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t i = c * stride;
-    row[c] = rounded<C>(
+    row[c] = round_to<C>(
         w0 * static_cast<T>(p0[i]) + w1 * static_cast<T>(p1[i]) +
         w2 * static_cast<T>(p2[i]) + w3 * static_cast<T>(p3[i]));
   }
@@ -55,7 +55,7 @@ DCN_INLINE void sample(
 
 // Sum over channels of gradient * pixel, for each of the four corners.
 template <typename S, typename T, typename Stride>
-DCN_INLINE void correlate(
+DCN_INLINE void dot_corners(
     const Corners<S, T>& with,
     const T* gradient,
     Stride stride,
@@ -95,10 +95,10 @@ template <typename T>
 DCN_INLINE void scatter(
     const DeformTap<T>& tap,
     const T* gradient,
-    const MapView<T>& input,
+    const FeatureMapView<T>& input,
     int64_t channels) {
   for (int k = 0; k < 4; ++k) {
-    const T weight = tap.share(k);
+    const T weight = tap.masked_weight(k);
     // Half of the corners at integer coordinates, and those off the map.
     if (weight == T(0)) {
       continue;
@@ -115,7 +115,7 @@ DCN_INLINE void scatter(
 // Everything that training asks of a tap, in one pass over its channels. The
 // four pixels must be different ones.
 template <typename S, typename T>
-DCN_INLINE void backward_whole_row(
+DCN_INLINE void fused_tap_backward(
     const Corners<S, T>& from,
     T* const (&grads)[4],
     int64_t channels,
@@ -123,8 +123,8 @@ DCN_INLINE void backward_whole_row(
     T (&sums)[4]) {
   const S *p0 = from.pixel[0], *p1 = from.pixel[1];
   const S *p2 = from.pixel[2], *p3 = from.pixel[3];
-  const T w0 = from.share[0], w1 = from.share[1];
-  const T w2 = from.share[2], w3 = from.share[3];
+  const T w0 = from.masked_weight[0], w1 = from.masked_weight[1];
+  const T w2 = from.masked_weight[2], w3 = from.masked_weight[3];
   T *g0 = grads[0], *g1 = grads[1], *g2 = grads[2], *g3 = grads[3];
   T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
@@ -149,72 +149,73 @@ DCN_INLINE void backward_whole_row(
 }
 
 template <typename S, typename T, typename Stride>
-DCN_INLINE void backward_row(
-    const MapView<const S>& map,
+DCN_INLINE void tap_backward(
+    const FeatureMapView<const S>& map,
     Stride stride,
     const DeformTap<T>& tap,
     int64_t channels,
-    const ColumnGradients<T>& gradients,
+    const Im2colGradients<T>& gradients,
     T* row,
     T* out) {
-  const auto corners = corners_of(map, tap);
+  const auto corners = load_corners(map, tap);
   T sums[4];
   const auto& input = gradients.input;
   const bool all_wanted =
       out != nullptr && input.data != nullptr && gradients.wants_columns;
-  const bool all_weigh = corners.share[0] != T(0) && corners.share[1] != T(0) &&
-      corners.share[2] != T(0) && corners.share[3] != T(0);
+  const bool all_weigh = corners.masked_weight[0] != T(0) &&
+      corners.masked_weight[1] != T(0) && corners.masked_weight[2] != T(0) &&
+      corners.masked_weight[3] != T(0);
   if (std::is_same_v<Stride, UnitStride> && all_wanted && all_weigh &&
       input.channel_stride == 1) {
     T* grads[4];
     for (int k = 0; k < 4; ++k) {
       grads[k] = input.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
     }
-    backward_whole_row(corners, grads, channels, row, sums);
-    tap_gradient(tap, sums, out);
+    fused_tap_backward(corners, grads, channels, row, sums);
+    tap_gradients(tap, sums, out);
     return;
   }
   if (out != nullptr) {
-    correlate(corners, row, stride, channels, sums);
-    tap_gradient(tap, sums, out);
+    dot_corners(corners, row, stride, channels, sums);
+    tap_gradients(tap, sums, out);
   }
   if (gradients.input.data != nullptr) {
     scatter(tap, row, gradients.input, channels);
   }
   if (gradients.wants_columns) {
-    sample(corners, stride, channels, row);
+    interpolate(corners, stride, channels, row);
   }
 }
 
 template <typename S, typename T, typename C>
-DCN_INLINE void gather_columns_body(
-    const MapView<const S>& map,
+DCN_INLINE void deform_im2col_body(
+    const FeatureMapView<const S>& map,
     const DeformTap<T>* taps,
     int64_t tap_stride,
-    const Columns<C>& columns) {
+    const Im2colTile<C>& columns) {
   for (int64_t p = 0; p < columns.positions; ++p) {
     C* row = columns.data + p * columns.stride;
     const DeformTap<T>* tap = taps + p * tap_stride;
     for (int64_t k = 0; k < columns.taps; ++k, ++tap, row += columns.channels) {
       if (tap->state != TapState::kInside) {
-        std::fill_n(
-            row, columns.channels, rounded<C>(tap->value_without_pixels()));
+        std::fill_n(row, columns.channels, round_to<C>(tap->value_outside()));
       } else if (map.channel_stride == 1) {
-        sample(corners_of(map, *tap), UnitStride{}, columns.channels, row);
+        interpolate(
+            load_corners(map, *tap), UnitStride{}, columns.channels, row);
       } else {
-        sample(
-            corners_of(map, *tap), map.channel_stride, columns.channels, row);
+        interpolate(
+            load_corners(map, *tap), map.channel_stride, columns.channels, row);
       }
     }
   }
 }
 
 template <typename S, typename T>
-DCN_INLINE void backward_columns_body(
-    const MapView<const S>& map,
+DCN_INLINE void deform_im2col_backward_body(
+    const FeatureMapView<const S>& map,
     const DeformTap<T>* taps,
-    const Columns<T>& columns,
-    const ColumnGradients<T>& gradients) {
+    const Im2colTile<T>& columns,
+    const Im2colGradients<T>& gradients) {
   for (int64_t p = 0; p < columns.positions; ++p) {
     for (int64_t k = 0; k < columns.taps; ++k) {
       const int64_t r = p * columns.taps + k;
@@ -224,16 +225,16 @@ DCN_INLINE void backward_columns_body(
       if (tap.state != TapState::kInside) {
         if (out != nullptr) {
           const T nothing[4] = {};
-          tap_gradient(tap, nothing, out);
+          tap_gradients(tap, nothing, out);
         }
         if (gradients.wants_columns) {
-          std::fill_n(row, columns.channels, tap.value_without_pixels());
+          std::fill_n(row, columns.channels, tap.value_outside());
         }
       } else if (map.channel_stride == 1) {
-        backward_row(
+        tap_backward(
             map, UnitStride{}, tap, columns.channels, gradients, row, out);
       } else {
-        backward_row(
+        tap_backward(
             map,
             map.channel_stride,
             tap,
@@ -249,8 +250,8 @@ DCN_INLINE void backward_columns_body(
 } // namespace
 
 template <typename T>
-void locate_taps(
-    const TapSource& source,
+void compute_taps(
+    const ConvOffsets& source,
     int64_t image,
     int64_t offset_group,
     int64_t begin,
@@ -272,15 +273,15 @@ void locate_taps(
   }
 }
 
-template void locate_taps(
-    const TapSource&,
+template void compute_taps(
+    const ConvOffsets&,
     int64_t,
     int64_t,
     int64_t,
     int64_t,
     DeformTap<float>*);
-template void locate_taps(
-    const TapSource&,
+template void compute_taps(
+    const ConvOffsets&,
     int64_t,
     int64_t,
     int64_t,
@@ -288,32 +289,32 @@ template void locate_taps(
     DeformTap<double>*);
 
 // One function per pair of dtypes, each cloned per instruction set.
-#define DCN_DEFINE_GATHER(S, T, C)                       \
-  template <>                                            \
-  DCN_VECTOR_CLONES void gather_columns(                 \
-      const MapView<const S>& map,                       \
-      const DeformTap<T>* taps,                          \
-      int64_t tap_stride,                                \
-      const Columns<C>& columns) {                       \
-    gather_columns_body(map, taps, tap_stride, columns); \
+#define DCN_DEFINE_IM2COL(S, T, C)                      \
+  template <>                                           \
+  DCN_VECTOR_CLONES void deform_im2col(                 \
+      const FeatureMapView<const S>& map,               \
+      const DeformTap<T>* taps,                         \
+      int64_t tap_stride,                               \
+      const Im2colTile<C>& columns) {                   \
+    deform_im2col_body(map, taps, tap_stride, columns); \
   }
 
-DCN_DEFINE_GATHER(double, double, double)
-DCN_DEFINE_GATHER(float, float, float)
-DCN_DEFINE_GATHER(float, float, c10::BFloat16)
-DCN_DEFINE_GATHER(c10::Half, float, float)
-DCN_DEFINE_GATHER(c10::BFloat16, float, float)
-DCN_DEFINE_GATHER(c10::BFloat16, float, c10::BFloat16)
-#undef DCN_DEFINE_GATHER
+DCN_DEFINE_IM2COL(double, double, double)
+DCN_DEFINE_IM2COL(float, float, float)
+DCN_DEFINE_IM2COL(float, float, c10::BFloat16)
+DCN_DEFINE_IM2COL(c10::Half, float, float)
+DCN_DEFINE_IM2COL(c10::BFloat16, float, float)
+DCN_DEFINE_IM2COL(c10::BFloat16, float, c10::BFloat16)
+#undef DCN_DEFINE_IM2COL
 
-#define DCN_DEFINE_BACKWARD(S, T)                         \
-  template <>                                             \
-  DCN_VECTOR_CLONES void backward_columns(                \
-      const MapView<const S>& map,                        \
-      const DeformTap<T>* taps,                           \
-      const Columns<T>& columns,                          \
-      const ColumnGradients<T>& gradients) {              \
-    backward_columns_body(map, taps, columns, gradients); \
+#define DCN_DEFINE_BACKWARD(S, T)                               \
+  template <>                                                   \
+  DCN_VECTOR_CLONES void deform_im2col_backward(                \
+      const FeatureMapView<const S>& map,                       \
+      const DeformTap<T>* taps,                                 \
+      const Im2colTile<T>& columns,                             \
+      const Im2colGradients<T>& gradients) {                    \
+    deform_im2col_backward_body(map, taps, columns, gradients); \
   }
 
 DCN_DEFINE_BACKWARD(double, double)
@@ -322,4 +323,4 @@ DCN_DEFINE_BACKWARD(c10::Half, float)
 DCN_DEFINE_BACKWARD(c10::BFloat16, float)
 #undef DCN_DEFINE_BACKWARD
 
-} // namespace dcn
+} // namespace dcn::cpu

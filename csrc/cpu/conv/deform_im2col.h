@@ -9,12 +9,12 @@
 #include "ops/conv_offsets.h"
 #include "ops/feature_map_view.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Where the taps of output positions [begin, end) lie: taps[position][tap].
 template <typename T>
-void locate_taps(
-    const TapSource& source,
+void compute_taps(
+    const ConvOffsets& source,
     int64_t image,
     int64_t offset_group,
     int64_t begin,
@@ -24,7 +24,7 @@ void locate_taps(
 // The columns of some taps of some positions: those of a position follow each
 // other, tap after tap.
 template <typename C>
-struct Columns {
+struct Im2colTile {
   C* data;
   int64_t positions;
   int64_t taps;
@@ -35,16 +35,16 @@ struct Columns {
 // columns = mask * sampled value. The taps of a position begin `tap_stride`
 // after those of the one before.
 template <typename S, typename T, typename C>
-void gather_columns(
-    const MapView<const S>& map,
+void deform_im2col(
+    const FeatureMapView<const S>& map,
     const DeformTap<T>* taps,
     int64_t tap_stride,
-    const Columns<C>& columns);
+    const Im2colTile<C>& columns);
 
 // What the gradient of the columns is turned into.
 template <typename T>
-struct ColumnGradients {
-  MapView<T> input; // adds to it; data null: not wanted
+struct Im2colGradients {
+  FeatureMapView<T> input; // adds to it; data null: not wanted
   T* taps; // writes (dy, dx, mask) per row; null: not wanted
   bool wants_columns; // replaces the gradients by the columns themselves
 };
@@ -52,10 +52,10 @@ struct ColumnGradients {
 // Reads the gradient of the columns of all taps from `columns` and visits each
 // tap once.
 template <typename S, typename T>
-void backward_columns(
-    const MapView<const S>& map,
+void deform_im2col_backward(
+    const FeatureMapView<const S>& map,
     const DeformTap<T>* taps,
-    const Columns<T>& columns,
-    const ColumnGradients<T>& gradients);
+    const Im2colTile<T>& columns,
+    const Im2colGradients<T>& gradients);
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -9,11 +9,11 @@
 
 #include "cpu/conv/rounding.h"
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 template <typename S, typename T>
-DCN_INLINE void store_along_columns(
+DCN_INLINE void store_contiguous(
     const T* values,
     int64_t stride,
     const T* bias,
@@ -26,11 +26,11 @@ DCN_INLINE void store_along_columns(
     S* row = to + r * row_step;
     if (bias == nullptr) {
       for (int64_t c = 0; c < columns; ++c) {
-        row[c] = rounded<S>(from[c]);
+        row[c] = round_to<S>(from[c]);
       }
     } else {
       for (int64_t c = 0; c < columns; ++c) {
-        row[c] = rounded<S>(from[c] + bias[c]);
+        row[c] = round_to<S>(from[c] + bias[c]);
       }
     }
   }
@@ -38,7 +38,7 @@ DCN_INLINE void store_along_columns(
 
 // In tiles, so that what is read across stays in cache.
 template <typename S, typename T>
-DCN_INLINE void store_across(
+DCN_INLINE void store_transposed(
     const T* values,
     int64_t stride,
     const T* bias,
@@ -55,7 +55,7 @@ DCN_INLINE void store_across(
       const T* from = values + c;
       S* column = to + c * column_step;
       for (int64_t r = 0; r < rows; ++r) {
-        column[r * row_step] = rounded<S>(from[r * stride] + add);
+        column[r * row_step] = round_to<S>(from[r * stride] + add);
       }
     }
   }
@@ -63,23 +63,23 @@ DCN_INLINE void store_across(
 
 } // namespace
 
-#define DCN_DEFINE_STORE(S, T)                                                \
-  template <>                                                                 \
-  DCN_VECTOR_CLONES void store_rows(                                          \
-      const T* values,                                                        \
-      int64_t stride,                                                         \
-      const T* bias,                                                          \
-      int64_t rows,                                                           \
-      int64_t columns,                                                        \
-      S* to,                                                                  \
-      int64_t row_step,                                                       \
-      int64_t column_step) {                                                  \
-    if (column_step == 1) {                                                   \
-      store_along_columns(values, stride, bias, rows, columns, to, row_step); \
-    } else {                                                                  \
-      store_across(                                                           \
-          values, stride, bias, rows, columns, to, row_step, column_step);    \
-    }                                                                         \
+#define DCN_DEFINE_STORE(S, T)                                             \
+  template <>                                                              \
+  DCN_VECTOR_CLONES void store_epilogue(                                   \
+      const T* values,                                                     \
+      int64_t stride,                                                      \
+      const T* bias,                                                       \
+      int64_t rows,                                                        \
+      int64_t columns,                                                     \
+      S* to,                                                               \
+      int64_t row_step,                                                    \
+      int64_t column_step) {                                               \
+    if (column_step == 1) {                                                \
+      store_contiguous(values, stride, bias, rows, columns, to, row_step); \
+    } else {                                                               \
+      store_transposed(                                                    \
+          values, stride, bias, rows, columns, to, row_step, column_step); \
+    }                                                                      \
   }
 
 DCN_DEFINE_STORE(double, double)
@@ -88,4 +88,4 @@ DCN_DEFINE_STORE(c10::Half, float)
 DCN_DEFINE_STORE(c10::BFloat16, float)
 #undef DCN_DEFINE_STORE
 
-} // namespace dcn
+} // namespace dcn::cpu

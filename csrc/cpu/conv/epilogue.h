@@ -5,12 +5,12 @@
 
 #include <cstdint>
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Element (row, column) of `values` plus bias[column], if there is a bias, goes
 // to to[row * row_step + column * column_step], as S.
 template <typename S, typename T>
-void store_rows(
+void store_epilogue(
     const T* values,
     int64_t stride,
     const T* bias,
@@ -20,4 +20,4 @@ void store_rows(
     int64_t row_step,
     int64_t column_step);
 
-} // namespace dcn
+} // namespace dcn::cpu

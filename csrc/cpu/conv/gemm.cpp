@@ -21,7 +21,7 @@
 #include <ATen/native/CPUBlas.h>
 #endif
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 template <typename T>
@@ -59,7 +59,7 @@ void check_leading_dimensions(
 
 #if defined(CPUBLAS_BRGEMM_F32F32F32) || defined(CPUBLAS_BRGEMM_BF16BF16F32)
 template <typename C>
-void block_product(
+void brgemm(
     const Matrix<const C>& a,
     const Matrix<const C>& b,
     const Matrix<float>& result,
@@ -75,7 +75,7 @@ void block_product(
       a.data,
       b.data,
       result.data,
-      Packing<C>::kPaired);
+      OperandLayout<C>::kVnni);
 }
 #endif
 
@@ -90,7 +90,7 @@ void gemm(
   check_leading_dimensions(a, b, result);
 #if defined(CPUBLAS_BRGEMM_F32F32F32)
   if constexpr (std::is_same_v<T, float>) {
-    block_product(a, b, result, store);
+    brgemm(a, b, result, store);
     return;
   }
 #endif
@@ -121,10 +121,10 @@ void gemm(
     const Matrix<float>& result,
     Store store) {
   check_leading_dimensions(a, b, result);
-  block_product(a, b, result, store);
+  brgemm(a, b, result, store);
 }
 
-void end_bfloat16_products() {
+void release_bfloat16_gemm() {
   at::native::cpublas::brgemm_release();
 }
 
@@ -147,7 +147,7 @@ bool has_bfloat16_gemm() {
     } catch (const std::exception&) {
       return false;
     }
-    end_bfloat16_products();
+    release_bfloat16_gemm();
     return true;
   }();
   return has;
@@ -163,7 +163,7 @@ void gemm(
   TORCH_INTERNAL_ASSERT(false, "built without products in bfloat16");
 }
 
-void end_bfloat16_products() {}
+void release_bfloat16_gemm() {}
 
 bool has_bfloat16_gemm() {
   return false;
@@ -171,4 +171,4 @@ bool has_bfloat16_gemm() {
 
 #endif
 
-} // namespace dcn
+} // namespace dcn::cpu

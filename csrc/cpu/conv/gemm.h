@@ -9,7 +9,7 @@
 
 #include <c10/util/BFloat16.h>
 
-namespace dcn {
+namespace dcn::cpu {
 
 // A row-major matrix inside somebody else's memory.
 template <typename T>
@@ -43,31 +43,31 @@ bool has_bfloat16_gemm();
 
 // After the bfloat16 products of a thread: gives back what the processor keeps
 // for them (the tiles of AMX).
-void end_bfloat16_products();
+void release_bfloat16_gemm();
 
 // How the right factor of a product of C lies in memory.
 template <typename C>
-struct Packing {
-  static constexpr bool kPaired = std::is_same_v<C, c10::BFloat16>;
+struct OperandLayout {
+  static constexpr bool kVnni = std::is_same_v<C, c10::BFloat16>;
 
   // Rows of the right factor, and with them columns of the left one.
-  static constexpr int64_t inner(int64_t extent) {
-    return kPaired ? (extent + 1) / 2 * 2 : extent;
+  static constexpr int64_t padded_k(int64_t extent) {
+    return kVnni ? (extent + 1) / 2 * 2 : extent;
   }
   // Where element (row, 0) is; in pairs, the two rows alternate.
   static constexpr int64_t row(int64_t row, int64_t stride) {
-    return kPaired ? row / 2 * 2 * stride + row % 2 : row * stride;
+    return kVnni ? row / 2 * 2 * stride + row % 2 : row * stride;
   }
   // From column to column.
-  static constexpr int64_t kStep = kPaired ? 2 : 1;
+  static constexpr int64_t kColumnStep = kVnni ? 2 : 1;
 };
 
 // After the products of a thread.
 template <typename C>
-void end_products() {
-  if constexpr (Packing<C>::kPaired) {
-    end_bfloat16_products();
+void release_gemm() {
+  if constexpr (OperandLayout<C>::kVnni) {
+    release_bfloat16_gemm();
   }
 }
 
-} // namespace dcn
+} // namespace dcn::cpu

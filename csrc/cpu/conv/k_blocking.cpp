@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 // From 256 to 768 columns a product runs at the processor's peak; deeper ones
@@ -18,10 +18,10 @@ int64_t rounded_up(int64_t value, int64_t multiple) {
 
 } // namespace
 
-ColumnChunks::ColumnChunks(const DeformConvShape& shape, int64_t alignment)
+KBlocking::KBlocking(const DeformConvShape& shape, int64_t alignment)
     : slices(shape.slices(kDepth)),
-      of_group(shape.groups),
-      deepest(0),
+      blocks_of_group(shape.groups),
+      max_depth(0),
       rows(0) {
   const int64_t taps = shape.geometry.taps();
   const int64_t depth = taps * shape.group_in();
@@ -29,12 +29,12 @@ ColumnChunks::ColumnChunks(const DeformConvShape& shape, int64_t alignment)
   const int64_t chunks = std::max<int64_t>((depth + kDepth / 2) / kDepth, 1);
   const int64_t even = (depth + chunks - 1) / chunks;
   int64_t open_group = -1;
-  ColumnChunk chunk{};
+  KBlock chunk{};
   const auto close = [&] {
     if (open_group >= 0) {
       rows = rounded_up(rows + chunk.depth, alignment);
-      deepest = std::max(deepest, chunk.depth);
-      of_group[open_group].push_back(std::move(chunk));
+      max_depth = std::max(max_depth, chunk.depth);
+      blocks_of_group[open_group].push_back(std::move(chunk));
     }
     chunk = {{}, 0, rows};
   };
@@ -46,11 +46,11 @@ ColumnChunks::ColumnChunks(const DeformConvShape& shape, int64_t alignment)
         open_group = slice.group;
       }
       first_rows.push_back(chunk.row + chunk.depth);
-      if (!chunk.pieces.empty() &&
-          chunk.pieces.back().slice.begin == slice.begin) {
-        ++chunk.pieces.back().taps;
+      if (!chunk.segments.empty() &&
+          chunk.segments.back().slice.begin == slice.begin) {
+        ++chunk.segments.back().taps;
       } else {
-        chunk.pieces.push_back({slice, tap, 1, chunk.depth});
+        chunk.segments.push_back({slice, tap, 1, chunk.depth});
       }
       chunk.depth += slice.size;
     }
@@ -58,4 +58,4 @@ ColumnChunks::ColumnChunks(const DeformConvShape& shape, int64_t alignment)
   close();
 }
 
-} // namespace dcn
+} // namespace dcn::cpu

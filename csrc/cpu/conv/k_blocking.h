@@ -7,11 +7,11 @@
 
 #include "ops/deform_conv2d.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Taps [tap, tap + taps) of one slice of channels, in columns
 // [column, column + taps * slice.size) of a chunk.
-struct ColumnPiece {
+struct KSegment {
   ChannelSlice slice;
   int64_t tap;
   int64_t taps;
@@ -19,23 +19,23 @@ struct ColumnPiece {
 };
 
 // Columns that are gathered and multiplied at once.
-struct ColumnChunk {
-  std::vector<ColumnPiece> pieces;
+struct KBlock {
+  std::vector<KSegment> segments;
   int64_t depth;
   int64_t row; // its first row in the weight, where all chunks lie in order
 };
 
 // How the columns of one block of positions are cut along channels and taps, so
 // that a block stays in a core's own cache.
-struct ColumnChunks {
+struct KBlocking {
   std::vector<ChannelSlice> slices;
   std::vector<int64_t> first_rows; // (slices, taps): the weight's row
-  std::vector<std::vector<ColumnChunk>> of_group;
-  int64_t deepest;
+  std::vector<std::vector<KBlock>> blocks_of_group;
+  int64_t max_depth;
   int64_t rows; // of the weight, all groups together
 
   // Each chunk starts at a row that is a multiple of `alignment`.
-  ColumnChunks(const DeformConvShape& shape, int64_t alignment);
+  KBlocking(const DeformConvShape& shape, int64_t alignment);
 };
 
-} // namespace dcn
+} // namespace dcn::cpu

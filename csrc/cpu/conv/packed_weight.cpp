@@ -11,7 +11,7 @@
 #include "cpu/conv/gemm.h"
 #include "cpu/parallel.h"
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 // Output channels of one task: a cache line of results, or two.
@@ -20,7 +20,7 @@ constexpr int64_t kElements = 16; // of each filter, at a time
 
 // The weight of the output channels of one slice, wherever its strides put it.
 template <typename S>
-struct Filters {
+struct WeightView {
   const S* data;
   int64_t output_stride;
   int64_t channel_stride;
@@ -28,7 +28,7 @@ struct Filters {
   int64_t column_stride;
   int64_t kernel_w;
 
-  Filters(
+  WeightView(
       const at::Tensor& weight,
       const DeformConvShape& shape,
       const ChannelSlice& slice)
@@ -55,7 +55,7 @@ struct Filters {
 // the whole of a cache line while it has it.
 template <typename S, typename C>
 void transpose_tile(
-    const Filters<S>& filters,
+    const WeightView<S>& view,
     const int64_t* first_rows, // of each tap
     int64_t taps,
     int64_t first,
@@ -70,11 +70,11 @@ void transpose_tile(
   for (int64_t e = 0; e < count; ++e) {
     const int64_t channel = (first + e) / taps;
     const int64_t tap = (first + e) % taps;
-    offsets[e] = filters.at(0, channel, tap) - filters.data;
-    rows[e] = Packing<C>::row(first_rows[tap] + channel, outputs);
+    offsets[e] = view.at(0, channel, tap) - view.data;
+    rows[e] = OperandLayout<C>::row(first_rows[tap] + channel, outputs);
   }
   for (int64_t o = begin; o < end; ++o) {
-    const S* from = filters.at(o, 0, 0);
+    const S* from = view.at(o, 0, 0);
     for (int64_t e = 0; e < count; ++e) {
       tile[o - begin][e] = from[offsets[e]];
     }
@@ -82,13 +82,14 @@ void transpose_tile(
   for (int64_t e = 0; e < count; ++e) {
     C* to = packed + rows[e];
     for (int64_t o = begin; o < end; ++o) {
-      to[o * Packing<C>::kStep] = static_cast<C>(tile[o - begin][e]);
+      to[o * OperandLayout<C>::kColumnStep] =
+          static_cast<C>(tile[o - begin][e]);
     }
   }
 }
 
 template <typename Body>
-void for_outputs(int64_t outer, int64_t outputs, const Body& body) {
+void parallel_over_outputs(int64_t outer, int64_t outputs, const Body& body) {
   const int64_t tiles = (outputs + kOutputs - 1) / kOutputs;
   parallel_tasks(outer * tiles, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -101,36 +102,37 @@ void for_outputs(int64_t outer, int64_t outputs, const Body& body) {
 } // namespace
 
 template <typename S, typename C>
-at::Tensor pack_chunks(
+at::Tensor pack_forward_weight(
     const at::Tensor& weight,
     const DeformConvShape& shape,
-    const ColumnChunks& chunks) {
+    const KBlocking& chunks) {
   const int64_t taps = shape.geometry.taps();
   const int64_t outputs = shape.group_out();
   const int64_t slices = static_cast<int64_t>(chunks.slices.size());
   // Zeros, where rows may be left between chunks.
   const auto options =
       weight.options().dtype(c10::CppTypeToScalarType<C>::value);
-  const at::Tensor packed = Packing<C>::kPaired
+  const at::Tensor packed = OperandLayout<C>::kVnni
       ? at::zeros({chunks.rows, outputs}, options)
       : at::empty({chunks.rows, outputs}, options);
   C* const data = packed.data_ptr<C>();
-  for_outputs(slices, outputs, [&](int64_t index, int64_t begin, int64_t end) {
-    const auto& slice = chunks.slices[index];
-    const Filters<S> filters(weight, shape, slice);
-    const int64_t* first_rows = chunks.first_rows.data() + index * taps;
-    const int64_t elements = slice.size * taps;
-    for (int64_t first = 0; first < elements; first += kElements) {
-      const int64_t count = std::min(kElements, elements - first);
-      transpose_tile<S, C>(
-          filters, first_rows, taps, first, count, begin, end, outputs, data);
-    }
-  });
+  parallel_over_outputs(
+      slices, outputs, [&](int64_t index, int64_t begin, int64_t end) {
+        const auto& slice = chunks.slices[index];
+        const WeightView<S> view(weight, shape, slice);
+        const int64_t* first_rows = chunks.first_rows.data() + index * taps;
+        const int64_t elements = slice.size * taps;
+        for (int64_t first = 0; first < elements; first += kElements) {
+          const int64_t count = std::min(kElements, elements - first);
+          transpose_tile<S, C>(
+              view, first_rows, taps, first, count, begin, end, outputs, data);
+        }
+      });
   return packed;
 }
 
 template <typename S, typename C>
-std::vector<at::Tensor> pack_slices(
+std::vector<at::Tensor> pack_backward_weight(
     const at::Tensor& weight,
     const DeformConvShape& shape,
     const std::vector<ChannelSlice>& slices) {
@@ -140,24 +142,24 @@ std::vector<at::Tensor> pack_slices(
   for (const auto& slice : slices) {
     packed.push_back(
         at::zeros(
-            {Packing<C>::inner(outputs), taps * slice.size},
+            {OperandLayout<C>::padded_k(outputs), taps * slice.size},
             weight.options().dtype(c10::CppTypeToScalarType<C>::value)));
   }
-  for_outputs(
+  parallel_over_outputs(
       static_cast<int64_t>(slices.size()),
       outputs,
       [&](int64_t index, int64_t begin, int64_t end) {
         const auto& slice = slices[index];
         const int64_t depth = taps * slice.size;
-        const Filters<S> filters(weight, shape, slice);
+        const WeightView<S> view(weight, shape, slice);
         C* const data = packed[index].data_ptr<C>();
         for (int64_t o = begin; o < end; ++o) {
-          C* to = data + Packing<C>::row(o, depth);
+          C* to = data + OperandLayout<C>::row(o, depth);
           for (int64_t tap = 0; tap < taps; ++tap) {
-            const S* from = filters.at(o, 0, tap);
+            const S* from = view.at(o, 0, tap);
             for (int64_t c = 0; c < slice.size; ++c) {
-              *to = static_cast<C>(from[c * filters.channel_stride]);
-              to += Packing<C>::kStep;
+              *to = static_cast<C>(from[c * view.channel_stride]);
+              to += OperandLayout<C>::kColumnStep;
             }
           }
         }
@@ -165,12 +167,12 @@ std::vector<at::Tensor> pack_slices(
   return packed;
 }
 
-#define DCN_INSTANTIATE_PACKING(S, C)                                  \
-  template at::Tensor pack_chunks<S, C>(                               \
-      const at::Tensor&, const DeformConvShape&, const ColumnChunks&); \
-  template std::vector<at::Tensor> pack_slices<S, C>(                  \
-      const at::Tensor&,                                               \
-      const DeformConvShape&,                                          \
+#define DCN_INSTANTIATE_PACKING(S, C)                               \
+  template at::Tensor pack_forward_weight<S, C>(                    \
+      const at::Tensor&, const DeformConvShape&, const KBlocking&); \
+  template std::vector<at::Tensor> pack_backward_weight<S, C>(      \
+      const at::Tensor&,                                            \
+      const DeformConvShape&,                                       \
       const std::vector<ChannelSlice>&);
 
 DCN_INSTANTIATE_PACKING(double, double)
@@ -180,4 +182,4 @@ DCN_INSTANTIATE_PACKING(c10::BFloat16, float)
 DCN_INSTANTIATE_PACKING(c10::BFloat16, c10::BFloat16)
 #undef DCN_INSTANTIATE_PACKING
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -7,22 +7,22 @@
 
 #include "cpu/conv/k_blocking.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Chunk after chunk: (depth, group_out), as the right factor of
 // columns * weight.
 template <typename S, typename C>
-at::Tensor pack_chunks(
+at::Tensor pack_forward_weight(
     const at::Tensor& weight,
     const DeformConvShape& shape,
-    const ColumnChunks& chunks);
+    const KBlocking& chunks);
 
 // For each slice of channels (group_out, taps * slice.size), as the right
 // factor of grad_output * weight.
 template <typename S, typename C>
-std::vector<at::Tensor> pack_slices(
+std::vector<at::Tensor> pack_backward_weight(
     const at::Tensor& weight,
     const DeformConvShape& shape,
     const std::vector<ChannelSlice>& slices);
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -11,12 +11,12 @@
 
 #include "math/macros.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // `value` in dtype C, to the nearest, to even between two. For bfloat16 without
 // the branch of c10's, so that a loop over it becomes vector code; NaN stays.
 template <typename C, typename T>
-DCN_INLINE C rounded(T value) {
+DCN_INLINE C round_to(T value) {
   if constexpr (std::is_same_v<C, c10::BFloat16>) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof(bits));
@@ -28,4 +28,4 @@ DCN_INLINE C rounded(T value) {
   }
 }
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -7,14 +7,14 @@
 
 #include <c10/util/BFloat16.h>
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Rounds (count, width) to bfloat16 with its rows in pairs (see Packing); an
 // odd last row is paired with zeros.
-void pair_rows(
+void pack_vnni(
     const float* rows,
     int64_t count,
     int64_t width,
     c10::BFloat16* pairs);
 
-} // namespace dcn
+} // namespace dcn::cpu

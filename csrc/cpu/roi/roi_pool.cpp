@@ -7,22 +7,23 @@
 
 #include "ops/roi_pool_op.h"
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
-struct Cpu {
+struct Device {
   static void forward(
-      const RoiSource& source,
+      const RoiGeometry& source,
       const at::Tensor& input,
       const at::Tensor& output) {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, input.scalar_type(), "deform_roi_pool", [&] {
-          roi_pool_forward<scalar_t, SumType<scalar_t>>(source, input, output);
+          roi_pool_forward<scalar_t, OpMathType<scalar_t>>(
+              source, input, output);
         });
   }
 
   static void backward(
-      const RoiSource& source,
+      const RoiGeometry& source,
       const at::Tensor& grad_output,
       const at::Tensor& input,
       const RoiPoolGradients& gradients) {
@@ -32,15 +33,15 @@ struct Cpu {
         input.scalar_type(),
         "_deform_roi_pool_backward",
         [&] {
-          roi_pool_backward<scalar_t, SumType<scalar_t>>(
+          roi_pool_backward<scalar_t, OpMathType<scalar_t>>(
               source, grad_output, input, gradients);
         });
   }
 };
 
 } // namespace
-} // namespace dcn
+} // namespace dcn::cpu
 
 TORCH_LIBRARY_IMPL(dcn_plugin, CPU, m) {
-  dcn::register_roi_pool<dcn::Cpu>(m);
+  dcn::register_roi_pool<dcn::cpu::Device>(m);
 }

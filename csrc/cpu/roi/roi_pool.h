@@ -8,19 +8,19 @@
 #include "cpu/channels_last_copy.h"
 #include "ops/roi_geometry.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // Fills `output`. S is the dtype of the maps, T that of the sums.
 template <typename S, typename T>
 void roi_pool_forward(
-    const RoiSource& source,
+    const RoiGeometry& source,
     const at::Tensor& input,
     const at::Tensor& output);
 
 // Fills the gradients that are not empty.
 template <typename S, typename T>
 void roi_pool_backward(
-    const RoiSource& source,
+    const RoiGeometry& source,
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const RoiPoolGradients& gradients);
@@ -28,15 +28,15 @@ void roi_pool_backward(
 // With fewer channels to a class, its bins are far apart from those of other
 // classes and vector code along channels has nothing to do: the classes are
 // pooled one by one, each from planes that stay in cache.
-constexpr int64_t kNarrowClass = 8;
+constexpr int64_t kMinVectorChannels = 8;
 
-inline bool is_narrow(const RoiPoolShape& shape) {
-  return shape.classes > 1 && shape.channels_per_class() < kNarrowClass;
+inline bool has_few_channels_per_class(const RoiPoolShape& shape) {
+  return shape.classes > 1 && shape.channels_per_class() < kMinVectorChannels;
 }
 
 // The bins of each group.
 inline std::vector<std::vector<BinIndex>> bins_of_groups(
-    const RoiSource& source) {
+    const RoiGeometry& source) {
   const auto& shape = source.shape;
   std::vector<std::vector<BinIndex>> bins(shape.groups.count());
   for (int i = 0; i < shape.bins.h; ++i) {
@@ -49,24 +49,24 @@ inline std::vector<std::vector<BinIndex>> bins_of_groups(
 
 // What the bins of a RoI share, of RoIs [first, last).
 template <typename T>
-class RoiFrames {
+class RoiBoxes {
  public:
-  RoiFrames(const RoiSource& source, int64_t first, int64_t last)
+  RoiBoxes(const RoiGeometry& source, int64_t first, int64_t last)
       : first_(first) {
     for (int64_t roi = first; roi < last; ++roi) {
-      frames_.push_back(source.frame<T>(roi));
+      boxes_.push_back(source.roi_box<T>(roi));
     }
   }
 
-  const RoiFrame<T>& operator[](int64_t roi) const {
-    return frames_[roi - first_];
+  const RoiBox<T>& operator[](int64_t roi) const {
+    return boxes_[roi - first_];
   }
 
   // The RoIs of images [first, first + count).
   std::vector<int64_t> of_images(int64_t first, int64_t count) const {
     std::vector<int64_t> rois;
-    for (size_t i = 0; i < frames_.size(); ++i) {
-      const int64_t image = frames_[i].image;
+    for (size_t i = 0; i < boxes_.size(); ++i) {
+      const int64_t image = boxes_[i].image;
       if (image >= first && image < first + count) {
         rois.push_back(first_ + static_cast<int64_t>(i));
       }
@@ -76,22 +76,23 @@ class RoiFrames {
 
  private:
   int64_t first_;
-  std::vector<RoiFrame<T>> frames_;
+  std::vector<RoiBox<T>> boxes_;
 };
 
 // Maps by image, group of bins and output channel: every groups.count()-th
 // channel of the input is one of the group's.
 template <typename S>
-class GroupMaps {
+class GroupedMaps {
  public:
-  GroupMaps(const RoiPoolShape& shape, const at::Tensor& tensor)
-      : view_(map_view<S>(tensor, 0, 0)),
+  GroupedMaps(const RoiPoolShape& shape, const at::Tensor& tensor)
+      : view_(feature_map_view<S>(tensor, 0, 0)),
         image_stride_(tensor.stride(0)),
         group_stride_(tensor.stride(1)) {
     view_.channel_stride *= shape.groups.count();
   }
 
-  MapView<S> operator()(int64_t image, int group, int64_t channel) const {
+  FeatureMapView<S> operator()(int64_t image, int group, int64_t channel)
+      const {
     auto view = view_;
     view.data += image * image_stride_ + group * group_stride_ +
         channel * view_.channel_stride;
@@ -99,9 +100,9 @@ class GroupMaps {
   }
 
  private:
-  MapView<S> view_;
+  FeatureMapView<S> view_;
   int64_t image_stride_;
   int64_t group_stride_;
 };
 
-} // namespace dcn
+} // namespace dcn::cpu

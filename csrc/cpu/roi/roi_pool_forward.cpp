@@ -12,7 +12,7 @@
 #include "cpu/roi/roi_pool_batched.h"
 #include "cpu/roi/roi_pool_per_channel.h"
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 // Copies of maps in which the channels of a group are neighbours; larger maps
@@ -20,13 +20,13 @@ namespace {
 constexpr int64_t kLayoutBytes = int64_t{24} << 20;
 constexpr int64_t kNarrowestCopy = 8;
 // RoIs whose frames are kept at once.
-constexpr int64_t kFrames = 1 << 15;
+constexpr int64_t kMaxBoxes = 1 << 15;
 
 template <typename S, typename T>
 class Forward {
  public:
   Forward(
-      const RoiSource& source,
+      const RoiGeometry& source,
       const at::Tensor& input,
       const at::Tensor& output)
       : source_(source),
@@ -34,7 +34,7 @@ class Forward {
         bins_(bins_of_groups(source)),
         input_(input),
         maps_(source.shape, input),
-        pooled_(map_view<S>(output, 0, 0)),
+        pooled_(feature_map_view<S>(output, 0, 0)),
         pooled_stride_(output.stride(0)) {}
 
   void run() {
@@ -44,7 +44,7 @@ class Forward {
     while (width / 2 >= kNarrowestCopy && width * pixel_bytes > kLayoutBytes) {
       width /= 2;
     }
-    const bool readable = is_narrow(shape_) ||
+    const bool readable = has_few_channels_per_class(shape_) ||
         (std::is_same_v<S, T> && shape_.groups.count() == 1 &&
          input_.stride(1) == 1);
     if (readable || width * pixel_bytes > kLayoutBytes) {
@@ -98,7 +98,7 @@ class Forward {
     });
     run_images<T>(first, count, channel, channels, [&](auto... place) {
       const auto view = copied(place...);
-      return MapView<const T>{
+      return FeatureMapView<const T>{
           view.data, view.channel_stride, view.row_stride, view.column_stride};
     });
   }
@@ -112,11 +112,11 @@ class Forward {
       int64_t channel,
       int64_t channels,
       const Maps& maps) {
-    for (int64_t roi = 0; roi < shape_.rois; roi += kFrames) {
-      const RoiFrames<T> frames(
-          source_, roi, std::min(roi + kFrames, shape_.rois));
-      const Rois rois{frames, frames.of_images(first, count)};
-      if (is_narrow(shape_)) {
+    for (int64_t roi = 0; roi < shape_.rois; roi += kMaxBoxes) {
+      const RoiBoxes<T> boxes(
+          source_, roi, std::min(roi + kMaxBoxes, shape_.rois));
+      const Rois rois{boxes, boxes.of_images(first, count)};
+      if (has_few_channels_per_class(shape_)) {
         run_classes<M>(rois, first, count, channel, channels, maps);
       } else {
         run_rois<M>(rois, channel, channels, maps);
@@ -125,15 +125,15 @@ class Forward {
   }
 
   struct Rois {
-    const RoiFrames<T>& frames;
+    const RoiBoxes<T>& boxes;
     std::vector<int64_t> indices;
   };
 
-  struct Scratch {
-    AxisWeights<T> y, x;
+  struct Workspace {
+    SeparableWeights<T> y, x;
     std::vector<T> sums;
 
-    Scratch(const RoiPoolShape& shape, int64_t channels)
+    Workspace(const RoiPoolShape& shape, int64_t channels)
         : y(shape.map.h), x(shape.map.w), sums(channels) {}
   };
 
@@ -147,16 +147,16 @@ class Forward {
     const int64_t per_class = shape_.channels_per_class();
     const int64_t stop = channel + channels;
     parallel_tasks(rois.indices.size(), [&](int64_t begin, int64_t end) {
-      Scratch scratch(shape_, channels);
+      Workspace workspace(shape_, channels);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t roi = rois.indices[task];
         for (int64_t from = channel; from < stop;) {
-          const int64_t of_class = from / per_class;
-          const int64_t to = std::min((of_class + 1) * per_class, stop);
+          const int64_t class_index = from / per_class;
+          const int64_t to = std::min((class_index + 1) * per_class, stop);
           for (int group = 0; group < shape_.groups.count(); ++group) {
             for (const BinIndex& bin : bins_[group]) {
               pool_bin<M>(
-                  rois.frames[roi], roi, group, bin, from, to, maps, scratch);
+                  rois.boxes[roi], roi, group, bin, from, to, maps, workspace);
             }
           }
           from = to;
@@ -179,27 +179,28 @@ class Forward {
     const int64_t classes = (channel + channels - 1) / per_class + 1 - first;
     const int64_t groups = shape_.groups.count();
     parallel_tasks(classes * groups, [&](int64_t begin, int64_t end) {
-      Scratch scratch(shape_, per_class);
-      LaneBins<T> lanes;
+      Workspace workspace(shape_, per_class);
+      BinBatch<T> batch;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t of_class = first + task / groups;
+        const int64_t class_index = first + task / groups;
         const int group = static_cast<int>(task % groups);
-        const int64_t from = std::max(of_class * per_class, channel);
+        const int64_t from = std::max(class_index * per_class, channel);
         const int64_t to =
-            std::min((of_class + 1) * per_class, channel + channels);
-        FiniteMaps<M> finite(first_image, images, shape_.map, to - from);
+            std::min((class_index + 1) * per_class, channel + channels);
+        FiniteMapCache<M> finite(first_image, images, shape_.map, to - from);
         for (const BinIndex& index : bins_[group]) {
           for (const int64_t roi : rois.indices) {
-            const auto& frame = rois.frames[roi];
-            const auto bin = source_.locate(frame, roi, of_class, index);
+            const auto& roi_box = rois.boxes[roi];
+            const auto bin = source_.locate(roi_box, roi, class_index, index);
             if (!finite(bin.image, maps(bin.image, group, from)) ||
-                !lanes.take(roi, bin)) {
-              pool_bin<M>(frame, roi, group, index, from, to, maps, scratch);
-            } else if (lanes.full()) {
-              pool_lanes<M>(lanes, group, index, from, to, maps);
+                !batch.try_add(roi, bin)) {
+              pool_bin<M>(
+                  roi_box, roi, group, index, from, to, maps, workspace);
+            } else if (batch.full()) {
+              pool_batch<M>(batch, group, index, from, to, maps);
             }
           }
-          pool_lanes<M>(lanes, group, index, from, to, maps);
+          pool_batch<M>(batch, group, index, from, to, maps);
         }
       }
     });
@@ -207,73 +208,74 @@ class Forward {
 
   // The same bin of several RoIs; takes them out of the lanes.
   template <typename M, typename Maps>
-  void pool_lanes(
-      LaneBins<T>& lanes,
+  void pool_batch(
+      BinBatch<T>& batch,
       int group,
       const BinIndex& index,
       int64_t from,
       int64_t to,
       const Maps& maps) {
-    lanes.find(shape_);
-    for (int lane = 0; lane < lanes.size; ++lane) {
-      const T divisor = lanes.divisor(shape_.mode, lane);
+    batch.compute_samples(shape_);
+    for (int item = 0; item < batch.size; ++item) {
+      const T divisor = batch.divisor(shape_.mode, item);
       S* out = pooled_.pixel(index.i, index.j) +
-          lanes.roi[lane] * pooled_stride_ + from * pooled_.channel_stride;
+          batch.roi[item] * pooled_stride_ + from * pooled_.channel_stride;
       for (int64_t c = from; c < to; ++c) {
-        const MapView<const M> map = maps(lanes.image[lane], group, c);
+        const FeatureMapView<const M> map = maps(batch.image[item], group, c);
         *out = static_cast<S>(
-            divisor > T(0) ? pool_lane<M>(map, lanes, lane) / divisor : T(0));
+            divisor > T(0) ? pool_batched<M>(map, batch, item) / divisor
+                           : T(0));
         out += pooled_.channel_stride;
       }
     }
-    lanes.size = 0;
+    batch.size = 0;
   }
 
   // Output channels [from, to), all of one class, of one bin.
   template <typename M, typename Maps>
   void pool_bin(
-      const RoiFrame<T>& frame,
+      const RoiBox<T>& roi_box,
       int64_t roi,
       int group,
       const BinIndex& index,
       int64_t from,
       int64_t to,
       const Maps& maps,
-      Scratch& scratch) {
-    const int64_t of_class = from / shape_.channels_per_class();
-    const auto bin = source_.locate(frame, roi, of_class, index);
-    auto& [y, x, sums] = scratch;
+      Workspace& workspace) {
+    const int64_t class_index = from / shape_.channels_per_class();
+    const auto bin = source_.locate(roi_box, roi, class_index, index);
+    auto& [y, x, sums] = workspace;
     T divisor = 0;
-    T nothing = 0;
+    T empty_value = 0;
     if (bin.state == RoiState::kInside) {
       y.sum(bin.y);
       x.sum(bin.x);
       divisor = bin_divisor(bin.y, bin.x, y.kept, x.kept);
     } else if (bin.state == RoiState::kNan) {
-      nothing = std::numeric_limits<T>::quiet_NaN();
+      empty_value = std::numeric_limits<T>::quiet_NaN();
     }
     if (divisor > T(0)) {
       const auto map = maps(bin.image, group, from);
-      if (to - from < kNarrowClass) {
-        pool_planes<M, T>(map, y, x, to - from, sums.data());
+      if (to - from < kMinVectorChannels) {
+        pool_per_channel<M, T>(map, y, x, to - from, sums.data());
       } else {
-        pool_pixels<M, T>(map, y, x, to - from, sums.data());
+        pool_vectorized<M, T>(map, y, x, to - from, sums.data());
       }
     }
     S* out = pooled_.pixel(index.i, index.j) + roi * pooled_stride_ +
         from * pooled_.channel_stride;
     for (int64_t c = 0; c < to - from; ++c) {
       out[c * pooled_.channel_stride] =
-          static_cast<S>(divisor > T(0) ? sums[c] / divisor : nothing);
+          static_cast<S>(divisor > T(0) ? sums[c] / divisor : empty_value);
     }
   }
 
-  const RoiSource& source_;
+  const RoiGeometry& source_;
   const RoiPoolShape& shape_;
   const std::vector<std::vector<BinIndex>> bins_; // of each group
   const at::Tensor& input_;
-  const GroupMaps<const S> maps_;
-  const MapView<S> pooled_; // of the first RoI
+  const GroupedMaps<const S> maps_;
+  const FeatureMapView<S> pooled_; // of the first RoI
   const int64_t pooled_stride_; // from RoI to RoI
   at::Tensor copy_; // (images, H, W, groups, channels)
 };
@@ -282,7 +284,7 @@ class Forward {
 
 template <typename S, typename T>
 void roi_pool_forward(
-    const RoiSource& source,
+    const RoiGeometry& source,
     const at::Tensor& input,
     const at::Tensor& output) {
   Forward<S, T>(source, input, output).run();
@@ -290,7 +292,7 @@ void roi_pool_forward(
 
 #define DCN_INSTANTIATE_FORWARD(S, T)   \
   template void roi_pool_forward<S, T>( \
-      const RoiSource&, const at::Tensor&, const at::Tensor&);
+      const RoiGeometry&, const at::Tensor&, const at::Tensor&);
 
 DCN_INSTANTIATE_FORWARD(double, double)
 DCN_INSTANTIATE_FORWARD(float, float)
@@ -298,4 +300,4 @@ DCN_INSTANTIATE_FORWARD(c10::Half, float)
 DCN_INSTANTIATE_FORWARD(c10::BFloat16, float)
 #undef DCN_INSTANTIATE_FORWARD
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -7,14 +7,14 @@
 
 #include "cpu/roi/roi_pool_vectorized.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // As pool_pixels.
 template <typename S, typename T>
-void pool_planes(
-    const MapView<const S>& map,
-    const AxisWeights<T>& y,
-    const AxisWeights<T>& x,
+void pool_per_channel(
+    const FeatureMapView<const S>& map,
+    const SeparableWeights<T>& y,
+    const SeparableWeights<T>& x,
     int64_t channels,
     T* sums) {
   for (int64_t c = 0; c < channels; ++c) {
@@ -39,26 +39,26 @@ void pool_planes(
 
 // As backward_pixels.
 template <typename S, typename T>
-BinSlope<T> backward_planes(
-    const MapView<const S>& map,
-    const AxisWeights<T>& y,
-    const AxisWeights<T>& x,
+OffsetGrad<T> backward_per_channel(
+    const FeatureMapView<const S>& map,
+    const SeparableWeights<T>& y,
+    const SeparableWeights<T>& x,
     int64_t channels,
     const T* gradient,
-    bool wants_slope,
-    const MapView<T>& input) {
-  BinSlope<T> slope{0, 0};
+    bool wants_offset,
+    const FeatureMapView<T>& input) {
+  OffsetGrad<T> dweight{0, 0};
   for (int64_t c = 0; c < channels; ++c) {
     for (int row = y.begin; row < y.end; ++row) {
       const S* pixel = map.pixel(row, x.begin) + c * map.channel_stride;
       const T weight_y = y.weight(row);
-      for (int column = x.begin; wants_slope && column < x.end; ++column) {
-        const T along_y = y.slope(row) * x.weight(column);
-        const T along_x = weight_y * x.slope(column);
+      for (int column = x.begin; wants_offset && column < x.end; ++column) {
+        const T along_y = y.dweight(row) * x.weight(column);
+        const T along_x = weight_y * x.dweight(column);
         if (along_y != T(0) || along_x != T(0)) {
           const T sum = gradient[c] * static_cast<T>(*pixel);
-          slope.y += along_y * sum;
-          slope.x += along_x * sum;
+          dweight.y += along_y * sum;
+          dweight.x += along_x * sum;
         }
         pixel += map.column_stride;
       }
@@ -74,7 +74,7 @@ BinSlope<T> backward_planes(
       }
     }
   }
-  return slope;
+  return dweight;
 }
 
-} // namespace dcn
+} // namespace dcn::cpu

@@ -8,7 +8,7 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
-namespace dcn {
+namespace dcn::cpu {
 namespace {
 
 template <typename S, typename T>
@@ -30,11 +30,8 @@ DCN_INLINE void add_pixel(
 }
 
 template <typename S, typename T>
-DCN_INLINE T correlate_pixel(
-    const S* pixel,
-    int64_t stride,
-    const T* gradient,
-    int64_t channels) {
+DCN_INLINE T
+dot_pixel(const S* pixel, int64_t stride, const T* gradient, int64_t channels) {
   T sum = 0;
   if (stride == 1) {
 #pragma omp simd reduction(+ : sum)
@@ -69,10 +66,10 @@ DCN_INLINE void scatter_pixel(
 }
 
 template <typename S, typename T>
-DCN_INLINE void pool_pixels_body(
-    const MapView<const S>& map,
-    const AxisWeights<T>& y,
-    const AxisWeights<T>& x,
+DCN_INLINE void pool_vectorized_body(
+    const FeatureMapView<const S>& map,
+    const SeparableWeights<T>& y,
+    const SeparableWeights<T>& x,
     int64_t channels,
     T* sums) {
   std::fill_n(sums, channels, T(0));
@@ -88,25 +85,25 @@ DCN_INLINE void pool_pixels_body(
 }
 
 template <typename S, typename T>
-DCN_INLINE BinSlope<T> backward_pixels_body(
-    const MapView<const S>& map,
-    const AxisWeights<T>& y,
-    const AxisWeights<T>& x,
+DCN_INLINE OffsetGrad<T> backward_vectorized_body(
+    const FeatureMapView<const S>& map,
+    const SeparableWeights<T>& y,
+    const SeparableWeights<T>& x,
     int64_t channels,
     const T* gradient,
-    bool wants_slope,
-    const MapView<T>& input) {
-  BinSlope<T> slope{0, 0};
+    bool wants_offset,
+    const FeatureMapView<T>& input) {
+  OffsetGrad<T> dweight{0, 0};
   for (int row = y.begin; row < y.end; ++row) {
     for (int column = x.begin; column < x.end; ++column) {
       const T weight = y.weight(row) * x.weight(column);
-      const T along_y = y.slope(row) * x.weight(column);
-      const T along_x = y.weight(row) * x.slope(column);
-      if (wants_slope && (along_y != T(0) || along_x != T(0))) {
-        const T sum = correlate_pixel(
+      const T along_y = y.dweight(row) * x.weight(column);
+      const T along_x = y.weight(row) * x.dweight(column);
+      if (wants_offset && (along_y != T(0) || along_x != T(0))) {
+        const T sum = dot_pixel(
             map.pixel(row, column), map.channel_stride, gradient, channels);
-        slope.y += along_y * sum;
-        slope.x += along_x * sum;
+        dweight.y += along_y * sum;
+        dweight.x += along_x * sum;
       }
       if (input.data != nullptr && weight != T(0)) {
         scatter_pixel(
@@ -118,38 +115,38 @@ DCN_INLINE BinSlope<T> backward_pixels_body(
       }
     }
   }
-  return slope;
+  return dweight;
 }
 
 } // namespace
 
-#define DCN_DEFINE_PIXELS(S, T)                             \
-  template <>                                               \
-  DCN_VECTOR_CLONES void pool_pixels(                       \
-      const MapView<const S>& map,                          \
-      const AxisWeights<T>& y,                              \
-      const AxisWeights<T>& x,                              \
-      int64_t channels,                                     \
-      T* sums) {                                            \
-    pool_pixels_body(map, y, x, channels, sums);            \
-  }                                                         \
-  template <>                                               \
-  DCN_VECTOR_CLONES BinSlope<T> backward_pixels(            \
-      const MapView<const S>& map,                          \
-      const AxisWeights<T>& y,                              \
-      const AxisWeights<T>& x,                              \
-      int64_t channels,                                     \
-      const T* gradient,                                    \
-      bool wants_slope,                                     \
-      const MapView<T>& input) {                            \
-    return backward_pixels_body(                            \
-        map, y, x, channels, gradient, wants_slope, input); \
+#define DCN_DEFINE_VECTORIZED(S, T)                          \
+  template <>                                                \
+  DCN_VECTOR_CLONES void pool_vectorized(                    \
+      const FeatureMapView<const S>& map,                    \
+      const SeparableWeights<T>& y,                          \
+      const SeparableWeights<T>& x,                          \
+      int64_t channels,                                      \
+      T* sums) {                                             \
+    pool_vectorized_body(map, y, x, channels, sums);         \
+  }                                                          \
+  template <>                                                \
+  DCN_VECTOR_CLONES OffsetGrad<T> backward_vectorized(       \
+      const FeatureMapView<const S>& map,                    \
+      const SeparableWeights<T>& y,                          \
+      const SeparableWeights<T>& x,                          \
+      int64_t channels,                                      \
+      const T* gradient,                                     \
+      bool wants_offset,                                     \
+      const FeatureMapView<T>& input) {                      \
+    return backward_vectorized_body(                         \
+        map, y, x, channels, gradient, wants_offset, input); \
   }
 
-DCN_DEFINE_PIXELS(double, double)
-DCN_DEFINE_PIXELS(float, float)
-DCN_DEFINE_PIXELS(c10::Half, float)
-DCN_DEFINE_PIXELS(c10::BFloat16, float)
-#undef DCN_DEFINE_PIXELS
+DCN_DEFINE_VECTORIZED(double, double)
+DCN_DEFINE_VECTORIZED(float, float)
+DCN_DEFINE_VECTORIZED(c10::Half, float)
+DCN_DEFINE_VECTORIZED(c10::BFloat16, float)
+#undef DCN_DEFINE_VECTORIZED
 
-} // namespace dcn
+} // namespace dcn::cpu

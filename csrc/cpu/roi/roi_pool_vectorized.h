@@ -7,33 +7,33 @@
 #include "cpu/roi/separable_weights.h"
 #include "ops/feature_map_view.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // sums = weighted sum over the bin's pixels.
 template <typename S, typename T>
-void pool_pixels(
-    const MapView<const S>& map,
-    const AxisWeights<T>& y,
-    const AxisWeights<T>& x,
+void pool_vectorized(
+    const FeatureMapView<const S>& map,
+    const SeparableWeights<T>& y,
+    const SeparableWeights<T>& x,
     int64_t channels,
     T* sums);
 
 // Derivative of sum(gradient * sums) by the bin's position along y and x.
 template <typename T>
-struct BinSlope {
+struct OffsetGrad {
   T y;
   T x;
 };
 
 // Adds gradient * weight to `input`, unless its data is null.
 template <typename S, typename T>
-BinSlope<T> backward_pixels(
-    const MapView<const S>& map,
-    const AxisWeights<T>& y,
-    const AxisWeights<T>& x,
+OffsetGrad<T> backward_vectorized(
+    const FeatureMapView<const S>& map,
+    const SeparableWeights<T>& y,
+    const SeparableWeights<T>& x,
     int64_t channels,
     const T* gradient,
-    bool wants_slope,
-    const MapView<T>& input);
+    bool wants_offset,
+    const FeatureMapView<T>& input);
 
-} // namespace dcn
+} // namespace dcn::cpu

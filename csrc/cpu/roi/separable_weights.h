@@ -7,24 +7,24 @@
 
 #include "math/roi_bin.h"
 
-namespace dcn {
+namespace dcn::cpu {
 
 // The samples of a bin along one axis, summed per pixel: a bin is the product
 // of two of these, so that each pixel is read once whatever the samples.
 template <typename T>
-class AxisWeights {
+class SeparableWeights {
  public:
   int begin = 0; // pixels outside [begin, end) have no weight
   int end = 0;
   T kept = 0; // samples that were not skipped
 
-  explicit AxisWeights(int extent) : weight_(extent), slope_(extent) {}
+  explicit SeparableWeights(int extent) : weight_(extent), slope_(extent) {}
 
   T weight(int pixel) const {
     return weight_[pixel - begin];
   }
   // d weight / d position
-  T slope(int pixel) const {
+  T dweight(int pixel) const {
     return slope_[pixel - begin];
   }
 
@@ -46,18 +46,18 @@ class AxisWeights {
     int from = 0, to = 0;
     T samples = 0;
     T* const weights = weight_.data();
-    T* const slopes = slope_.data();
-    const auto add = [&](int at, T weight, T slope) {
+    T* const offset_grads = slope_.data();
+    const auto add = [&](int at, T weight, T dweight) {
       if (at < to) {
         weights[at - from] += weight;
-        slopes[at - from] += slope;
+        offset_grads[at - from] += dweight;
         return;
       }
       for (; to < at; ++to) {
-        weights[to - from] = slopes[to - from] = T(0);
+        weights[to - from] = offset_grads[to - from] = T(0);
       }
       weights[at - from] = weight;
-      slopes[at - from] = slope;
+      offset_grads[at - from] = dweight;
       ++to;
     };
     for (int64_t i = first; i < last; ++i) {
@@ -70,8 +70,8 @@ class AxisWeights {
         from = to = sample.tap.at[0];
       }
       samples += T(1);
-      add(sample.tap.at[0], sample.tap.weight[0], sample.tap.slope[0]);
-      add(sample.tap.at[1], sample.tap.weight[1], sample.tap.slope[1]);
+      add(sample.tap.at[0], sample.tap.weight[0], sample.tap.dweight[0]);
+      add(sample.tap.at[1], sample.tap.weight[1], sample.tap.dweight[1]);
     }
     begin = from;
     end = to;
@@ -83,4 +83,4 @@ class AxisWeights {
   std::vector<T> slope_;
 };
 
-} // namespace dcn
+} // namespace dcn::cpu

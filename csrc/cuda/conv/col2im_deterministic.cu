@@ -12,7 +12,7 @@
 #include "cuda/conv/deform_im2col.cuh"
 #include "cuda/conv/tap_threads.cuh"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
 // The key of a corner without weight: sorted behind every pixel.
@@ -20,23 +20,25 @@ constexpr int64_t kNoPixel = std::numeric_limits<int64_t>::max();
 
 template <typename S, typename T>
 struct KeyParams {
-  ColumnChunk<S, T> chunk;
+  Im2colTile<S, T> tile;
   int64_t* keys; // (units, 4)
 };
 
 template <typename S, typename T>
 __global__ void key_kernel(KeyParams<S, T> params) {
-  const auto& chunk = params.chunk;
-  const auto& geometry = chunk.taps.geometry;
+  const auto& tile = params.tile;
+  const auto& geometry = tile.taps.geometry;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-       index < chunk.units();
+       index < tile.num_taps();
        index += step) {
-    const Unit<S, T> unit(chunk, index);
-    const DeformTap<T> tap = unit.locate(chunk);
+    const TapIndex<S, T> tap_index(tile, index);
+    const DeformTap<T> tap = tap_index.locate(tile);
     for (int k = 0; k < 4; ++k) {
-      const bool reads = tap.state == TapState::kInside && tap.share(k) != T(0);
-      const int64_t row = unit.map_image * geometry.in_h + tap.y.at[k >> 1];
+      const bool reads =
+          tap.state == TapState::kInside && tap.masked_weight(k) != T(0);
+      const int64_t row =
+          tap_index.map_image * geometry.in_h + tap.y.at[k >> 1];
       params.keys[4 * index + k] =
           reads ? row * geometry.in_w + tap.x.at[k & 1] : kNoPixel;
     }
@@ -45,8 +47,8 @@ __global__ void key_kernel(KeyParams<S, T> params) {
 
 template <typename S, typename T>
 struct SumParams {
-  ColumnChunk<S, T> chunk;
-  MapView<T> input;
+  Im2colTile<S, T> tile;
+  FeatureMapView<T> input;
   int64_t input_stride;
   const int64_t* keys; // sorted
   const int64_t* corners; // 4 * unit + corner, in the order of the keys
@@ -60,21 +62,21 @@ __device__ __forceinline__ void sum_list(
     const SumParams<S, T>& params,
     int64_t first,
     int64_t c) {
-  const auto& chunk = params.chunk;
-  const auto& geometry = chunk.taps.geometry;
+  const auto& tile = params.tile;
+  const auto& geometry = tile.taps.geometry;
   const int64_t key = params.keys[first];
   T sums[kSize] = {};
   for (int64_t i = first; i < params.count && params.keys[i] == key; ++i) {
     const int64_t corner = params.corners[i];
-    const Unit<S, T> unit(chunk, corner / 4);
-    const DeformTap<T> tap = unit.locate(chunk);
+    const TapIndex<S, T> tap_index(tile, corner / 4);
+    const DeformTap<T> tap = tap_index.locate(tile);
     T share = T(0);
 #pragma unroll
     for (int k = 0; k < 4; ++k) { // a tap in registers has no index
-      share = k == corner % 4 ? tap.share(k) : share;
+      share = k == corner % 4 ? tap.masked_weight(k) : share;
     }
     T gradient[kSize];
-    load_values(unit.column + c, gradient);
+    load_values(tap_index.column + c, gradient);
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
       sums[k] += share * gradient[k];
@@ -91,16 +93,16 @@ __device__ __forceinline__ void sum_list(
 
 template <typename S, typename T, int kSize>
 __global__ void sum_kernel(SumParams<S, T> params) {
-  const int lanes = params.chunk.lanes;
-  const UnitLoop loop(lanes);
+  const int group_size = params.tile.group_size;
+  const ThreadGroupLoop loop(group_size);
   for (int64_t start = loop.first; start < params.count; start += loop.step) {
-    const int64_t i = loop.own(start, lanes);
+    const int64_t i = loop.index(start, group_size);
     if (i >= params.count || params.keys[i] == kNoPixel ||
         (i > 0 && params.keys[i - 1] == params.keys[i])) {
       continue; // not the head of a list
     }
-    for (int64_t c = loop.lane * kSize; c < params.chunk.channels;
-         c += lanes * kSize) {
+    for (int64_t c = loop.lane * kSize; c < params.tile.channels;
+         c += group_size * kSize) {
       sum_list<kSize>(params, i, c);
     }
   }
@@ -109,34 +111,35 @@ __global__ void sum_kernel(SumParams<S, T> params) {
 } // namespace
 
 template <typename S, typename T>
-void scatter_in_order(
-    ColumnChunk<S, T> chunk,
-    const ChunkGradients<T>& gradients) {
+void col2im_deterministic(
+    Im2colTile<S, T> tile,
+    const Im2colGradients<T>& gradients) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCUDA);
-  const at::Tensor keys = at::empty({4 * chunk.units()}, options);
+  const at::Tensor keys = at::empty({4 * tile.num_taps()}, options);
   launch(
       key_kernel<S, T>,
-      KeyParams<S, T>{chunk, keys.data_ptr<int64_t>()},
-      chunk.units());
+      KeyParams<S, T>{tile, keys.data_ptr<int64_t>()},
+      tile.num_taps());
   const auto [sorted, corners] =
       at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
   constexpr int kWide = kVectorSize<S>;
-  const bool wide = is_vectorisable(chunk);
-  chunk.lanes = lanes_for(chunk.channels, wide ? kWide : 1);
+  const bool wide = can_vectorize(tile);
+  tile.group_size = group_size_for(tile.channels, wide ? kWide : 1);
   launch(
       wide ? sum_kernel<S, T, kWide> : sum_kernel<S, T, 1>,
       SumParams<S, T>{
-          chunk,
+          tile,
           gradients.input,
           gradients.input_stride,
           sorted.template data_ptr<int64_t>(),
           corners.template data_ptr<int64_t>(),
           keys.numel()},
-      keys.numel() * chunk.lanes);
+      keys.numel() * tile.group_size);
 }
 
 #define DCN_INSTANTIATE_SCATTER(S, T) \
-  template void scatter_in_order(ColumnChunk<S, T>, const ChunkGradients<T>&);
+  template void col2im_deterministic( \
+      Im2colTile<S, T>, const Im2colGradients<T>&);
 
 DCN_INSTANTIATE_SCATTER(double, double)
 DCN_INSTANTIATE_SCATTER(float, float)
@@ -144,4 +147,4 @@ DCN_INSTANTIATE_SCATTER(c10::Half, float)
 DCN_INSTANTIATE_SCATTER(c10::BFloat16, float)
 #undef DCN_INSTANTIATE_SCATTER
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -4,17 +4,17 @@
 #include "cuda/conv/deform_conv2d.cuh"
 #include "ops/deform_conv2d_op.h"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
-struct Cuda {
-  static constexpr auto forward = deform_conv2d_forward_cuda;
-  static constexpr auto backward = deform_conv2d_backward_cuda;
+struct Device {
+  static constexpr auto forward = deform_conv2d_forward;
+  static constexpr auto backward = deform_conv2d_backward;
 };
 
 } // namespace
-} // namespace dcn
+} // namespace dcn::cuda
 
 TORCH_LIBRARY_IMPL(dcn_plugin, CUDA, m) {
-  dcn::register_deform_conv2d<dcn::Cuda>(m);
+  dcn::register_deform_conv2d<dcn::cuda::Device>(m);
 }

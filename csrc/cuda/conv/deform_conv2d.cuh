@@ -5,18 +5,18 @@
 
 #include "ops/deform_conv2d.h"
 
-namespace dcn {
+namespace dcn::cuda {
 
 // Fills `output`.
-void deform_conv2d_forward_cuda(
+void deform_conv2d_forward(
     const DeformConvShape& shape,
     const ForwardInputs& inputs,
     const at::Tensor& output);
 
 // Fills the gradients that are not empty.
-void deform_conv2d_backward_cuda(
+void deform_conv2d_backward(
     const BackwardInputs& inputs,
     const at::Tensor& weight,
     const DeformConvGradients& gradients);
 
-} // namespace dcn
+} // namespace dcn::cuda

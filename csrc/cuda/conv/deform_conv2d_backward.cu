@@ -15,7 +15,7 @@
 #include "cuda/conv/row_ranges.cuh"
 #include "ops/slice_cut.h"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
 // Slices narrower than this are not worth their copies.
@@ -25,7 +25,7 @@ constexpr int64_t kListBytes = 4 * 4 * sizeof(int64_t);
 
 template <typename S>
 class Backward {
-  using T = SumType<S>;
+  using T = OpMathType<S>;
   static constexpr bool kSumsInDtype = std::is_same_v<S, T>;
 
  public:
@@ -36,13 +36,13 @@ class Backward {
       : inputs_(inputs),
         shape_(inputs.shape),
         gradients_(gradients),
-        taps_(tap_source(inputs.shape, inputs.offset, inputs.mask)),
-        tap_gradients_(tap_gradients(gradients)),
+        taps_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)),
+        tap_gradients_(conv_offset_gradients(gradients)),
         wants_input_(gradients.input.numel() > 0),
         wants_weight_(gradients.weight.numel() > 0),
-        in_order_(at::globalContext().deterministicAlgorithms()),
+        deterministic_(at::globalContext().deterministicAlgorithms()),
         weight_(pack_weight(weight, shape_, weight.scalar_type())),
-        cut_(
+        tiling_(
             inputs,
             wants_input_,
             kSumsInDtype,
@@ -54,31 +54,32 @@ class Backward {
              sizeof(T)}) {}
 
   void run() {
-    if (wants_input_ && !cut_.copies_grad) {
+    if (wants_input_ && !tiling_.copies_grad) {
       gradients_.input.zero_();
     }
     if (wants_weight_) {
       // Complete sums of all slices, in float32 at least.
-      weight_sum_ = at::zeros(
+      grad_weight_ = at::zeros(
           weight_.sizes(),
           weight_.options().dtype(c10::CppTypeToScalarType<T>::value));
     }
     const bool wants_any =
-        wants_input_ || wants_weight_ || tap_gradients_.wanted();
+        wants_input_ || wants_weight_ || tap_gradients_.any_defined();
     const int64_t images = std::max<int64_t>(
-        kCopyBytes / std::max<int64_t>(cut_.image_bytes, 1), 1);
+        kCopyBytes / std::max<int64_t>(tiling_.image_bytes, 1), 1);
     for (int64_t first = 0; wants_any && first < shape_.batch;
          first += images) {
       const int64_t count = std::min(images, shape_.batch - first);
-      for (size_t i = 0; i < cut_.slices.size(); ++i) {
+      for (size_t i = 0; i < tiling_.slices.size(); ++i) {
         const bool adds_taps = i > 0 &&
-            cut_.slices[i - 1].offset_group == cut_.slices[i].offset_group;
-        run_slice(first, count, cut_.slices[i], adds_taps);
+            tiling_.slices[i - 1].offset_group ==
+                tiling_.slices[i].offset_group;
+        run_slice(first, count, tiling_.slices[i], adds_taps);
       }
     }
     if (wants_weight_) {
       const auto& g = shape_.geometry;
-      gradients_.weight.copy_(weight_sum_.permute({0, 1, 3, 2})
+      gradients_.weight.copy_(grad_weight_.permute({0, 1, 3, 2})
                                   .reshape(
                                       {shape_.out_channels,
                                        shape_.group_in(),
@@ -97,11 +98,11 @@ class Backward {
       return tensor.narrow(0, first, count).narrow(1, slice.begin, slice.size);
     };
     at::Tensor map = of_slice(inputs_.input);
-    if (cut_.copies_input) {
+    if (tiling_.copies_input) {
       map = map.contiguous(at::MemoryFormat::ChannelsLast);
     }
     at::Tensor grad_input;
-    if (cut_.copies_grad) {
+    if (tiling_.copies_grad) {
       grad_input = at::empty(
           map.sizes(),
           map.options()
@@ -111,30 +112,30 @@ class Backward {
     } else if (wants_input_) {
       grad_input = of_slice(gradients_.input);
     }
-    ChunkGradients<T> wanted{
+    Im2colGradients<T> wanted{
         {nullptr, 0, 0, 0}, 0, tap_gradients_, adds_taps, wants_weight_};
     if (grad_input.defined()) {
-      wanted.input = map_view<T>(grad_input, 0, 0);
+      wanted.input = feature_map_view<T>(grad_input, 0, 0);
       wanted.input_stride = grad_input.stride(0);
     }
-    run_chunks(first, count, slice, map, wanted);
-    if (cut_.copies_grad) {
+    run_tiles(first, count, slice, map, wanted);
+    if (tiling_.copies_grad) {
       of_slice(gradients_.input).copy_(grad_input);
     }
   }
 
-  void run_chunks(
+  void run_tiles(
       int64_t first,
       int64_t count,
       const ChannelSlice& slice,
       const at::Tensor& map,
-      const ChunkGradients<T>& wanted) {
+      const Im2colGradients<T>& wanted) {
     const int64_t taps = shape_.geometry.taps();
     const int64_t depth = taps * slice.size;
     // The chunk's part of grad_output may be copied too.
     int64_t rows =
-        rows_of_chunk(std::max(depth, shape_.group_out()), sizeof(S));
-    if (in_order_) {
+        rows_per_tile(std::max(depth, shape_.group_out()), sizeof(S));
+    if (deterministic_) {
       rows = std::clamp<int64_t>(kColumnBytes / (taps * kListBytes), 1, rows);
     }
     const int64_t within = slice.begin - slice.group * shape_.group_in();
@@ -143,7 +144,7 @@ class Backward {
                                   .reshape({shape_.group_out(), depth});
     for_each_range(
         count, shape_.geometry.positions(), rows, [&](RowRange range) {
-          const ColumnChunk<S, T> chunk{
+          const Im2colTile<S, T> tile{
               taps_,
               slice.offset_group,
               first + range.image,
@@ -153,7 +154,7 @@ class Backward {
               static_cast<int>(range.position % shape_.geometry.out_w),
               range.positions,
               slice.size,
-              map_view<const S>(map, 0, 0),
+              feature_map_view<const S>(map, 0, 0),
               map.stride(0),
               nullptr,
               depth,
@@ -161,10 +162,9 @@ class Backward {
               0};
           range.image += first;
           const at::Tensor grad_rows = grad_output_rows(range, slice.group);
-          const at::Tensor columns =
-              run_chunk(chunk, grad_rows, weight, wanted);
+          const at::Tensor columns = run_tile(tile, grad_rows, weight, wanted);
           if (wants_weight_) {
-            weight_sum_[slice.group]
+            grad_weight_[slice.group]
                 .narrow(2, within, slice.size)
                 .add_(
                     at::mm(grad_rows.t(), columns)
@@ -174,27 +174,27 @@ class Backward {
   }
 
   // Returns the columns, if the weight's gradient is wanted.
-  at::Tensor run_chunk(
-      ColumnChunk<S, T> chunk,
+  at::Tensor run_tile(
+      Im2colTile<S, T> tile,
       const at::Tensor& grad_rows,
       const at::Tensor& weight,
-      const ChunkGradients<T>& wanted) {
-    if (!wants_input_ && !tap_gradients_.wanted()) {
+      const Im2colGradients<T>& wanted) {
+    if (!wants_input_ && !tap_gradients_.any_defined()) {
       const at::Tensor columns =
-          at::empty({chunk.rows(), weight.size(1)}, weight.options());
-      chunk.columns = columns.data_ptr<S>();
-      gather_columns(chunk);
+          at::empty({tile.rows(), weight.size(1)}, weight.options());
+      tile.columns = columns.data_ptr<S>();
+      deform_im2col(tile);
       return columns;
     }
     const at::Tensor columns = at::mm(grad_rows, weight);
-    chunk.columns = columns.data_ptr<S>();
-    if (in_order_ && wants_input_) {
-      scatter_in_order(chunk, wanted);
-      ChunkGradients<T> others = wanted;
+    tile.columns = columns.data_ptr<S>();
+    if (deterministic_ && wants_input_) {
+      col2im_deterministic(tile, wanted);
+      Im2colGradients<T> others = wanted;
       others.input.data = nullptr;
-      backward_columns(chunk, others);
+      deform_im2col_backward(tile, others);
     } else {
-      backward_columns(chunk, wanted);
+      deform_im2col_backward(tile, wanted);
     }
     return columns;
   }
@@ -211,19 +211,19 @@ class Backward {
   BackwardInputs inputs_;
   const DeformConvShape& shape_;
   DeformConvGradients gradients_;
-  TapSource taps_;
-  TapGradients tap_gradients_;
+  ConvOffsets taps_;
+  ConvOffsetGradients tap_gradients_;
   bool wants_input_;
   bool wants_weight_;
-  bool in_order_;
+  bool deterministic_;
   at::Tensor weight_; // (groups, group_out, taps, group_in)
-  at::Tensor weight_sum_; // likewise
-  SliceCut cut_;
+  at::Tensor grad_weight_; // likewise
+  ConvChannelTiling tiling_;
 };
 
 } // namespace
 
-void deform_conv2d_backward_cuda(
+void deform_conv2d_backward(
     const BackwardInputs& inputs,
     const at::Tensor& weight,
     const DeformConvGradients& gradients) {
@@ -238,4 +238,4 @@ void deform_conv2d_backward_cuda(
   }
 }
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -10,12 +10,12 @@
 #include "cuda/conv/deform_im2col.cuh"
 #include "cuda/conv/row_ranges.cuh"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
 template <typename S>
 class Forward {
-  using T = SumType<S>;
+  using T = OpMathType<S>;
 
  public:
   Forward(
@@ -24,7 +24,7 @@ class Forward {
       const at::Tensor& output)
       : shape_(shape),
         input_(inputs.input),
-        taps_(tap_source(shape, inputs.offset, inputs.mask)),
+        taps_(conv_offsets(shape, inputs.offset, inputs.mask)),
         weight_(
             pack_weight(inputs.weight, shape, output.scalar_type()).flatten(2)),
         bias_(inputs.bias),
@@ -33,7 +33,7 @@ class Forward {
         depth_(shape.geometry.taps() * shape.group_in()),
         most_rows_(
             std::min(
-                rows_of_chunk(depth_, sizeof(S)),
+                rows_per_tile(depth_, sizeof(S)),
                 std::max<int64_t>(
                     shape.batch * shape.geometry.positions(),
                     1))),
@@ -83,8 +83,8 @@ class Forward {
         continue;
       }
       const int64_t within = slice.begin - group * shape_.group_in();
-      gather_columns(
-          ColumnChunk<S, T>{
+      deform_im2col(
+          Im2colTile<S, T>{
               taps_,
               slice.offset_group,
               first + range.image,
@@ -94,7 +94,7 @@ class Forward {
               static_cast<int>(range.position % shape_.geometry.out_w),
               range.positions,
               slice.size,
-              map_view<const S>(maps, 0, slice.begin),
+              feature_map_view<const S>(maps, 0, slice.begin),
               maps.stride(0),
               columns_.data_ptr<S>() + within,
               depth_,
@@ -135,7 +135,7 @@ class Forward {
 
   const DeformConvShape& shape_;
   const at::Tensor& input_;
-  TapSource taps_;
+  ConvOffsets taps_;
   at::Tensor weight_; // (groups, group_out, taps * group_in)
   const OptionalTensor& bias_;
   const at::Tensor& output_;
@@ -147,7 +147,7 @@ class Forward {
 
 } // namespace
 
-void deform_conv2d_forward_cuda(
+void deform_conv2d_forward(
     const DeformConvShape& shape,
     const ForwardInputs& inputs,
     const at::Tensor& output) {
@@ -157,4 +157,4 @@ void deform_conv2d_forward_cuda(
       });
 }
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -5,12 +5,12 @@
 
 #include "cuda/conv/tap_threads.cuh"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
 template <typename S>
 __device__ __forceinline__ S* corner_pixel(
-    const MapView<S>& map,
+    const FeatureMapView<S>& map,
     int64_t image_offset,
     const int (&y)[2],
     const int (&x)[2],
@@ -20,7 +20,7 @@ __device__ __forceinline__ S* corner_pixel(
 
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void fill_column(
-    const ColumnChunk<S, T>& chunk,
+    const Im2colTile<S, T>& tile,
     S* column,
     int lane,
     T value) {
@@ -29,51 +29,52 @@ __device__ __forceinline__ void fill_column(
   for (int i = 0; i < kSize; ++i) {
     filled[i] = value;
   }
-  for (int64_t c = lane * kSize; c < chunk.channels; c += chunk.lanes * kSize) {
+  for (int64_t c = lane * kSize; c < tile.channels;
+       c += tile.group_size * kSize) {
     store_values(column + c, filled);
   }
 }
 
 template <typename S, typename T, int kSize>
-__global__ void gather_kernel(ColumnChunk<S, T> chunk) {
-  const UnitLoop loop(chunk.lanes);
-  const int64_t units = chunk.units();
-  for (int64_t start = loop.first; start < units; start += loop.step) {
-    const int64_t index = loop.own(start, chunk.lanes);
-    if (index >= units) {
+__global__ void im2col_kernel(Im2colTile<S, T> tile) {
+  const ThreadGroupLoop loop(tile.group_size);
+  const int64_t num_taps = tile.num_taps();
+  for (int64_t start = loop.first; start < num_taps; start += loop.step) {
+    const int64_t index = loop.index(start, tile.group_size);
+    if (index >= num_taps) {
       continue;
     }
-    const Unit<S, T> unit(chunk, index);
-    const DeformTap<T> tap = unit.locate(chunk);
+    const TapIndex<S, T> tap_index(tile, index);
+    const DeformTap<T> tap = tap_index.locate(tile);
     if (tap.state != TapState::kInside) {
       fill_column<kSize>(
-          chunk, unit.column, loop.lane, tap.value_without_pixels());
+          tile, tap_index.column, loop.lane, tap.value_outside());
       continue;
     }
-    const int64_t image = unit.map_image * chunk.map_stride;
-    for (int64_t c = loop.lane * kSize; c < chunk.channels;
-         c += chunk.lanes * kSize) {
+    const int64_t image = tap_index.map_image * tile.map_stride;
+    for (int64_t c = loop.lane * kSize; c < tile.channels;
+         c += tile.group_size * kSize) {
       T sum[kSize] = {};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const T weight = tap.share(k);
-        const S* pixel = corner_pixel(chunk.map, image, tap.y.at, tap.x.at, k);
+        const T weight = tap.masked_weight(k);
+        const S* pixel = corner_pixel(tile.map, image, tap.y.at, tap.x.at, k);
         T value[kSize];
-        load_values(pixel + c * chunk.map.channel_stride, value);
+        load_values(pixel + c * tile.map.channel_stride, value);
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
           sum[i] += weight * value[i];
         }
       }
-      store_values(unit.column + c, sum);
+      store_values(tap_index.column + c, sum);
     }
   }
 }
 
 template <typename S, typename T>
 struct BackwardParams {
-  ColumnChunk<S, T> chunk;
-  ChunkGradients<T> gradients;
+  Im2colTile<S, T> tile;
+  Im2colGradients<T> gradients;
 };
 
 // kSize channels of one tap: adds gradient * pixel to `sums`, scatters into
@@ -81,23 +82,24 @@ struct BackwardParams {
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void backward_channels(
     const BackwardParams<S, T>& params,
-    const Unit<S, T>& unit,
+    const TapIndex<S, T>& tap_index,
     const DeformTap<T>& tap,
     int64_t c,
     T (&sums)[4]) {
-  const auto& chunk = params.chunk;
+  const auto& tile = params.tile;
   const auto& input = params.gradients.input;
-  const int64_t image = unit.map_image * chunk.map_stride;
-  const int64_t grad_image = unit.map_image * params.gradients.input_stride;
+  const int64_t image = tap_index.map_image * tile.map_stride;
+  const int64_t grad_image =
+      tap_index.map_image * params.gradients.input_stride;
   T gradient[kSize];
-  load_values(unit.column + c, gradient);
+  load_values(tap_index.column + c, gradient);
   T column[kSize] = {};
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const S* pixel = corner_pixel(chunk.map, image, tap.y.at, tap.x.at, k);
+    const S* pixel = corner_pixel(tile.map, image, tap.y.at, tap.x.at, k);
     T value[kSize];
-    load_values(pixel + c * chunk.map.channel_stride, value);
-    const T weight = tap.share(k);
+    load_values(pixel + c * tile.map.channel_stride, value);
+    const T weight = tap.masked_weight(k);
     T share[kSize];
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
@@ -111,58 +113,58 @@ __device__ __forceinline__ void backward_channels(
     }
   }
   if (params.gradients.wants_columns) {
-    store_values(unit.column + c, column);
+    store_values(tap_index.column + c, column);
   }
 }
 
 template <typename S, typename T>
 __device__ __forceinline__ void store_tap_gradient(
     const BackwardParams<S, T>& params,
-    const Unit<S, T>& unit,
+    const TapIndex<S, T>& tap_index,
     const DeformTap<T>& tap,
     const T (&sums)[4]) {
   T gradient[3];
-  tap_gradient(tap, sums, gradient);
-  const auto& chunk = params.chunk;
+  tap_gradients(tap, sums, gradient);
+  const auto& tile = params.tile;
   params.gradients.taps.store(
-      chunk.taps.geometry,
-      unit.image,
-      chunk.offset_group,
-      unit.y,
-      unit.x,
-      unit.tap,
+      tile.taps.geometry,
+      tap_index.image,
+      tile.offset_group,
+      tap_index.y,
+      tap_index.x,
+      tap_index.tap,
       gradient,
       params.gradients.adds_taps);
 }
 
 template <typename S, typename T, int kSize>
-__global__ void backward_kernel(BackwardParams<S, T> params) {
-  const auto& chunk = params.chunk;
-  const UnitLoop loop(chunk.lanes);
-  const int64_t units = chunk.units();
-  for (int64_t start = loop.first; start < units; start += loop.step) {
-    const int64_t index = loop.own(start, chunk.lanes);
-    const bool active = index < units;
-    const Unit<S, T> unit(chunk, active ? index : 0);
-    const DeformTap<T> tap = unit.locate(chunk);
+__global__ void im2col_backward_kernel(BackwardParams<S, T> params) {
+  const auto& tile = params.tile;
+  const ThreadGroupLoop loop(tile.group_size);
+  const int64_t num_taps = tile.num_taps();
+  for (int64_t start = loop.first; start < num_taps; start += loop.step) {
+    const int64_t index = loop.index(start, tile.group_size);
+    const bool active = index < num_taps;
+    const TapIndex<S, T> tap_index(tile, active ? index : 0);
+    const DeformTap<T> tap = tap_index.locate(tile);
     T sums[4] = {};
     if (active && tap.state == TapState::kInside) {
-      for (int64_t c = loop.lane * kSize; c < chunk.channels;
-           c += chunk.lanes * kSize) {
-        backward_channels<kSize>(params, unit, tap, c, sums);
+      for (int64_t c = loop.lane * kSize; c < tile.channels;
+           c += tile.group_size * kSize) {
+        backward_channels<kSize>(params, tap_index, tap, c, sums);
       }
     } else if (active && params.gradients.wants_columns) {
       fill_column<kSize>(
-          chunk, unit.column, loop.lane, tap.value_without_pixels());
+          tile, tap_index.column, loop.lane, tap.value_outside());
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      for (int distance = chunk.lanes / 2; distance > 0; distance /= 2) {
+      for (int distance = tile.group_size / 2; distance > 0; distance /= 2) {
         sums[k] += __shfl_xor_sync(0xffffffff, sums[k], distance);
       }
     }
     if (active && loop.lane == 0) {
-      store_tap_gradient(params, unit, tap, sums);
+      store_tap_gradient(params, tap_index, tap, sums);
     }
   }
 }
@@ -170,39 +172,41 @@ __global__ void backward_kernel(BackwardParams<S, T> params) {
 } // namespace
 
 template <typename S, typename T>
-void gather_columns(ColumnChunk<S, T> chunk) {
-  const bool wide = is_vectorisable(chunk);
+void deform_im2col(Im2colTile<S, T> tile) {
+  const bool wide = can_vectorize(tile);
   const int size = wide ? kVectorSize<S> : 1;
-  chunk.lanes = lanes_for(chunk.channels, size);
+  tile.group_size = group_size_for(tile.channels, size);
   launch(
-      wide ? gather_kernel<S, T, kVectorSize<S>> : gather_kernel<S, T, 1>,
-      chunk,
-      chunk.units() * chunk.lanes);
+      wide ? im2col_kernel<S, T, kVectorSize<S>> : im2col_kernel<S, T, 1>,
+      tile,
+      tile.num_taps() * tile.group_size);
 }
 
 template <typename S, typename T>
-void backward_columns(
-    ColumnChunk<S, T> chunk,
-    const ChunkGradients<T>& gradients) {
-  const bool wide = is_vectorisable(chunk) &&
+void deform_im2col_backward(
+    Im2colTile<S, T> tile,
+    const Im2colGradients<T>& gradients) {
+  const bool wide = can_vectorize(tile) &&
       (gradients.input.data == nullptr ||
        is_aligned(gradients.input, gradients.input_stride, kVectorSize<S>));
   const int size = wide ? kVectorSize<S> : 1;
-  chunk.lanes = lanes_for(chunk.channels, size);
+  tile.group_size = group_size_for(tile.channels, size);
   launch(
-      wide ? backward_kernel<S, T, kVectorSize<S>> : backward_kernel<S, T, 1>,
-      BackwardParams<S, T>{chunk, gradients},
-      chunk.units() * chunk.lanes);
+      wide ? im2col_backward_kernel<S, T, kVectorSize<S>>
+           : im2col_backward_kernel<S, T, 1>,
+      BackwardParams<S, T>{tile, gradients},
+      tile.num_taps() * tile.group_size);
 }
 
-#define DCN_INSTANTIATE_COLUMNS(S, T)              \
-  template void gather_columns(ColumnChunk<S, T>); \
-  template void backward_columns(ColumnChunk<S, T>, const ChunkGradients<T>&);
+#define DCN_INSTANTIATE_IM2COL(S, T)             \
+  template void deform_im2col(Im2colTile<S, T>); \
+  template void deform_im2col_backward(          \
+      Im2colTile<S, T>, const Im2colGradients<T>&);
 
-DCN_INSTANTIATE_COLUMNS(double, double)
-DCN_INSTANTIATE_COLUMNS(float, float)
-DCN_INSTANTIATE_COLUMNS(c10::Half, float)
-DCN_INSTANTIATE_COLUMNS(c10::BFloat16, float)
-#undef DCN_INSTANTIATE_COLUMNS
+DCN_INSTANTIATE_IM2COL(double, double)
+DCN_INSTANTIATE_IM2COL(float, float)
+DCN_INSTANTIATE_IM2COL(c10::Half, float)
+DCN_INSTANTIATE_IM2COL(c10::BFloat16, float)
+#undef DCN_INSTANTIATE_IM2COL
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -8,13 +8,13 @@
 #include "ops/conv_offsets.h"
 #include "ops/feature_map_view.h"
 
-namespace dcn {
+namespace dcn::cuda {
 
 // Rows of a chunk: `positions` positions of each of `images` images, of one
 // slice of channels. A row holds taps, a tap channels.
 template <typename S, typename T>
-struct ColumnChunk {
-  TapSource taps;
+struct Im2colTile {
+  ConvOffsets taps;
   int64_t offset_group;
   int64_t image; // in the batch
   int64_t map_image; // the same image in `map` and `grad_input`
@@ -23,46 +23,46 @@ struct ColumnChunk {
   int first_x;
   int64_t positions;
   int64_t channels;
-  MapView<const S> map; // of image 0
+  FeatureMapView<const S> map; // of image 0
   int64_t map_stride; // between images
   S* columns;
   int64_t row_stride;
   int64_t tap_stride;
-  int lanes; // threads that share a tap; set by the functions below
+  int group_size; // threads that share a tap; set by the functions below
 
   DCN_INLINE int64_t rows() const {
     return images * positions;
   }
-  DCN_INLINE int64_t units() const {
+  DCN_INLINE int64_t num_taps() const {
     return rows() * taps.geometry.taps();
   }
 };
 
 // Where gradients go.
 template <typename T>
-struct ChunkGradients {
-  MapView<T> input; // of image 0, added to; data null: not wanted
+struct Im2colGradients {
+  FeatureMapView<T> input; // of image 0, added to; data null: not wanted
   int64_t input_stride; // between images
-  TapGradients taps;
+  ConvOffsetGradients taps;
   bool adds_taps; // to those of the slices before
   bool wants_columns; // replaces the gradients by the columns themselves
 };
 
 // columns = mask * sampled value.
 template <typename S, typename T>
-void gather_columns(ColumnChunk<S, T> chunk);
+void deform_im2col(Im2colTile<S, T> tile);
 
 // Reads the gradient of the columns from chunk.columns; visits each tap once,
 // and adds to grad_input in no fixed order.
 template <typename S, typename T>
-void backward_columns(
-    ColumnChunk<S, T> chunk,
-    const ChunkGradients<T>& gradients);
+void deform_im2col_backward(
+    Im2colTile<S, T> tile,
+    const Im2colGradients<T>& gradients);
 
 // Adds the same to gradients.input alone, each pixel's sum in a fixed order.
 template <typename S, typename T>
-void scatter_in_order(
-    ColumnChunk<S, T> chunk,
-    const ChunkGradients<T>& gradients);
+void col2im_deterministic(
+    Im2colTile<S, T> tile,
+    const Im2colGradients<T>& gradients);
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -8,7 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace dcn {
+namespace dcn::cuda {
 
 // Columns of one chunk: what stays in the L2 cache of a large GPU.
 constexpr int64_t kColumnBytes = int64_t{32} << 20;
@@ -52,7 +52,7 @@ void for_each_range(
 }
 
 // Rows of `depth` columns that fit a chunk.
-inline int64_t rows_of_chunk(int64_t depth, int64_t element_bytes) {
+inline int64_t rows_per_tile(int64_t depth, int64_t element_bytes) {
   return std::max<int64_t>(kColumnBytes / (depth * element_bytes), 1);
 }
 
@@ -68,4 +68,4 @@ inline at::Tensor range_view(const at::Tensor& tensor, const RowRange& range) {
       .narrow(2, range.position - line * width, range.positions);
 }
 
-} // namespace dcn
+} // namespace dcn::cuda

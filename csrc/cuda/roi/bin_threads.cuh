@@ -10,82 +10,82 @@
 #include "cuda/conv/tap_threads.cuh"
 #include "cuda/roi/roi_bins.cuh"
 
-namespace dcn {
+namespace dcn::cuda {
 
 // One bin of one class of one RoI, and its channels in the slice. The classes
 // of a bin follow one another, since their channels are neighbours.
 template <typename T>
-struct BinUnit {
+struct ClassBin {
   int64_t roi; // of the chunk
-  int64_t of_class;
+  int64_t class_index;
   int i;
   int j;
   int64_t begin; // output channels
   int64_t end;
 
   template <typename S>
-  __device__ BinUnit(const RoiChunk<S, T>& chunk, int64_t index) {
-    const auto& shape = chunk.source.shape;
-    of_class = index % shape.classes;
+  __device__ ClassBin(const RoiTile<S, T>& tile, int64_t index) {
+    const auto& shape = tile.source.shape;
+    class_index = index % shape.classes;
     const int64_t bin = index / shape.classes;
     j = bin % shape.bins.w;
     i = bin / shape.bins.w % shape.bins.h;
     roi = bin / shape.bins.w / shape.bins.h;
     const int64_t per_class = shape.channels_per_class();
-    const int64_t stop = chunk.first_channel + chunk.channels;
-    begin = max(of_class * per_class, chunk.first_channel);
-    end = min((of_class + 1) * per_class, stop);
+    const int64_t stop = tile.first_channel + tile.channels;
+    begin = max(class_index * per_class, tile.first_channel);
+    end = min((class_index + 1) * per_class, stop);
   }
 
   // Its place among the slopes, (rois, classes, bins).
-  __device__ int64_t slope(const RoiPoolShape& shape) const {
-    const int64_t row = roi * shape.classes + of_class;
+  __device__ int64_t dweight(const RoiPoolShape& shape) const {
+    const int64_t row = roi * shape.classes + class_index;
     return (row * shape.bins.h + i) * shape.bins.w + j;
   }
 };
 
 template <typename S, typename T>
-DCN_INLINE int64_t bin_units(const RoiChunk<S, T>& chunk) {
-  const auto& shape = chunk.source.shape;
-  return chunk.rois * shape.classes * shape.bins.count();
+DCN_INLINE int64_t num_bins(const RoiTile<S, T>& tile) {
+  const auto& shape = tile.source.shape;
+  return tile.rois * shape.classes * shape.bins.count();
 }
 
 // kSize channels of the gradient of bin (i, j), as type T.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void load_pooled(
-    const RoiChunk<S, T>& chunk,
+    const RoiTile<S, T>& tile,
     const S* from,
     T (&to)[kSize]) {
-  if (chunk.pooled_wide) {
+  if (tile.pooled_wide) {
     load_values(from, to);
     return;
   }
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
-    to[i] = static_cast<T>(from[i * chunk.pooled.channel_stride]);
+    to[i] = static_cast<T>(from[i * tile.pooled.channel_stride]);
   }
 }
 
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void store_pooled(
-    const RoiChunk<S, T>& chunk,
+    const RoiTile<S, T>& tile,
     S* to,
     const T (&from)[kSize]) {
-  if (chunk.pooled_wide) {
+  if (tile.pooled_wide) {
     store_values(to, from);
     return;
   }
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
-    to[i * chunk.pooled.channel_stride] = static_cast<S>(from[i]);
+    to[i * tile.pooled.channel_stride] = static_cast<S>(from[i]);
   }
 }
 
 // Whether the channels of every class in the slice divide into runs of `size`.
 template <typename S, typename T>
-bool has_runs(const RoiChunk<S, T>& chunk, int64_t size) {
-  return chunk.source.shape.channels_per_class() % size == 0 &&
-      chunk.first_channel % size == 0 && chunk.channels % size == 0;
+bool divides_channels(const RoiTile<S, T>& tile, int64_t size) {
+  return tile.source.shape.channels_per_class() % size == 0 &&
+      tile.first_channel % size == 0 && tile.channels % size == 0;
 }
 
 template <typename S>
@@ -96,10 +96,10 @@ bool is_aligned(const GroupedMaps<S>& maps, int64_t size) {
 
 // Deals threads for kernels that work on `size` channels at a time.
 template <typename S, typename T>
-void deal(RoiChunk<S, T>& chunk, int64_t size) {
-  chunk.lanes = lanes_for(
-      std::min(chunk.source.shape.channels_per_class(), chunk.channels), size);
-  chunk.pooled_wide = is_aligned(chunk.pooled, chunk.pooled_stride, size);
+void assign_threads(RoiTile<S, T>& tile, int64_t size) {
+  tile.group_size = group_size_for(
+      std::min(tile.source.shape.channels_per_class(), tile.channels), size);
+  tile.pooled_wide = is_aligned(tile.pooled, tile.pooled_stride, size);
 }
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -8,17 +8,17 @@
 #include "cuda/roi/bin_threads.cuh"
 #include "cuda/roi/separable_weights.cuh"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
 // Adds kSize channels of the pixels of a bin, weighted, to `sums`.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void sum_pixels(
-    const MapView<const S>& map,
+    const FeatureMapView<const S>& map,
     const RoiBin<T>& bin,
     T (&sums)[kSize]) {
-  for (AxisWalk<T> y(bin.y); y.next();) {
-    for (AxisWalk<T> x(bin.x); x.next();) {
+  for (SeparableWeights<T> y(bin.y); y.next();) {
+    for (SeparableWeights<T> x(bin.x); x.next();) {
       const T weight = y.weight * x.weight;
       if (weight == T(0)) {
         continue;
@@ -43,50 +43,51 @@ __device__ T divisor_of(const RoiBin<T>& bin) {
 }
 
 template <typename S, typename T, int kSize>
-__global__ void pool_kernel(RoiChunk<S, T> chunk) {
-  const auto& shape = chunk.source.shape;
-  const UnitLoop loop(chunk.lanes);
-  const int64_t units = bin_units(chunk);
-  for (int64_t start = loop.first; start < units; start += loop.step) {
-    const int64_t index = loop.own(start, chunk.lanes);
-    if (index >= units) {
+__global__ void pool_kernel(RoiTile<S, T> tile) {
+  const auto& shape = tile.source.shape;
+  const ThreadGroupLoop loop(tile.group_size);
+  const int64_t num_bins_total = num_bins(tile);
+  for (int64_t start = loop.first; start < num_bins_total; start += loop.step) {
+    const int64_t index = loop.index(start, tile.group_size);
+    if (index >= num_bins_total) {
       continue;
     }
-    const BinUnit<T> unit(chunk, index);
-    const int64_t roi = chunk.first_roi + unit.roi;
-    const auto bin =
-        chunk.source.template locate<T>(roi, unit.of_class, unit.i, unit.j);
-    const int64_t image = max(bin.image, int64_t{0}) - chunk.first_image;
-    if (image < 0 || image >= chunk.images) {
+    const ClassBin<T> bin_index(tile, index);
+    const int64_t roi = tile.first_roi + bin_index.roi;
+    const auto bin = tile.source.template locate<T>(
+        roi, bin_index.class_index, bin_index.i, bin_index.j);
+    const int64_t image = max(bin.image, int64_t{0}) - tile.first_image;
+    if (image < 0 || image >= tile.images) {
       continue;
     }
     const T divisor = divisor_of(bin);
-    const T nothing =
+    const T empty_value =
         bin.state == RoiState::kInside || bin.state == RoiState::kEmpty
         ? T(0)
         : std::numeric_limits<T>::quiet_NaN();
-    const int group = shape.group_of(unit.i, unit.j);
-    S* out = chunk.pooled.pixel(unit.i, unit.j) + roi * chunk.pooled_stride;
-    for (int64_t c = unit.begin + loop.lane * kSize; c < unit.end;
-         c += chunk.lanes * kSize) {
+    const int group = shape.group_of(bin_index.i, bin_index.j);
+    S* out =
+        tile.pooled.pixel(bin_index.i, bin_index.j) + roi * tile.pooled_stride;
+    for (int64_t c = bin_index.begin + loop.lane * kSize; c < bin_index.end;
+         c += tile.group_size * kSize) {
       T sums[kSize] = {};
       if (divisor > T(0)) {
         sum_pixels(
-            chunk.maps.view(image, group, c - chunk.first_channel), bin, sums);
+            tile.maps.view(image, group, c - tile.first_channel), bin, sums);
       }
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        sums[i] = divisor > T(0) ? sums[i] / divisor : nothing;
+        sums[i] = divisor > T(0) ? sums[i] / divisor : empty_value;
       }
-      store_pooled(chunk, out + c * chunk.pooled.channel_stride, sums);
+      store_pooled(tile, out + c * tile.pooled.channel_stride, sums);
     }
   }
 }
 
 template <typename S, typename T>
 struct BinBackwardParams {
-  RoiChunk<S, T> chunk;
-  RoiChunkGradients<S, T> gradients;
+  RoiTile<S, T> tile;
+  RoiTileGradients<S, T> gradients;
 };
 
 // kSize channels of one bin, from `channel` of the maps on: scatters into
@@ -99,19 +100,19 @@ __device__ __forceinline__ void backward_pixels(
     int group,
     int64_t channel,
     const T (&gradient)[kSize],
-    BinSlope<T>& slope) {
-  const bool wants_slope = params.gradients.slopes != nullptr;
+    OffsetGrad<T>& dweight) {
+  const bool wants_offset = params.gradients.offset_grads != nullptr;
   const bool wants_input = params.gradients.input.map.data != nullptr;
-  const auto map = params.chunk.maps.view(image, group, channel);
-  const MapView<T> input = wants_input
+  const auto map = params.tile.maps.view(image, group, channel);
+  const FeatureMapView<T> input = wants_input
       ? params.gradients.input.view(image, group, channel)
-      : MapView<T>{};
-  for (AxisWalk<T> y(bin.y); y.next();) {
-    for (AxisWalk<T> x(bin.x); x.next();) {
+      : FeatureMapView<T>{};
+  for (SeparableWeights<T> y(bin.y); y.next();) {
+    for (SeparableWeights<T> x(bin.x); x.next();) {
       const T weight = y.weight * x.weight;
-      const T along_y = y.slope * x.weight;
-      const T along_x = y.weight * x.slope;
-      if (wants_slope && (along_y != T(0) || along_x != T(0))) {
+      const T along_y = y.dweight * x.weight;
+      const T along_x = y.weight * x.dweight;
+      if (wants_offset && (along_y != T(0) || along_x != T(0))) {
         T value[kSize];
         load_values(map.pixel(y.pixel, x.pixel), value);
         T sum = T(0);
@@ -119,8 +120,8 @@ __device__ __forceinline__ void backward_pixels(
         for (int i = 0; i < kSize; ++i) {
           sum += gradient[i] * value[i];
         }
-        slope.y += along_y * sum;
-        slope.x += along_x * sum;
+        dweight.y += along_y * sum;
+        dweight.x += along_x * sum;
       }
       if (wants_input && weight != T(0)) {
         T share[kSize];
@@ -136,65 +137,69 @@ __device__ __forceinline__ void backward_pixels(
 
 // A thread's channels of one bin; returns the derivative by the bin's offset.
 template <int kSize, typename S, typename T>
-__device__ __forceinline__ BinSlope<T> backward_bin(
+__device__ __forceinline__ OffsetGrad<T> backward_bin(
     const BinBackwardParams<S, T>& params,
-    const BinUnit<T>& unit,
+    const ClassBin<T>& bin_index,
     const RoiBin<T>& bin,
     int64_t image,
     int lane) {
-  BinSlope<T> slope{T(0), T(0)};
-  const auto& chunk = params.chunk;
+  OffsetGrad<T> dweight{T(0), T(0)};
+  const auto& tile = params.tile;
   const T divisor = divisor_of(bin);
   if (!(divisor > T(0))) {
-    return slope;
+    return dweight;
   }
-  const int group = chunk.source.shape.group_of(unit.i, unit.j);
-  const S* grad = chunk.pooled.pixel(unit.i, unit.j) +
-      (chunk.first_roi + unit.roi) * chunk.pooled_stride;
-  for (int64_t c = unit.begin + lane * kSize; c < unit.end;
-       c += chunk.lanes * kSize) {
+  const int group = tile.source.shape.group_of(bin_index.i, bin_index.j);
+  const S* grad = tile.pooled.pixel(bin_index.i, bin_index.j) +
+      (tile.first_roi + bin_index.roi) * tile.pooled_stride;
+  for (int64_t c = bin_index.begin + lane * kSize; c < bin_index.end;
+       c += tile.group_size * kSize) {
     T gradient[kSize];
-    load_pooled(chunk, grad + c * chunk.pooled.channel_stride, gradient);
+    load_pooled(tile, grad + c * tile.pooled.channel_stride, gradient);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       gradient[i] /= divisor;
     }
     backward_pixels(
-        params, bin, image, group, c - chunk.first_channel, gradient, slope);
+        params, bin, image, group, c - tile.first_channel, gradient, dweight);
   }
-  slope.y *= bin.offset_scale_y;
-  slope.x *= bin.offset_scale_x;
-  return slope;
+  dweight.y *= bin.offset_scale_y;
+  dweight.x *= bin.offset_scale_x;
+  return dweight;
 }
 
 template <typename S, typename T, int kSize>
 __global__ void backward_kernel(BinBackwardParams<S, T> params) {
-  const auto& chunk = params.chunk;
-  const UnitLoop loop(chunk.lanes);
-  const int64_t units = bin_units(chunk);
-  for (int64_t start = loop.first; start < units; start += loop.step) {
-    const int64_t index = loop.own(start, chunk.lanes);
-    const bool active = index < units;
-    const BinUnit<T> unit(chunk, active ? index : 0);
-    const auto bin = chunk.source.template locate<T>(
-        chunk.first_roi + unit.roi, unit.of_class, unit.i, unit.j);
-    const int64_t image = bin.image - chunk.first_image;
+  const auto& tile = params.tile;
+  const ThreadGroupLoop loop(tile.group_size);
+  const int64_t num_bins_total = num_bins(tile);
+  for (int64_t start = loop.first; start < num_bins_total; start += loop.step) {
+    const int64_t index = loop.index(start, tile.group_size);
+    const bool active = index < num_bins_total;
+    const ClassBin<T> bin_index(tile, active ? index : 0);
+    const auto bin = tile.source.template locate<T>(
+        tile.first_roi + bin_index.roi,
+        bin_index.class_index,
+        bin_index.i,
+        bin_index.j);
+    const int64_t image = bin.image - tile.first_image;
     const bool here = active && bin.image >= 0 && image >= 0 &&
-        image < chunk.images && unit.begin < unit.end;
-    BinSlope<T> slope{T(0), T(0)};
+        image < tile.images && bin_index.begin < bin_index.end;
+    OffsetGrad<T> dweight{T(0), T(0)};
     if (here && bin.state == RoiState::kNan) {
-      slope.y = slope.x = std::numeric_limits<T>::quiet_NaN();
+      dweight.y = dweight.x = std::numeric_limits<T>::quiet_NaN();
     } else if (here) {
-      slope = backward_bin<kSize>(params, unit, bin, image, loop.lane);
+      dweight = backward_bin<kSize>(params, bin_index, bin, image, loop.lane);
     }
-    for (int distance = chunk.lanes / 2; distance > 0; distance /= 2) {
-      slope.y += __shfl_xor_sync(0xffffffff, slope.y, distance);
-      slope.x += __shfl_xor_sync(0xffffffff, slope.x, distance);
+    for (int distance = tile.group_size / 2; distance > 0; distance /= 2) {
+      dweight.y += __shfl_xor_sync(0xffffffff, dweight.y, distance);
+      dweight.x += __shfl_xor_sync(0xffffffff, dweight.x, distance);
     }
-    if (here && loop.lane == 0 && params.gradients.slopes != nullptr) {
-      auto& sum = params.gradients.slopes[unit.slope(chunk.source.shape)];
-      sum.y += slope.y;
-      sum.x += slope.x;
+    if (here && loop.lane == 0 && params.gradients.offset_grads != nullptr) {
+      auto& sum =
+          params.gradients.offset_grads[bin_index.dweight(tile.source.shape)];
+      sum.y += dweight.y;
+      sum.x += dweight.x;
     }
   }
 }
@@ -202,36 +207,37 @@ __global__ void backward_kernel(BinBackwardParams<S, T> params) {
 } // namespace
 
 template <typename S, typename T>
-void pool_bins(RoiChunk<S, T> chunk) {
+void pool_bins(RoiTile<S, T> tile) {
   constexpr int kWide = kVectorSize<S>;
-  const bool wide = has_runs(chunk, kWide) && is_aligned(chunk.maps, kWide);
-  deal(chunk, wide ? kWide : 1);
+  const bool wide =
+      divides_channels(tile, kWide) && is_aligned(tile.maps, kWide);
+  assign_threads(tile, wide ? kWide : 1);
   launch(
       wide ? pool_kernel<S, T, kWide> : pool_kernel<S, T, 1>,
-      chunk,
-      bin_units(chunk) * chunk.lanes);
+      tile,
+      num_bins(tile) * tile.group_size);
 }
 
 template <typename S, typename T>
 void backward_bins(
-    RoiChunk<S, T> chunk,
-    const RoiChunkGradients<S, T>& gradients) {
+    RoiTile<S, T> tile,
+    const RoiTileGradients<S, T>& gradients) {
   constexpr int kWide = kVectorSize<S>;
-  const bool reads = gradients.slopes != nullptr;
+  const bool reads = gradients.offset_grads != nullptr;
   const bool adds = gradients.input.map.data != nullptr;
-  const bool wide = has_runs(chunk, kWide) &&
-      (!reads || is_aligned(chunk.maps, kWide)) &&
+  const bool wide = divides_channels(tile, kWide) &&
+      (!reads || is_aligned(tile.maps, kWide)) &&
       (!adds || is_aligned(gradients.input, kWide));
-  deal(chunk, wide ? kWide : 1);
+  assign_threads(tile, wide ? kWide : 1);
   launch(
       wide ? backward_kernel<S, T, kWide> : backward_kernel<S, T, 1>,
-      BinBackwardParams<S, T>{chunk, gradients},
-      bin_units(chunk) * chunk.lanes);
+      BinBackwardParams<S, T>{tile, gradients},
+      num_bins(tile) * tile.group_size);
 }
 
-#define DCN_INSTANTIATE_BINS(S, T)         \
-  template void pool_bins(RoiChunk<S, T>); \
-  template void backward_bins(RoiChunk<S, T>, const RoiChunkGradients<S, T>&);
+#define DCN_INSTANTIATE_BINS(S, T)        \
+  template void pool_bins(RoiTile<S, T>); \
+  template void backward_bins(RoiTile<S, T>, const RoiTileGradients<S, T>&);
 
 DCN_INSTANTIATE_BINS(double, double)
 DCN_INSTANTIATE_BINS(float, float)
@@ -239,4 +245,4 @@ DCN_INSTANTIATE_BINS(c10::Half, float)
 DCN_INSTANTIATE_BINS(c10::BFloat16, float)
 #undef DCN_INSTANTIATE_BINS
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -8,17 +8,18 @@
 #include "ops/feature_map_view.h"
 #include "ops/roi_geometry.h"
 
-namespace dcn {
+namespace dcn::cuda {
 
 // Maps of some images, in which a group of bins has channels of its own.
 template <typename S>
 struct GroupedMaps {
-  MapView<S> map; // group 0 of image 0; data null: there are none
+  FeatureMapView<S> map; // group 0 of image 0; data null: there are none
   int64_t image_stride;
   int64_t group_stride;
 
   // Channels from `channel` on.
-  DCN_INLINE MapView<S> view(int64_t image, int group, int64_t channel) const {
+  DCN_INLINE FeatureMapView<S> view(int64_t image, int group, int64_t channel)
+      const {
     auto view = map;
     view.data += image * image_stride + group * group_stride +
         channel * map.channel_stride;
@@ -27,7 +28,7 @@ struct GroupedMaps {
 };
 
 template <typename T>
-struct BinSlope {
+struct OffsetGrad {
   T y;
   T x;
 };
@@ -43,8 +44,8 @@ DCN_INLINE T count_kept(const BinAxis<T>& bin) {
 }
 
 template <typename S, typename T>
-struct RoiChunk {
-  RoiSource source;
+struct RoiTile {
+  RoiGeometry source;
   int64_t first_roi;
   int64_t rois;
   int64_t first_image; // the maps' image 0
@@ -52,44 +53,43 @@ struct RoiChunk {
   int64_t first_channel; // the maps' channel 0
   int64_t channels;
   GroupedMaps<const S> maps;
-  MapView<S> pooled; // the output, or its gradient; of RoI 0, channel 0
+  FeatureMapView<S> pooled; // the output, or its gradient; of RoI 0, channel 0
   int64_t pooled_stride; // between RoIs
   // Set by the functions below: threads that share a bin, and whether they
   // access several channels of `pooled` at once.
-  int lanes;
+  int group_size;
   bool pooled_wide;
 };
 
 template <typename S, typename T>
-struct RoiChunkGradients {
+struct RoiTileGradients {
   GroupedMaps<T> input; // added to
-  BinSlope<T>* slopes; // (rois, classes, bins), added to; null: not wanted
+  OffsetGrad<T>*
+      offset_grads; // (rois, classes, bins), added to; null: not wanted
 };
 
 // Writes the pooled channels of RoIs on these images; with the first images
 // also of RoIs on none.
 template <typename S, typename T>
-void pool_bins(RoiChunk<S, T> chunk);
+void pool_bins(RoiTile<S, T> tile);
 
 // Adds to the gradients, to that of the input in no fixed order.
 template <typename S, typename T>
-void backward_bins(
-    RoiChunk<S, T> chunk,
-    const RoiChunkGradients<S, T>& gradients);
+void backward_bins(RoiTile<S, T> tile, const RoiTileGradients<S, T>& gradients);
 
 // Adds to the gradient of the input alone, each pixel's sum in a fixed order.
 template <typename S, typename T>
-void gather_bins(
-    RoiChunk<S, T> chunk,
-    const RoiChunkGradients<S, T>& gradients);
+void backward_input_deterministic(
+    RoiTile<S, T> tile,
+    const RoiTileGradients<S, T>& gradients);
 
 // The offsets' gradient: for each part the sum of its bins.
 template <typename T>
-void sum_slopes(
-    const RoiSource& source,
+void sum_offset_grads(
+    const RoiGeometry& source,
     int64_t first_roi,
     int64_t rois,
-    const BinSlope<T>* slopes,
-    const FloatView& gradient);
+    const OffsetGrad<T>* offset_grads,
+    const AnyDtypeView& gradient);
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -13,17 +13,17 @@
 #include "ops/copy_plan.h"
 #include "ops/roi_pool_op.h"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
 // Slices narrower than this are not worth their copies.
 constexpr int64_t kNarrowestCopy = 16;
 // Gradients of the bins of one chunk of RoIs.
-constexpr int64_t kSlopeBytes = int64_t{32} << 20;
+constexpr int64_t kOffsetGradBytes = int64_t{32} << 20;
 
 // Channels [channel, channel + channels) of every group, of some images:
 // (images, channels, groups, H, W), a view.
-at::Tensor grouped(
+at::Tensor grouped_view(
     const at::Tensor& tensor,
     const RoiPoolShape& shape,
     int64_t image,
@@ -37,7 +37,7 @@ at::Tensor grouped(
 }
 
 // The same with the channels of a group as neighbours in memory, not filled.
-at::Tensor empty_neighbours(const at::Tensor& like, at::ScalarType dtype) {
+at::Tensor empty_channels_last(const at::Tensor& like, at::ScalarType dtype) {
   return at::empty(
              {like.size(0),
               like.size(3),
@@ -59,7 +59,7 @@ GroupedMaps<S> maps_of(const at::Tensor& tensor) {
       tensor.size(2) > 1 ? tensor.stride(2) : 0};
 }
 
-bool is_neighbourly(const at::Tensor& input, const RoiPoolShape& shape) {
+bool is_channels_last(const at::Tensor& input, const RoiPoolShape& shape) {
   return shape.groups.count() == 1 &&
       memory_format_of(input) == at::MemoryFormat::ChannelsLast;
 }
@@ -69,157 +69,160 @@ bool is_neighbourly(const at::Tensor& input, const RoiPoolShape& shape) {
 template <typename Visit>
 void for_each_copy(
     const RoiPoolShape& shape,
-    const CopyPlan& plan,
+    const ChannelTiling& tiling,
     const Visit& visit) {
-  const int64_t images =
-      std::max<int64_t>(kCopyBytes / std::max<int64_t>(plan.image_bytes, 1), 1);
-  for (int64_t channel = 0; channel < shape.channels; channel += plan.widest) {
+  const int64_t images = std::max<int64_t>(
+      kCopyBytes / std::max<int64_t>(tiling.image_bytes, 1), 1);
+  for (int64_t channel = 0; channel < shape.channels;
+       channel += tiling.widest) {
     for (int64_t image = 0; image < shape.batch; image += images) {
       visit(
           image,
           std::min(images, shape.batch - image),
           channel,
-          std::min(plan.widest, shape.channels - channel));
+          std::min(tiling.widest, shape.channels - channel));
     }
   }
 }
 
 template <typename S>
-RoiChunk<S, SumType<S>> chunk_of(
-    const RoiSource& source,
+RoiTile<S, OpMathType<S>> make_tile(
+    const RoiGeometry& source,
     int64_t first_roi,
     int64_t rois,
     const at::Tensor& pooled) {
-  RoiChunk<S, SumType<S>> chunk{};
-  chunk.source = source;
-  chunk.first_roi = first_roi;
-  chunk.rois = rois;
+  RoiTile<S, OpMathType<S>> tile{};
+  tile.source = source;
+  tile.first_roi = first_roi;
+  tile.rois = rois;
   if (source.shape.rois > 0) {
-    chunk.pooled = map_view<S>(pooled, 0, 0);
-    chunk.pooled_stride = pooled.stride(0);
+    tile.pooled = feature_map_view<S>(pooled, 0, 0);
+    tile.pooled_stride = pooled.stride(0);
   }
-  return chunk;
+  return tile;
 }
 
 template <typename S>
 void forward(
-    const RoiSource& source,
+    const RoiGeometry& source,
     const at::Tensor& input,
     const at::Tensor& output) {
-  using T = SumType<S>;
+  using T = OpMathType<S>;
   const auto& shape = source.shape;
-  const CopyPlan plan(
+  const ChannelTiling tiling(
       shape.map.count() * shape.groups.count(),
       shape.channels,
-      !is_neighbourly(input, shape),
+      !is_channels_last(input, shape),
       false,
       true,
       {shape.channels, kNarrowestCopy, kCopyBytes, sizeof(S), 0});
   for_each_copy(
       shape,
-      plan,
+      tiling,
       [&](int64_t image, int64_t images, int64_t channel, int64_t channels) {
         at::Tensor maps =
-            grouped(input, shape, image, images, channel, channels);
-        if (plan.copies_input) {
-          maps = empty_neighbours(maps, input.scalar_type()).copy_(maps);
+            grouped_view(input, shape, image, images, channel, channels);
+        if (tiling.copies_input) {
+          maps = empty_channels_last(maps, input.scalar_type()).copy_(maps);
         }
-        auto chunk = chunk_of<S>(source, 0, shape.rois, output);
-        chunk.first_image = image;
-        chunk.images = images;
-        chunk.first_channel = channel;
-        chunk.channels = channels;
-        chunk.maps = maps_of<const S>(maps);
-        pool_bins<S, T>(chunk);
+        auto tile = make_tile<S>(source, 0, shape.rois, output);
+        tile.first_image = image;
+        tile.images = images;
+        tile.first_channel = channel;
+        tile.channels = channels;
+        tile.maps = maps_of<const S>(maps);
+        pool_bins<S, T>(tile);
       });
 }
 
 template <typename S>
 void backward(
-    const RoiSource& source,
+    const RoiGeometry& source,
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const RoiPoolGradients& gradients) {
-  using T = SumType<S>;
+  using T = OpMathType<S>;
   constexpr auto kSums = c10::CppTypeToScalarType<T>::value;
   constexpr bool kSumsInDtype = std::is_same_v<S, T>;
   const auto& shape = source.shape;
   const bool wants_input = gradients.input.numel() > 0;
   const bool wants_offset = gradients.offset.numel() > 0;
-  const bool in_order = at::globalContext().deterministicAlgorithms();
-  const bool neighbourly = is_neighbourly(input, shape);
-  const CopyPlan plan(
+  const bool deterministic = at::globalContext().deterministicAlgorithms();
+  const bool channels_last = is_channels_last(input, shape);
+  const ChannelTiling tiling(
       shape.map.count() * shape.groups.count(),
       shape.channels,
-      wants_offset && !neighbourly,
-      wants_input && !(neighbourly && kSumsInDtype),
+      wants_offset && !channels_last,
+      wants_input && !(channels_last && kSumsInDtype),
       kSumsInDtype,
       {shape.channels, kNarrowestCopy, kCopyBytes, sizeof(S), sizeof(T)});
   if (wants_input) {
     gradients.input.zero_();
   }
   const int64_t bins = shape.classes * shape.bins.count();
-  const int64_t most =
-      std::max<int64_t>(kSlopeBytes / (bins * int64_t{sizeof(BinSlope<T>)}), 1);
+  const int64_t most = std::max<int64_t>(
+      kOffsetGradBytes / (bins * int64_t{sizeof(OffsetGrad<T>)}), 1);
   for (int64_t first = 0; first < shape.rois; first += most) {
     const int64_t rois = std::min(most, shape.rois - first);
-    at::Tensor slopes;
+    at::Tensor offset_grads;
     if (wants_offset) {
-      slopes = at::zeros({rois, bins, 2}, input.options().dtype(kSums));
+      offset_grads = at::zeros({rois, bins, 2}, input.options().dtype(kSums));
     }
     for_each_copy(
         shape,
-        plan,
+        tiling,
         [&](int64_t image, int64_t images, int64_t channel, int64_t channels) {
           at::Tensor maps =
-              grouped(input, shape, image, images, channel, channels);
-          if (plan.copies_input) {
-            maps = empty_neighbours(maps, input.scalar_type()).copy_(maps);
+              grouped_view(input, shape, image, images, channel, channels);
+          if (tiling.copies_input) {
+            maps = empty_channels_last(maps, input.scalar_type()).copy_(maps);
           }
-          RoiChunkGradients<S, T> wanted{};
+          RoiTileGradients<S, T> wanted{};
           at::Tensor grad_maps, sums;
           if (wants_input) {
-            grad_maps = grouped(
+            grad_maps = grouped_view(
                 gradients.input, shape, image, images, channel, channels);
-            sums = plan.copies_grad ? empty_neighbours(grad_maps, kSums).zero_()
-                                    : grad_maps;
+            sums = tiling.copies_grad
+                ? empty_channels_last(grad_maps, kSums).zero_()
+                : grad_maps;
             wanted.input = maps_of<T>(sums);
           }
           if (wants_offset) {
-            wanted.slopes =
-                reinterpret_cast<BinSlope<T>*>(slopes.template data_ptr<T>());
+            wanted.offset_grads = reinterpret_cast<OffsetGrad<T>*>(
+                offset_grads.template data_ptr<T>());
           }
-          auto chunk = chunk_of<S>(source, first, rois, grad_output);
-          chunk.first_image = image;
-          chunk.images = images;
-          chunk.first_channel = channel;
-          chunk.channels = channels;
-          chunk.maps = maps_of<const S>(maps);
-          if (in_order && wants_input) {
-            gather_bins<S, T>(chunk, wanted);
+          auto tile = make_tile<S>(source, first, rois, grad_output);
+          tile.first_image = image;
+          tile.images = images;
+          tile.first_channel = channel;
+          tile.channels = channels;
+          tile.maps = maps_of<const S>(maps);
+          if (deterministic && wants_input) {
+            backward_input_deterministic<S, T>(tile, wanted);
             wanted.input.map.data = nullptr;
           }
-          if (wants_offset || !in_order) {
-            backward_bins<S, T>(chunk, wanted);
+          if (wants_offset || !deterministic) {
+            backward_bins<S, T>(tile, wanted);
           }
-          if (plan.copies_grad) {
+          if (tiling.copies_grad) {
             grad_maps.add_(sums);
           }
         });
     if (wants_offset) {
-      sum_slopes(
+      sum_offset_grads(
           source,
           first,
           rois,
-          reinterpret_cast<const BinSlope<T>*>(slopes.template data_ptr<T>()),
-          FloatView(gradients.offset));
+          reinterpret_cast<const OffsetGrad<T>*>(
+              offset_grads.template data_ptr<T>()),
+          AnyDtypeView(gradients.offset));
     }
   }
 }
 
-struct Cuda {
+struct Device {
   static void forward(
-      const RoiSource& source,
+      const RoiGeometry& source,
       const at::Tensor& input,
       const at::Tensor& output) {
     if (source.shape.batch == 0) { // then no box has an image
@@ -228,12 +231,12 @@ struct Cuda {
     }
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, input.scalar_type(), "deform_roi_pool", [&] {
-          dcn::forward<scalar_t>(source, input, output);
+          cuda::forward<scalar_t>(source, input, output);
         });
   }
 
   static void backward(
-      const RoiSource& source,
+      const RoiGeometry& source,
       const at::Tensor& grad_output,
       const at::Tensor& input,
       const RoiPoolGradients& gradients) {
@@ -243,14 +246,14 @@ struct Cuda {
         input.scalar_type(),
         "_deform_roi_pool_backward",
         [&] {
-          dcn::backward<scalar_t>(source, grad_output, input, gradients);
+          cuda::backward<scalar_t>(source, grad_output, input, gradients);
         });
   }
 };
 
 } // namespace
-} // namespace dcn
+} // namespace dcn::cuda
 
 TORCH_LIBRARY_IMPL(dcn_plugin, CUDA, m) {
-  dcn::register_roi_pool<dcn::Cuda>(m);
+  dcn::register_roi_pool<dcn::cuda::Device>(m);
 }

@@ -6,7 +6,7 @@
 
 #include "cuda/roi/bin_threads.cuh"
 
-namespace dcn {
+namespace dcn::cuda {
 namespace {
 
 // What one axis of a bin weighs at one pixel.
@@ -24,27 +24,27 @@ __device__ T weight_at(const BinAxis<T>& bin, int at) {
 }
 
 template <typename S, typename T>
-struct GatherParams {
-  RoiChunk<S, T> chunk;
-  RoiChunkGradients<S, T> gradients;
+struct DeterministicParams {
+  RoiTile<S, T> tile;
+  RoiTileGradients<S, T> gradients;
 };
 
 // Adds the shares of every bin of `group` in kSize output channels, from `c`
 // on, at pixel (y, x) to `sums`.
 template <int kSize, typename S, typename T>
 __device__ void sum_bins(
-    const RoiChunk<S, T>& chunk,
+    const RoiTile<S, T>& tile,
     int64_t image,
     int group,
     int y,
     int x,
     int64_t c,
     T (&sums)[kSize]) {
-  const auto& shape = chunk.source.shape;
-  const int64_t of_class = c / shape.channels_per_class();
-  for (int64_t r = 0; r < chunk.rois; ++r) {
-    const int64_t roi = chunk.first_roi + r;
-    if (chunk.source.image_of(roi) != image) {
+  const auto& shape = tile.source.shape;
+  const int64_t class_index = c / shape.channels_per_class();
+  for (int64_t r = 0; r < tile.rois; ++r) {
+    const int64_t roi = tile.first_roi + r;
+    if (tile.source.image_of(roi) != image) {
       continue;
     }
     for (int i = 0; i < shape.bins.h; ++i) {
@@ -52,7 +52,7 @@ __device__ void sum_bins(
         if (shape.group_of(i, j) != group) {
           continue;
         }
-        const auto bin = chunk.source.template locate<T>(roi, of_class, i, j);
+        const auto bin = tile.source.template locate<T>(roi, class_index, i, j);
         if (bin.state != RoiState::kInside) {
           continue;
         }
@@ -66,9 +66,9 @@ __device__ void sum_bins(
             bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x));
         T gradient[kSize];
         load_pooled(
-            chunk,
-            chunk.pooled.pixel(i, j) + roi * chunk.pooled_stride +
-                c * chunk.pooled.channel_stride,
+            tile,
+            tile.pooled.pixel(i, j) + roi * tile.pooled_stride +
+                c * tile.pooled.channel_stride,
             gradient);
 #pragma unroll
         for (int k = 0; k < kSize; ++k) {
@@ -81,30 +81,30 @@ __device__ void sum_bins(
 
 // A thread per pixel, group and kSize channels asks every bin for its share.
 template <typename S, typename T, int kSize>
-__global__ void gather_kernel(GatherParams<S, T> params) {
-  const auto& chunk = params.chunk;
-  const auto& shape = chunk.source.shape;
-  const int64_t runs = chunk.channels / kSize;
+__global__ void deterministic_kernel(DeterministicParams<S, T> params) {
+  const auto& tile = params.tile;
+  const auto& shape = tile.source.shape;
+  const int64_t channel_blocks = tile.channels / kSize;
   const int64_t groups = shape.groups.count();
   const int64_t pixels = shape.map.count();
-  const int64_t count = chunk.images * pixels * groups * runs;
+  const int64_t count = tile.images * pixels * groups * channel_blocks;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
        index < count;
        index += step) {
-    const int64_t channel = index % runs * kSize;
-    const int group = index / runs % groups;
-    const int64_t pixel = index / runs / groups % pixels;
-    const int64_t image = index / runs / groups / pixels;
+    const int64_t channel = index % channel_blocks * kSize;
+    const int group = index / channel_blocks % groups;
+    const int64_t pixel = index / channel_blocks / groups % pixels;
+    const int64_t image = index / channel_blocks / groups / pixels;
     const int y = pixel / shape.map.w, x = pixel % shape.map.w;
     T sums[kSize] = {};
     sum_bins(
-        chunk,
-        chunk.first_image + image,
+        tile,
+        tile.first_image + image,
         group,
         y,
         x,
-        chunk.first_channel + channel,
+        tile.first_channel + channel,
         sums);
     const auto input = params.gradients.input.view(image, group, channel);
 #pragma unroll
@@ -115,12 +115,12 @@ __global__ void gather_kernel(GatherParams<S, T> params) {
 }
 
 template <typename T>
-struct SlopeParams {
-  RoiSource source;
+struct OffsetGradParams {
+  RoiGeometry source;
   int64_t first_roi;
   int64_t rois;
-  const BinSlope<T>* slopes;
-  FloatView gradient;
+  const OffsetGrad<T>* offset_grads;
+  AnyDtypeView gradient;
 };
 
 // The first of `bins` bins that part `part` of `parts` moves.
@@ -129,7 +129,7 @@ __device__ int first_bin(int part, int parts, int bins) {
 }
 
 template <typename T>
-__global__ void slope_kernel(SlopeParams<T> params) {
+__global__ void offset_grad_kernel(OffsetGradParams<T> params) {
   const auto& shape = params.source.shape;
   const int64_t parts = shape.parts.count();
   const int64_t count = params.rois * shape.classes * parts;
@@ -147,10 +147,11 @@ __global__ void slope_kernel(SlopeParams<T> params) {
     for (int i = first_bin(part_y, shape.parts.h, shape.bins.h); i < end_i;
          ++i) {
       for (int j = begin_j; j < end_j; ++j) {
-        const auto& slope =
-            params.slopes[row * shape.bins.count() + i * shape.bins.w + j];
-        y += slope.y;
-        x += slope.x;
+        const auto& dweight =
+            params
+                .offset_grads[row * shape.bins.count() + i * shape.bins.w + j];
+        y += dweight.y;
+        x += dweight.x;
       }
     }
     const int64_t roi = params.first_roi + row / shape.classes;
@@ -164,36 +165,37 @@ __global__ void slope_kernel(SlopeParams<T> params) {
 } // namespace
 
 template <typename S, typename T>
-void gather_bins(
-    RoiChunk<S, T> chunk,
-    const RoiChunkGradients<S, T>& gradients) {
+void backward_input_deterministic(
+    RoiTile<S, T> tile,
+    const RoiTileGradients<S, T>& gradients) {
   constexpr int kWide = kVectorSize<S>;
-  const bool wide = has_runs(chunk, kWide);
+  const bool wide = divides_channels(tile, kWide);
   const int64_t size = wide ? kWide : 1;
-  const auto& shape = chunk.source.shape;
-  deal(chunk, size);
+  const auto& shape = tile.source.shape;
+  assign_threads(tile, size);
   launch(
-      wide ? gather_kernel<S, T, kWide> : gather_kernel<S, T, 1>,
-      GatherParams<S, T>{chunk, gradients},
-      chunk.images * shape.map.count() * shape.groups.count() *
-          (chunk.channels / size));
+      wide ? deterministic_kernel<S, T, kWide> : deterministic_kernel<S, T, 1>,
+      DeterministicParams<S, T>{tile, gradients},
+      tile.images * shape.map.count() * shape.groups.count() *
+          (tile.channels / size));
 }
 
 template <typename T>
-void sum_slopes(
-    const RoiSource& source,
+void sum_offset_grads(
+    const RoiGeometry& source,
     int64_t first_roi,
     int64_t rois,
-    const BinSlope<T>* slopes,
-    const FloatView& gradient) {
+    const OffsetGrad<T>* offset_grads,
+    const AnyDtypeView& gradient) {
   launch(
-      slope_kernel<T>,
-      SlopeParams<T>{source, first_roi, rois, slopes, gradient},
+      offset_grad_kernel<T>,
+      OffsetGradParams<T>{source, first_roi, rois, offset_grads, gradient},
       rois * source.shape.classes * source.shape.parts.count());
 }
 
-#define DCN_INSTANTIATE_GATHER(S, T) \
-  template void gather_bins(RoiChunk<S, T>, const RoiChunkGradients<S, T>&);
+#define DCN_INSTANTIATE_GATHER(S, T)          \
+  template void backward_input_deterministic( \
+      RoiTile<S, T>, const RoiTileGradients<S, T>&);
 
 DCN_INSTANTIATE_GATHER(double, double)
 DCN_INSTANTIATE_GATHER(float, float)
@@ -201,17 +203,17 @@ DCN_INSTANTIATE_GATHER(c10::Half, float)
 DCN_INSTANTIATE_GATHER(c10::BFloat16, float)
 #undef DCN_INSTANTIATE_GATHER
 
-template void sum_slopes(
-    const RoiSource&,
+template void sum_offset_grads(
+    const RoiGeometry&,
     int64_t,
     int64_t,
-    const BinSlope<float>*,
-    const FloatView&);
-template void sum_slopes(
-    const RoiSource&,
+    const OffsetGrad<float>*,
+    const AnyDtypeView&);
+template void sum_offset_grads(
+    const RoiGeometry&,
     int64_t,
     int64_t,
-    const BinSlope<double>*,
-    const FloatView&);
+    const OffsetGrad<double>*,
+    const AnyDtypeView&);
 
-} // namespace dcn
+} // namespace dcn::cuda

@@ -5,26 +5,26 @@
 
 #include "math/roi_bin.h"
 
-namespace dcn {
+namespace dcn::cuda {
 
 // The samples of a bin along one axis, summed per pixel, one pixel after the
 // other: a bin is the product of two of these, so that each of its pixels is
 // read once whatever the samples.
 template <typename T>
-class AxisWalk {
+class SeparableWeights {
  public:
   int pixel = 0;
   T weight = 0;
-  T slope = 0; // d weight / d position
+  T dweight = 0; // d weight / d position
 
-  __device__ explicit AxisWalk(const BinAxis<T>& bin) : bin_(bin) {}
+  __device__ explicit SeparableWeights(const BinAxis<T>& bin) : bin_(bin) {}
 
   // Goes to the next pixel that samples read, upwards; false behind the last.
   __device__ __forceinline__ bool next() {
     bool found = carries_;
     ++pixel;
     weight = carried_weight_;
-    slope = carried_slope_;
+    dweight = carried_slope_;
     carries_ = false;
     carried_weight_ = carried_slope_ = T(0);
     while (waits_ || fetch()) {
@@ -35,14 +35,14 @@ class AxisWalk {
         break;
       }
       weight += tap_.weight[0];
-      slope += tap_.slope[0];
+      dweight += tap_.dweight[0];
       if (tap_.at[1] == pixel) { // the neighbour lies outside the map
         weight += tap_.weight[1];
-        slope += tap_.slope[1];
+        dweight += tap_.dweight[1];
       } else {
         carries_ = true;
         carried_weight_ += tap_.weight[1];
-        carried_slope_ += tap_.slope[1];
+        carried_slope_ += tap_.dweight[1];
       }
     }
     return found;
@@ -67,11 +67,11 @@ class AxisWalk {
 
   const BinAxis<T>& bin_;
   int64_t taken_ = 0;
-  LinearTap<T> tap_; // of the sample taken last
+  LinearWeights<T> tap_; // of the sample taken last
   bool waits_ = false; // for a later pixel
   bool carries_ = false; // samples so far read the next pixel
   T carried_weight_ = 0;
   T carried_slope_ = 0;
 };
 
-} // namespace dcn
+} // namespace dcn::cuda
