@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The table of contents: every op of the library. Kernels register themselves
-// in cpu/ and cuda/; shapes for tracing, gradients and documentation are in
-// dcn_plugin/ops. Nothing here knows of Python: the library is loaded by
-// torch.ops.load_library, so one build serves every Python and needs no headers
-// of it.
+// The schemas of all ops. Kernels are registered in ops/autocast.cpp, cpu/ and
+// cuda/; fake kernels, autograd formulas and documentation are in
+// dcn_plugin/ops. The library is loaded by torch.ops.load_library and does not
+// depend on Python, so one build serves all Python versions.
 
 #include <torch/library.h>
 
@@ -15,22 +14,22 @@ TORCH_LIBRARY(dcn_plugin, m) {
       "Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
       "Tensor? mask) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-  // Gradients of (input, offset, weight, bias, mask); empty where not wanted.
+  // Gradients of (input, offset, weight, bias, mask), selected by output_mask.
   m.def(
       "_deform_conv2d_backward(Tensor grad_output, Tensor input, "
       "Tensor offset, Tensor weight, int[2] stride, int[2] padding, "
       "int[2] dilation, Tensor? mask, bool[5] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
-  // Deformable RoI pooling; without offset plain average pooling; with a group
-  // size other than (1, 1) position-sensitive.
+  // Deformable RoI pooling; without offset, average pooling; position-sensitive
+  // if group_size is not (1, 1).
   m.def(
       "deform_roi_pool(Tensor input, Tensor boxes, Tensor? offset, "
       "int[2] output_size, int[2] part_size, int[2] group_size, "
       "float spatial_scale, int sampling_ratio, float gamma, str mode) "
       "-> Tensor",
       {at::Tag::pt2_compliant_tag});
-  // Gradients of (input, offset); empty where not wanted.
+  // Gradients of (input, offset), selected by output_mask.
   m.def(
       "_deform_roi_pool_backward(Tensor grad_output, Tensor input, "
       "Tensor boxes, Tensor? offset, int[2] output_size, int[2] part_size, "

@@ -11,12 +11,12 @@
 
 namespace dcn::cpu {
 
-// Calls body(begin, end) on disjoint ranges that cover [0, tasks), on all of
-// PyTorch's threads.
+// Calls body(begin, end) on disjoint ranges that cover [0, tasks), on PyTorch's
+// intra-op threads.
 //
-// Always in a parallel region when there is more than one thread, even for one
-// task: the GEMM library then stays on one thread, so that a task gives the
-// same bits whatever the number of threads.
+// With more than one thread this is always a parallel region, even for a single
+// task: then the GEMM library uses one thread inside it, and a task gives the
+// same bits for any number of threads.
 template <typename Body>
 void parallel_tasks(int64_t tasks, const Body& body) {
   if (tasks == 0) {
@@ -24,8 +24,8 @@ void parallel_tasks(int64_t tasks, const Body& body) {
   }
   at::parallel_for(
       0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
-        // Worker threads start with every dispatch key on; what runs in them is
-        // below autograd and autocast.
+        // Worker threads start with all dispatch keys enabled. Tasks run below
+        // autograd and autocast.
         at::AutoDispatchBelowADInplaceOrView below_autograd;
         c10::impl::ExcludeDispatchKeyGuard below_autocast(
             c10::autocast_dispatch_keyset);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The one place that launches kernels.
+// The only place where kernels are launched.
 #pragma once
 
 #include <algorithm>
@@ -12,11 +12,11 @@
 namespace dcn::cuda {
 
 constexpr int kThreads = 256;
-// Enough blocks to fill any chip several times; loops cover the rest.
+// Enough blocks to fill any GPU several times; grid-stride loops do the rest.
 constexpr int64_t kMaxBlocks = int64_t{1} << 16;
 
-// Runs kernel(params) with at least `threads` threads, up to the limits above,
-// on the current stream of the current device.
+// Launches kernel(params) on the current stream with at least `threads`
+// threads, up to the limits above.
 template <typename Params>
 void launch(void (*kernel)(Params), const Params& params, int64_t threads) {
   if (threads == 0) {

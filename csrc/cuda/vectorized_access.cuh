@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Loads, stores and atomic additions of several elements at once.
+
 #pragma once
 
 #include <cstring>
@@ -15,11 +17,11 @@ namespace dcn::cuda {
 // kSize elements that are loaded and stored at once.
 template <typename S, int kSize>
 struct alignas(sizeof(S) * kSize) Vector {
-  static_assert(sizeof(S) * kSize <= 16, "more than the widest access");
+  static_assert(sizeof(S) * kSize <= 16, "wider than a memory access");
   S value[kSize];
 };
 
-// The widest accesses of a GPU.
+// Elements of the widest memory access, 16 bytes.
 template <typename S>
 constexpr int kVectorSize = 16 / sizeof(S);
 
@@ -33,7 +35,7 @@ __device__ __forceinline__ void store_vector(
     S* to,
     const Vector<S, kSize>& vector) {
   if constexpr (sizeof(vector) == sizeof(int4)) {
-    // As one word: the compiler splits stores of equal elements.
+    // Through an int4: the compiler splits stores of equal elements.
     int4 word;
     std::memcpy(&word, &vector, sizeof(word));
     *reinterpret_cast<int4*>(to) = word;
@@ -42,7 +44,7 @@ __device__ __forceinline__ void store_vector(
   }
 }
 
-// kSize neighbours as type T.
+// Loads kSize contiguous elements, converted to T.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void load_values(const S* from, T (&to)[kSize]) {
   const auto vector = load_vector<kSize>(from);
@@ -62,13 +64,13 @@ __device__ __forceinline__ void store_values(S* to, const T (&from)[kSize]) {
   store_vector(to, vector);
 }
 
-// Adds kSize neighbours to memory that others add to at the same time; `to` is
-// aligned to them, up to 16 bytes.
+// Atomically adds to kSize contiguous elements. `to` is aligned to their total
+// size, at most 16 bytes.
 template <int kSize, typename T>
 __device__ __forceinline__ void atomic_add(T* to, const T (&value)[kSize]) {
-  constexpr bool kFours =
+  constexpr bool kFloat4 =
       DCN_VECTOR_ATOMICS && std::is_same_v<T, float> && kSize % 4 == 0;
-  if constexpr (kFours) {
+  if constexpr (kFloat4) {
 #pragma unroll
     for (int i = 0; i < kSize; i += 4) {
       atomicAdd(

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Sampling locations of a deformable convolution, their bilinear weights and
+// the gradients of offset and mask.
+
 #pragma once
 
 #include <cstdint>
@@ -9,7 +12,7 @@
 
 namespace dcn {
 
-// The shape of a convolution: where the taps of an output position lie.
+// Sizes of a convolution.
 struct ConvGeometry {
   int in_h, in_w;
   int out_h, out_w;
@@ -28,12 +31,12 @@ struct ConvGeometry {
 
 enum class TapState : int {
   kInside, // reads the four corners
-  kOutside, // beyond the map: reads nothing, counts as zero
-  kNan // its offset or mask is NaN: so are its value and its own gradients
+  kOutside, // outside the map: reads no pixel, counts as zero
+  kNan // offset or mask is NaN: so are the value and their gradients
 };
 
-// One sampling location p0 + pn + dpn of Eq. 2, ready to be read and
-// differentiated.
+// One sampling location p0 + pn + dpn of Eq. 2 and its four corner pixels.
+// Corner k is row k >> 1, column k & 1.
 template <typename T>
 struct DeformTap {
   TapState state;
@@ -44,8 +47,7 @@ struct DeformTap {
   DCN_INLINE T weight(int corner) const {
     return y.weight[corner >> 1] * x.weight[corner & 1];
   }
-  // The corner's share of the value; 0 where it has no weight, also if an
-  // infinite mask would make NaN of that.
+  // 0 for a corner without weight, even if the mask is infinite.
   DCN_INLINE T masked_weight(int corner) const {
     const T unmasked = weight(corner);
     return unmasked == T(0) ? unmasked : mask * unmasked;
@@ -56,15 +58,14 @@ struct DeformTap {
   DCN_INLINE T dweight_dx(int corner) const {
     return y.weight[corner >> 1] * x.dweight[corner & 1];
   }
-  // What the tap reads where it reads no pixel: 0, or NaN if it, or 0 * mask,
-  // is.
+  // The value of a tap that reads no pixel: 0, or NaN.
   DCN_INLINE T value_outside() const {
     return state == TapState::kNan ? mask : T(0) * mask;
   }
 };
 
-// Position p0 + pn of tap (kernel_y, kernel_x) for output (out_y, out_x),
-// displaced by (dy, dx).
+// Tap (kernel_y, kernel_x) of output position (out_y, out_x), displaced by
+// (dy, dx).
 template <typename T>
 DCN_INLINE DeformTap<T> locate_tap(
     const ConvGeometry& g,
@@ -96,8 +97,8 @@ DCN_INLINE DeformTap<T> locate_tap(
   return tap;
 }
 
-// Gradients of (dy, dx, mask), Eq. 7, from the sums over channels of column
-// gradient times pixel, one for each corner.
+// Gradients of (dy, dx, mask), Eq. 7. corner_sums[k] is the sum over channels
+// of grad_column * pixel of corner k.
 template <typename T>
 DCN_INLINE void tap_gradients(
     const DeformTap<T>& tap,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The only header that asks which compiler reads it.
+// Compiler-specific macros. No other header tests for the compiler or for CUDA.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -15,10 +15,10 @@
 #define DCN_INLINE inline
 #endif
 
-// DCN_VECTOR_CLONES compiles a function once per instruction set and picks the
-// best one when the library is loaded, so that one binary serves every x86-64
-// processor. The bodies are plain loops in DCN_INLINE functions. Sanitizers
-// cannot instrument the resolver, which runs before they are set up.
+// DCN_VECTOR_CLONES compiles a function once per instruction set; the loader
+// picks the best one, so that one binary serves every x86-64 processor. The
+// bodies are plain loops in DCN_INLINE functions. Off under sanitizers, which
+// cannot instrument the resolver: it runs before they are initialised.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && \
     !defined(__clang__) && !defined(__CUDACC__) &&                    \
     !defined(__SANITIZE_ADDRESS__)
@@ -33,15 +33,14 @@
 #define DCN_VECTOR_CLONES
 #endif
 
-// Whether the processor that runs this multiplies bfloat16 by itself.
+// Whether the processor has instructions for bfloat16 GEMMs.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
 #define DCN_HAS_BFLOAT16_UNITS() (__builtin_cpu_supports("avx512bf16") != 0)
 #else
 #define DCN_HAS_BFLOAT16_UNITS() false
 #endif
 
-// Whether the GPU that is compiled for adds four floats at once: from this
-// architecture and toolkit on.
+// Whether the target GPU has atomicAdd(float4*).
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
 #define DCN_VECTOR_ATOMICS true
 #else

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// How a RoI is cut into bins and a bin into samples. The samples of a bin form
-// a grid, so all of it is said once, for one axis.
+// How a RoI is divided into bins and a bin into samples. The samples of a bin
+// form a grid, so everything here is for one axis.
 #pragma once
 
 #include <cmath>
@@ -13,20 +13,20 @@
 namespace dcn {
 
 enum class RoiMode : int {
-  kAlign, // centred samples, clamped at the border, as RoIAlign
-  kBin, // every pixel of a bin with whole borders, Eq. 5-6
-  kMsra // the authors' operator
+  kAlign, // as RoIAlign: centred samples, clamped at the border
+  kBin, // Eq. 5-6: every pixel of a bin with integer borders
+  kMsra // as the operator released by the authors
 };
 
-// A RoI along one axis, in pixels of the map, and what its bins share. `size`
-// scales its offsets.
+// A RoI along one axis, in pixels of the feature map. Offsets are multiplied by
+// its size.
 template <typename T>
 struct RoiAxis {
   T start;
   T size;
   T bin_size;
-  T count; // samples of a bin, and from one to the next: but for kBin
-  T step;
+  T count; // samples per bin; not for kBin
+  T step; // from sample to sample; not for kBin
 };
 
 template <typename T>
@@ -65,20 +65,20 @@ DCN_INLINE RoiAxis<T> make_roi_axis(
   return axis;
 }
 
-// The samples of one bin along one axis: at first_position + i * step for i in
-// [0, count), of which those in [begin, end) may lie on the map.
+// The samples of one bin along one axis: first_position + i * step for i in
+// [0, count). Only those in [begin, end) may lie on the map.
 template <typename T>
 struct BinAxis {
   RoiMode mode;
   int extent; // of the map
   T first_position;
   T step;
-  T count; // as a number: it may be beyond every integer type
+  T count; // may exceed every integer type
   int64_t begin;
   int64_t end;
 };
 
-// The sample's pixels, weights and slopes; all 0 where it is skipped.
+// A sample's bilinear weights; all 0 if it is skipped.
 template <typename T>
 struct BinSample {
   bool kept;
@@ -92,8 +92,8 @@ DCN_INLINE int64_t saturate_to_index(T value, T highest) {
   return value > T(0) ? static_cast<int64_t>(value < limit ? value : limit) : 0;
 }
 
-// Finds the samples that may lie on the map: a superset, by two on each side,
-// or all where they are few.
+// Sets [begin, end): a superset of the samples on the map, by two on each side,
+// or all samples where they are few.
 template <typename T>
 DCN_INLINE void clip_to_map(BinAxis<T>& bin) {
   bin.begin = 0;
@@ -119,12 +119,12 @@ DCN_INLINE void clip_to_map(BinAxis<T>& bin) {
   const T to = at_low < at_high ? at_high : at_low;
   bin.begin = saturate_to_index(std::floor(from) - T(2), bin.count);
   bin.end = saturate_to_index(std::ceil(to) + T(3), bin.count);
-  // Far out, T cannot tell neighbouring indices apart.
-  const int64_t most = saturate_to_index(to - from + T(6), bin.count);
-  bin.end = bin.end - bin.begin > most ? bin.begin + most : bin.end;
+  // Large values of T cannot represent neighbouring indices.
+  const int64_t max_count = saturate_to_index(to - from + T(6), bin.count);
+  bin.end = bin.end - bin.begin > max_count ? bin.begin + max_count : bin.end;
 }
 
-// Bin `index` of `bins` of a RoI, moved by `shift` pixels.
+// Bin `index` of the `bins` of a RoI, shifted by `shift` pixels.
 template <typename T>
 DCN_INLINE BinAxis<T> make_bin_axis(
     RoiMode mode,
@@ -153,29 +153,29 @@ DCN_INLINE BinAxis<T> make_bin_axis(
   return bin;
 }
 
-// The sample at a position. Without branches, so that a loop over it becomes
-// vector code.
+// The sample at a position. Without branches, so that loops over it are
+// vectorized.
 template <RoiMode kMode, typename T>
 DCN_INLINE BinSample<T> sample_at(T position, int extent) {
   const T last = static_cast<T>(extent - 1);
   BinSample<T> sample;
   if (kMode == RoiMode::kBin) {
-    // At -1 there is no weight yet, but the slope from the right.
+    // At -1 the weight is 0, but the right-hand derivative is not.
     sample.kept = (position >= T(-1)) & (position < static_cast<T>(extent));
     sample.tap = linear_weights(sample.kept ? position : T(0), extent);
   } else {
-    const T beyond = kMode == RoiMode::kAlign ? T(1) : T(0.5);
-    sample.kept = (position >= -beyond) & (position <= last + beyond);
+    const T margin = kMode == RoiMode::kAlign ? T(1) : T(0.5);
+    sample.kept = (position >= -margin) & (position <= last + margin);
     const T low = position > T(0) ? position : T(0);
     const T inside = low < last ? low : last;
     sample.tap = linear_weights(sample.kept ? inside : T(0), extent);
     const bool clamped = (position < T(0)) | (position >= last);
-    // floor and ceil are the same pixel there
+    // At an integer, floor and ceil are the same pixel.
     const bool at_pixel =
         kMode == RoiMode::kMsra && sample.tap.weight[1] == T(0);
-    const bool flat = clamped | at_pixel;
-    sample.tap.dweight[0] = flat ? T(0) : sample.tap.dweight[0];
-    sample.tap.dweight[1] = flat ? T(0) : sample.tap.dweight[1];
+    const bool no_gradient = clamped | at_pixel;
+    sample.tap.dweight[0] = no_gradient ? T(0) : sample.tap.dweight[0];
+    sample.tap.dweight[1] = no_gradient ? T(0) : sample.tap.dweight[1];
   }
   for (int k = 0; k < 2; ++k) {
     sample.tap.weight[k] = sample.kept ? sample.tap.weight[k] : T(0);
@@ -198,8 +198,7 @@ DCN_INLINE BinSample<T> bin_sample(const BinAxis<T>& bin, int64_t i) {
   }
 }
 
-// The number that a bin's sum is divided by, from the samples kept along either
-// axis; 0 where there is nothing to divide.
+// What the sum of a bin is divided by; 0 if all samples are skipped.
 template <typename T>
 DCN_INLINE T
 bin_divisor(RoiMode mode, T count_y, T count_x, T kept_y, T kept_x) {

@@ -13,17 +13,17 @@
 
 namespace dcn {
 
-// The type of coordinates and sums for tensors of type S.
+// The dtype of coordinates and accumulators for tensors of dtype S.
 template <typename S>
 using OpMathType = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 // Element access to an (N, C, H, W) tensor of any floating dtype and strides,
-// on the host and in kernels. For small tensors beside the map (offsets,
-// masks): a switch per element costs little there, and saves a copy of the
-// kernels for each pair of dtypes.
+// on the host and in kernels. Dispatches on the dtype for each element. That is
+// cheap for offsets, masks and boxes, which are small beside the feature map,
+// and avoids kernels for every combination of dtypes.
 class AnyDtypeView {
  public:
-  AnyDtypeView() = default; // of nothing
+  AnyDtypeView() = default; // undefined
 
   explicit AnyDtypeView(const at::Tensor& tensor)
       : data_(tensor.data_ptr()),
@@ -73,7 +73,7 @@ class AnyDtypeView {
   }
 
   template <typename T>
-  DCN_INLINE void put(int64_t index, T value, bool adds) const {
+  DCN_INLINE void store_or_add(int64_t index, T value, bool adds) const {
     store(index, adds ? load<T>(index) + value : value);
   }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// Checks that every op makes of its arguments, before anything is allocated.
+// Argument checks shared by all ops. They run before anything is allocated.
 #pragma once
 
 #include <limits>
@@ -18,7 +18,7 @@ namespace dcn {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// Heights, widths, kernel sizes and strides are kept as int.
+// Heights, widths, kernel sizes and strides are stored as int.
 constexpr int64_t kMaxExtent = std::numeric_limits<int>::max();
 
 struct Size2d {
@@ -90,12 +90,12 @@ inline void check_same_device(
       tensor.device());
 }
 
-// A height and a width, both at least `lowest`.
+// Returns a (height, width), both at least `min`.
 inline Size2d check_pair(
     const char* op,
     const char* name,
     at::IntArrayRef values,
-    int64_t lowest) {
+    int64_t min) {
   TORCH_CHECK_VALUE(
       values.size() == 2,
       op,
@@ -105,12 +105,12 @@ inline Size2d check_pair(
       values);
   for (const int64_t value : values) {
     TORCH_CHECK_VALUE(
-        value >= lowest && value <= kMaxExtent,
+        value >= min && value <= kMaxExtent,
         op,
         ": ",
         name,
         " must be from ",
-        lowest,
+        min,
         " to ",
         kMaxExtent,
         ", got ",
@@ -119,7 +119,7 @@ inline Size2d check_pair(
   return {static_cast<int>(values[0]), static_cast<int>(values[1])};
 }
 
-// Channels-last only where the strides leave no doubt.
+// Channels-last only if the tensor is not contiguous too (as with one channel).
 inline at::MemoryFormat memory_format_of(const at::Tensor& tensor) {
   return !tensor.is_contiguous() &&
           tensor.is_contiguous(at::MemoryFormat::ChannelsLast)
@@ -127,7 +127,7 @@ inline at::MemoryFormat memory_format_of(const at::Tensor& tensor) {
       : at::MemoryFormat::Contiguous;
 }
 
-// What a backward op returns for `tensor`: empty where it is not wanted.
+// Allocates the gradient of `tensor`, or an empty tensor if it is not needed.
 inline at::Tensor allocate_gradient(const at::Tensor& tensor, bool is_needed) {
   return is_needed
       ? at::empty_like(tensor, tensor.options(), memory_format_of(tensor))

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// Under autocast what is multiplied is cast to the autocast dtype; coordinates
-// (offsets, boxes) never are: bfloat16 resolves 1/16 pixel at 8 pixels.
+// Autocast: input, weight, bias and mask are cast to the autocast dtype.
+// Offsets and boxes are not: in bfloat16 a coordinate of 8 pixels has a
+// resolution of 1/16 pixel.
 
 #include <string_view>
 #include <type_traits>
@@ -16,7 +17,7 @@
 namespace dcn {
 namespace {
 
-// The op of this name, typed as the function that stands for it.
+// Finds the op of this name; Function has its signature.
 template <typename Function>
 auto find_op(const char* name) {
   return c10::Dispatcher::singleton()

@@ -9,11 +9,11 @@
 
 namespace dcn {
 
-// The offsets and masks of a call, and with them where its taps lie.
+// Offset and mask of a call. locate() returns the sampling location of a tap.
 struct ConvOffsets {
   ConvGeometry geometry;
   AnyDtypeView offset;
-  AnyDtypeView mask; // of nothing: every mask is 1
+  AnyDtypeView mask; // undefined: every mask is 1
 
   template <typename T>
   DCN_INLINE DeformTap<T> locate(
@@ -27,13 +27,13 @@ struct ConvOffsets {
     const int64_t channel = offset_group * geometry.taps() + tap;
     const T dy = offset.load<T>(offset.at(image, 2 * channel, y, x));
     const T dx = offset.load<T>(offset.at(image, 2 * channel + 1, y, x));
-    const T factor =
+    const T mask_value =
         mask.defined() ? mask.load<T>(mask.at(image, channel, y, x)) : T(1);
-    return locate_tap(geometry, y, x, kernel_y, kernel_x, dy, dx, factor);
+    return locate_tap(geometry, y, x, kernel_y, kernel_x, dy, dx, mask_value);
   }
 };
 
-// Where the gradients of the taps go; either may be of nothing.
+// Gradients of offset and mask; either may be undefined.
 struct ConvOffsetGradients {
   AnyDtypeView offset;
   AnyDtypeView mask;
@@ -42,7 +42,7 @@ struct ConvOffsetGradients {
     return offset.defined() || mask.defined();
   }
 
-  // `gradient` holds those of dy, dx and the mask; `adds` to what is there.
+  // `gradient` is that of (dy, dx, mask). Adds to the stored one if `adds`.
   template <typename T>
   DCN_INLINE void store(
       const ConvGeometry& geometry,
@@ -69,11 +69,13 @@ struct ConvOffsetGradients {
       bool adds) const {
     const int64_t channel = offset_group * geometry.taps() + tap;
     if (offset.defined()) {
-      offset.put(offset.at(image, 2 * channel, y, x), gradient[0], adds);
-      offset.put(offset.at(image, 2 * channel + 1, y, x), gradient[1], adds);
+      offset.store_or_add(
+          offset.at(image, 2 * channel, y, x), gradient[0], adds);
+      offset.store_or_add(
+          offset.at(image, 2 * channel + 1, y, x), gradient[1], adds);
     }
     if (mask.defined()) {
-      mask.put(mask.at(image, channel, y, x), gradient[2], adds);
+      mask.store_or_add(mask.at(image, channel, y, x), gradient[2], adds);
     }
   }
 };

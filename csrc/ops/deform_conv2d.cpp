@@ -122,7 +122,7 @@ void check_offset_groups(int64_t offset_channels, DeformConvShape& shape) {
 
 } // namespace
 
-std::vector<ChannelSlice> DeformConvShape::slices(int64_t widest) const {
+std::vector<ChannelSlice> DeformConvShape::slices(int64_t max_channels) const {
   std::vector<ChannelSlice> result;
   for (int64_t begin = 0; begin < in_channels;) {
     const int64_t group = begin / group_in();
@@ -130,7 +130,7 @@ std::vector<ChannelSlice> DeformConvShape::slices(int64_t widest) const {
     const int64_t end = std::min(
         {(group + 1) * group_in(),
          (offset_group + 1) * channels_per_offset_group(),
-         begin + widest});
+         begin + max_channels});
     result.push_back({begin, end - begin, group, offset_group});
     begin = end;
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Host side of deformable convolution: argument checks and allocation.
+
 #pragma once
 
 #include <array>
@@ -14,8 +16,8 @@
 
 namespace dcn {
 
-// Input channels [begin, begin + size) that share a convolution group and an
-// offset group. Neither kind of group has to divide the other.
+// Input channels [begin, begin + size) of one convolution group and one offset
+// group. Neither number of groups has to divide the other.
 struct ChannelSlice {
   int64_t begin;
   int64_t size;
@@ -23,7 +25,7 @@ struct ChannelSlice {
   int64_t offset_group;
 };
 
-// Everything that follows from the shapes of a call, checked.
+// The checked sizes of a call.
 struct DeformConvShape {
   int64_t batch;
   int64_t in_channels;
@@ -41,8 +43,8 @@ struct DeformConvShape {
   int64_t channels_per_offset_group() const {
     return in_channels / offset_groups;
   }
-  // The slices in channel order, none with more than `widest` channels.
-  std::vector<ChannelSlice> slices(int64_t widest) const;
+  // The slices in channel order, each of at most `max_channels` channels.
+  std::vector<ChannelSlice> slices(int64_t max_channels) const;
 };
 
 struct ForwardInputs {
@@ -53,7 +55,6 @@ struct ForwardInputs {
   const OptionalTensor& mask;
 };
 
-// What the gradients of one call are computed from.
 struct BackwardInputs {
   const DeformConvShape& shape;
   const at::Tensor& grad_output;
@@ -63,11 +64,10 @@ struct BackwardInputs {
 };
 
 struct DeformConvGradients {
-  at::Tensor input, offset, weight, bias, mask; // those not asked for are empty
+  at::Tensor input, offset, weight, bias, mask; // empty where not needed
 };
 
-// Throws unless the arguments describe a deformable convolution; allocates
-// nothing.
+// Throws if the arguments are not valid.
 DeformConvShape check_deform_conv2d(
     const at::Tensor& input,
     const at::Tensor& offset,
@@ -83,13 +83,13 @@ void check_grad_output(
     const at::Tensor& input,
     const DeformConvShape& shape);
 
-// The output, in the memory format of the input.
+// Allocates the output in the memory format of the input.
 at::Tensor allocate_output(
     const at::Tensor& input,
     const DeformConvShape& shape);
 
-// Gradients asked for by `wanted` (input, offset, weight, bias, mask), each in
-// the memory format of its tensor, not yet filled.
+// Allocates the gradients selected by `output_mask` (input, offset, weight,
+// bias, mask), each in the memory format of its tensor.
 DeformConvGradients allocate_gradients(
     const at::Tensor& input,
     const at::Tensor& offset,
@@ -97,8 +97,8 @@ DeformConvGradients allocate_gradients(
     const OptionalTensor& mask,
     std::array<bool, 5> output_mask);
 
-// The weight as (groups, group_out, taps, group_in): the order in which columns
-// are gathered, contiguous, in `dtype`.
+// Packs the weight as (groups, group_out, taps, group_in), the order of the
+// columns, contiguous, in `dtype`.
 at::Tensor pack_weight(
     const at::Tensor& weight,
     const DeformConvShape& shape,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The host side of deformable convolution, once for both devices. A Device has
+// The registered ops of deformable convolution, for both devices. A Device has
 //   forward(shape, inputs, output)
 //   backward(inputs, weight, gradients)
-// which fill what is allocated here.
+// which fill the tensors that are allocated here.
 #pragma once
 
 #include <tuple>
@@ -12,7 +12,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include "ops/slice_cut.h"
+#include "ops/deform_conv2d.h"
 
 namespace dcn {
 

@@ -9,7 +9,7 @@
 
 namespace dcn {
 
-// Some channels of one feature map, wherever its strides put them.
+// View of channels of one feature map, with any strides.
 template <typename S>
 struct FeatureMapView {
   S* data;
@@ -22,7 +22,7 @@ struct FeatureMapView {
   }
 };
 
-// Channels from `channel` on of image `image` of an (N, C, H, W) tensor.
+// View of image `image` of an (N, C, H, W) tensor, from channel `channel` on.
 template <typename S>
 FeatureMapView<S> feature_map_view(
     const at::Tensor& tensor,

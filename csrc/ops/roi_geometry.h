@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Boxes and offsets of RoI pooling, and the location of every bin.
+
 #pragma once
 
 #include "ops/any_dtype_view.h"
@@ -9,13 +11,13 @@
 namespace dcn {
 
 enum class RoiState : int {
-  kInside, // pools samples
-  kEmpty, // a box with an infinite coordinate: pools nothing, gives 0
-  kNan, // NaN in box or offset: gives NaN, forward and to its offset
-  kNoImage // a batch index that is none (CUDA): gives NaN, but no gradient
+  kInside, // has samples
+  kEmpty, // a box coordinate is infinite: the output is 0
+  kNan, // box or offset is NaN: so are output and offset gradient
+  kNoImage // invalid batch index (CUDA only): output NaN, gradients 0
 };
 
-// One bin of one class of a RoI: samples y x samples x.
+// One bin of one class of a RoI. Its samples form the grid y * x.
 template <typename T>
 struct RoiBin {
   RoiState state;
@@ -26,7 +28,7 @@ struct RoiBin {
   T offset_scale_x;
 };
 
-// What all bins of a RoI share.
+// A box on the feature map, shared by all bins of the RoI.
 template <typename T>
 struct RoiBox {
   RoiState state;
@@ -35,7 +37,7 @@ struct RoiBox {
   RoiAxis<T> x;
 };
 
-// A bin, and the cell of the offset plane that moves it.
+// A bin, and the part (cell of the offset tensor) that shifts it.
 struct BinIndex {
   int i;
   int j;
@@ -43,11 +45,11 @@ struct BinIndex {
   int part_x;
 };
 
-// The boxes and offsets of a call, and with them where its samples lie.
+// The boxes and offsets of a call.
 struct RoiGeometry {
   RoiPoolShape shape;
   AnyDtypeView boxes;
-  AnyDtypeView offset; // of nothing: every offset is 0
+  AnyDtypeView offset; // undefined: every offset is 0
 
   template <typename T>
   DCN_INLINE T box(int64_t roi, int column) const {
@@ -65,7 +67,7 @@ struct RoiGeometry {
     return {i, j, part_y(i), part_x(j)};
   }
 
-  // The image of a RoI; -1 if there is no such image.
+  // The image of a RoI; -1 if the batch index is invalid.
   DCN_INLINE int64_t image_of(int64_t roi) const {
     const double index = box<double>(roi, 0);
     const bool exists = index >= 0 && index < static_cast<double>(shape.batch);
@@ -73,16 +75,16 @@ struct RoiGeometry {
     return static_cast<double>(image) == index ? image : -1;
   }
 
-  // Offset of a bin along x (plane 0) or y (plane 1), as it is given.
+  // The element of the offset tensor for a bin, along x (axis 0) or y (axis 1).
   template <typename T>
   DCN_INLINE T offset_of(
       int64_t roi,
       int64_t class_index,
-      int plane,
+      int axis,
       const BinIndex& bin) const {
     return offset.defined()
         ? offset.load<T>(
-              offset.at(roi, 2 * class_index + plane, bin.part_y, bin.part_x))
+              offset.at(roi, 2 * class_index + axis, bin.part_y, bin.part_x))
         : T(0);
   }
 

@@ -54,7 +54,7 @@ void check_offset(const at::Tensor& offset, RoiPoolShape& shape) {
           offset.size(1) % 2 == 0 && offset.size(2) == shape.parts.h &&
           offset.size(3) == shape.parts.w,
       kOp,
-      ": offset must have two planes per class and one cell per part, (",
+      ": offset must have two channels per class and the size of the parts, (",
       shape.rois,
       ", 2 * classes, ",
       shape.parts.h,
@@ -72,7 +72,7 @@ void check_offset(const at::Tensor& offset, RoiPoolShape& shape) {
       shape.channels);
 }
 
-// On the CPU only: reading the boxes of a GPU would wait for it.
+// On the CPU only: on CUDA this would synchronize with the GPU.
 void check_batch_indices(const at::Tensor& boxes, int64_t batch) {
   const AnyDtypeView view(boxes.unsqueeze(2).unsqueeze(3));
   for (int64_t roi = 0; roi < boxes.size(0); ++roi) {

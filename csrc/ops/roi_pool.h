@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Host side of RoI pooling: argument checks and allocation.
+
 #pragma once
 
 #include <array>
@@ -13,17 +15,17 @@
 
 namespace dcn {
 
-// Everything that follows from the arguments of a RoI pooling, checked. Plain
-// RoI pooling has one group, position-sensitive pooling several.
+// The checked arguments of a call. Position-sensitive pooling has several
+// groups, other RoI pooling has one.
 struct RoiPoolShape {
   RoiMode mode;
   int64_t rois;
   int64_t batch;
   int64_t channels; // of the output
-  int64_t classes; // with offsets of their own, dividing the channels
+  int64_t classes; // with separate offsets; divides the channels
   Size2d map;
   Size2d bins;
-  Size2d parts; // cells of an offset plane
+  Size2d parts; // spatial size of the offset tensor
   Size2d groups;
   int64_t sampling_ratio;
   double spatial_scale;
@@ -32,7 +34,7 @@ struct RoiPoolShape {
   DCN_INLINE int64_t channels_per_class() const {
     return channels / classes;
   }
-  // Where the channels of bin (i, j) start: channel c of the output is channel
+  // The group of bin (i, j). Its channel c is channel
   // c * groups.count() + group_of(i, j) of the input.
   DCN_INLINE int group_of(int i, int j) const {
     return static_cast<int>(int64_t{i} * groups.h / bins.h) * groups.w +
@@ -40,7 +42,7 @@ struct RoiPoolShape {
   }
 };
 
-// The arguments that both passes share.
+// The arguments of both passes.
 struct RoiPoolArguments {
   const at::Tensor& input;
   const at::Tensor& boxes;
@@ -54,7 +56,7 @@ struct RoiPoolArguments {
   std::string_view mode;
 };
 
-// Throws unless the arguments describe a RoI pooling; allocates nothing.
+// Throws if the arguments are not valid.
 RoiPoolShape check_roi_pool(const RoiPoolArguments& arguments);
 
 void check_roi_grad_output(
@@ -67,7 +69,7 @@ at::Tensor allocate_roi_pool_output(
     const RoiPoolShape& shape);
 
 struct RoiPoolGradients {
-  at::Tensor input, offset; // those not asked for are empty
+  at::Tensor input, offset; // empty where not needed
 };
 
 RoiPoolGradients allocate_roi_pool_gradients(

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The host side of RoI pooling, once for both devices. A Device has
+// The registered ops of RoI pooling, for both devices. A Device has
 //   forward(source, input, output)
 //   backward(source, grad_output, input, gradients)
-// which fill what is allocated here.
+// which fill the tensors that are allocated here.
 #pragma once
 
 #include <tuple>

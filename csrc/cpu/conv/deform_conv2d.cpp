@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Registers the CPU kernels of deformable convolution.
+
+#include "cpu/conv/deform_conv2d.h"
+
 #include <ATen/Dispatch.h>
 
-#include "cpu/conv/deform_conv2d_backward.h"
-#include "cpu/conv/deform_conv2d_forward.h"
+#include "cpu/conv/gemm.h"
 #include "cpu/parallel.h"
+#include "ops/any_dtype_view.h"
 #include "ops/deform_conv2d_op.h"
+#include "ops/feature_map_view.h"
 
 namespace dcn::cpu {
 namespace {
 
-// Sum of grad_output over images and positions, in order, in float64.
+// Sums grad_output over images and positions, in order, in float64.
 template <typename S>
 void bias_gradient(const at::Tensor& grad_output, const at::Tensor& result) {
-  constexpr int64_t kChannels = 32; // a task's share: a cache line or two
+  constexpr int64_t kChannels = 32; // of a task: one or two cache lines
   const int64_t channels = grad_output.size(1);
   const int64_t tasks = (channels + kChannels - 1) / kChannels;
   parallel_tasks(tasks, [&](int64_t begin, int64_t end) {
@@ -40,9 +45,9 @@ void bias_gradient(const at::Tensor& grad_output, const at::Tensor& result) {
   });
 }
 
-// Calls body with a value of the dtype in which columns of S are multiplied.
+// Calls body with a value of the dtype of the GEMM operands for tensors of S.
 template <typename S, typename Body>
-void with_column_dtype(const Body& body) {
+void dispatch_operand_dtype(const Body& body) {
   if constexpr (std::is_same_v<S, c10::BFloat16>) {
     if (has_bfloat16_gemm()) {
       body(S());
@@ -59,11 +64,11 @@ struct Device {
       const at::Tensor& output) {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, output.scalar_type(), "deform_conv2d", [&] {
-          with_column_dtype<scalar_t>([&](auto column) {
+          dispatch_operand_dtype<scalar_t>([&](auto operand) {
             deform_conv2d_forward<
                 scalar_t,
                 OpMathType<scalar_t>,
-                decltype(column)>(shape, inputs, output);
+                decltype(operand)>(shape, inputs, output);
           });
         });
   }
@@ -78,12 +83,11 @@ struct Device {
         weight.scalar_type(),
         "_deform_conv2d_backward",
         [&] {
-          with_column_dtype<scalar_t>([&](auto column) {
-            DeformConvBackward<
+          dispatch_operand_dtype<scalar_t>([&](auto operand) {
+            deform_conv2d_backward<
                 scalar_t,
                 OpMathType<scalar_t>,
-                decltype(column)>(inputs, weight, gradients)
-                .run();
+                decltype(operand)>(inputs, weight, gradients);
           });
           if (gradients.bias.numel() > 0) {
             bias_gradient<scalar_t>(inputs.grad_output, gradients.bias);

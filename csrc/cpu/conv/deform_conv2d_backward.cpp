@@ -1,348 +1,482 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The backward pass is cut into tasks (image, tile of output positions, slice
-// of input channels). A task owns its run of grad_input; what it adds to the
-// gradients of the weight and of the taps goes to buffers of its own, which are
-// summed in task order after each wave of tasks. So there are no locks and no
-// atomics, and the sums do not depend on the number of threads.
+// Backward pass. Its tasks are (image, tile of output positions, slice of input
+// channels). A task writes its part of grad_input directly. Its contributions
+// to the gradients of weight, offset and mask go to its workspace and are
+// reduced in task order. So there are no locks and no atomics, and the results
+// have the same bits for any number of threads.
+//
+// A task, block by block of output positions:
+//   GEMM    grad_columns = grad_output * weight
+//   col2im  gradients of input, offset and mask; recomputes the columns
+//   GEMM    grad_weight += grad_output^T * columns
 
-#include "cpu/conv/deform_conv2d_backward.h"
+#include "cpu/conv/deform_conv2d.h"
 
 #include <algorithm>
+#include <memory>
 #include <type_traits>
+#include <vector>
 
 #include <ATen/ops/zeros.h>
 
 #include "cpu/channels_last_copy.h"
+#include "cpu/conv/deform_im2col.h"
+#include "cpu/conv/grad_output_tile.h"
 #include "cpu/conv/packed_weight.h"
-#include "cpu/conv/vnni_pack.h"
 #include "cpu/parallel.h"
+#include "ops/backward_tiling.h"
 
 namespace dcn::cpu {
 namespace {
 
-// All slots together.
+// Channels of a slice: at most kMaxSliceChannels, and kMinSliceChannels where
+// there would be fewer than kSlices slices.
+constexpr int64_t kMaxSliceChannels = 64;
+constexpr int64_t kMinSliceChannels = 32;
+constexpr int64_t kSlices = 8;
+constexpr int64_t kMinCopiedChannels = 8;
+// Budgets: channels-last copies of one slice of the input and its gradient,
+// offset and mask gradients of one task, copies of grad_output, columns of one
+// block, and all workspaces together.
+constexpr int64_t kCopyBytes = int64_t{8} << 20;
+constexpr int64_t kTapBytes = int64_t{2} << 20;
+constexpr int64_t kGradOutputBytes = int64_t{16} << 20;
+constexpr int64_t kColumnBytes = int64_t{512} << 10;
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
+
+int64_t round_down(int64_t value, int64_t multiple) {
+  return value / multiple * multiple;
+}
+
+// How the backward pass is divided into tasks, whatever the number of threads.
+struct BackwardTiling {
+  ConvChannelTiling channels;
+  int64_t tile; // output positions of one task
+  int64_t tiles; // per image
+  int64_t block; // output positions of one im2col tile
+  int64_t workspace_bytes; // of a task
+  int64_t images; // whose tasks run together
+
+  // `grad_output_bytes`: size of the copies of grad_output, per position.
+  BackwardTiling(
+      const BackwardInputs& inputs,
+      bool wants_input,
+      bool accumulates_in_dtype,
+      int64_t element_bytes,
+      int64_t grad_output_bytes)
+      : channels(
+            inputs,
+            wants_input,
+            accumulates_in_dtype,
+            accumulates_in_dtype,
+            {std::clamp(
+                 inputs.shape.in_channels / kSlices,
+                 kMinSliceChannels,
+                 kMaxSliceChannels),
+             kMinCopiedChannels,
+             kCopyBytes,
+             element_bytes,
+             element_bytes}) {
+    const auto& shape = inputs.shape;
+    const int64_t taps = shape.geometry.taps();
+    const int64_t positions = shape.geometry.positions();
+    const int64_t tap_bytes = 3 * taps * element_bytes;
+    const int64_t max_tile = std::min(
+        kTapBytes / tap_bytes,
+        kGradOutputBytes / std::max<int64_t>(grad_output_bytes, 1));
+    // Even, for the VNNI layout.
+    tile = std::min(std::max<int64_t>(round_down(max_tile, 2), 2), positions);
+    tiles = (positions + tile - 1) / tile;
+    images = std::clamp<int64_t>(
+        kGradOutputBytes / std::max<int64_t>(tile * grad_output_bytes, 1),
+        1,
+        std::max<int64_t>(shape.batch, 1));
+    const int64_t depth = taps * channels.slice_channels;
+    block = std::clamp<int64_t>(
+        round_down(kColumnBytes / (depth * element_bytes), 16), 16, 512);
+    workspace_bytes = channels.copy_bytes + tile * tap_bytes +
+        element_bytes * (2 * block * depth + shape.group_out() * depth) +
+        block * taps * int64_t{sizeof(DeformTap<double>)};
+  }
+
+  int64_t slices() const {
+    return static_cast<int64_t>(channels.slices.size());
+  }
+};
+
+template <typename S, typename T, typename C>
+class Backward {
+ public:
+  Backward(
+      const BackwardInputs& inputs,
+      const at::Tensor& weight,
+      const DeformConvGradients& gradients)
+      : inputs_(inputs),
+        shape_(inputs.shape),
+        gradients_(gradients),
+        offset_gradients_(conv_offset_gradients(gradients)),
+        wants_input_(gradients.input.numel() > 0),
+        wants_offset_(offset_gradients_.any_defined()),
+        wants_weight_(gradients.weight.numel() > 0),
+        grad_output_(
+            inputs_.grad_output,
+            shape_,
+            wants_input_ || wants_offset_,
+            wants_weight_),
+        tiling_(
+            inputs,
+            wants_input_,
+            std::is_same_v<S, T>,
+            sizeof(T),
+            grad_output_.position_bytes()),
+        offsets_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)) {
+    if (wants_input_ || wants_offset_) {
+      weight_ =
+          pack_backward_weight<S, C>(weight, shape_, tiling_.channels.slices);
+    }
+    for (const auto& slice : tiling_.channels.slices) {
+      if (wants_weight_) {
+        grad_weight_.push_back(
+            at::zeros(
+                {shape_.group_out(), depth(slice)},
+                weight.options().dtype(c10::CppTypeToScalarType<T>::value)));
+      }
+    }
+  }
+
+  void run() {
+    if (wants_input_ && !tiling_.channels.copies_grad) {
+      gradients_.input.zero_();
+    }
+    if (wants_input_ || wants_offset_ || wants_weight_) {
+      const int64_t count = std::min<int64_t>(
+          {tiling_.images * tiling_.slices(),
+           at::get_num_threads(),
+           std::max<int64_t>(1, kWorkspaceBytes / tiling_.workspace_bytes)});
+      std::vector<Workspace> workspaces;
+      for (int64_t i = 0; i < count; ++i) {
+        workspaces.push_back(make_workspace());
+      }
+      // One tile at a time: the tiles of an image add to the same pixels.
+      for (int64_t tile = 0; tile < tiling_.tiles; ++tile) {
+        for (int64_t first = 0; first < shape_.batch; first += tiling_.images) {
+          const int64_t images = std::min(tiling_.images, shape_.batch - first);
+          run_images(tile, first, images, workspaces);
+        }
+      }
+    }
+    if (wants_weight_) {
+      store_grad_weight();
+    }
+  }
+
+ private:
+  struct Task {
+    int64_t image;
+    int64_t tile;
+    int64_t slice;
+    int64_t begin; // output positions
+    int64_t end;
+  };
+
+  // Buffers and results of one task.
+  struct Workspace {
+    std::unique_ptr<T[]> input; // channels-last copy of the slice
+    std::unique_ptr<T[]> grad_input; // likewise
+    std::unique_ptr<T[]> columns; // (block, taps, slice)
+    std::unique_ptr<C[]> vnni_columns; // the same, if C has the VNNI layout
+    std::unique_ptr<DeformTap<T>[]> taps; // (block, taps)
+    std::unique_ptr<T[]> grad_weight; // (group_out, taps, slice)
+    std::unique_ptr<T[]> grad_taps; // (tile, taps, 3): dy, dx, mask
+  };
+
+  const ChannelSlice& slice(const Task& task) const {
+    return tiling_.channels.slices[task.slice];
+  }
+  int64_t depth(const ChannelSlice& slice) const {
+    return shape_.geometry.taps() * slice.size;
+  }
+
+  Workspace make_workspace() const {
+    const auto& g = shape_.geometry;
+    const int64_t channels = tiling_.channels.slice_channels;
+    const int64_t copy = int64_t{g.in_h} * g.in_w * channels;
+    const int64_t columns = tiling_.block * g.taps() * channels;
+    const auto buffer = [](bool needed, int64_t size) {
+      // Not value-initialised: every element is written before it is read.
+      return std::unique_ptr<T[]>(needed ? new T[size] : nullptr);
+    };
+    Workspace workspace;
+    workspace.input = buffer(tiling_.channels.copies_input, copy);
+    workspace.grad_input = buffer(tiling_.channels.copies_grad, copy);
+    workspace.columns = buffer(true, columns);
+    workspace.vnni_columns.reset(
+        OperandLayout<C>::kVnni && wants_weight_ ? new C[columns] : nullptr);
+    workspace.taps.reset(new DeformTap<T>[tiling_.block * g.taps()]);
+    workspace.grad_weight =
+        buffer(wants_weight_, shape_.group_out() * g.taps() * channels);
+    workspace.grad_taps = buffer(wants_offset_, tiling_.tile * g.taps() * 3);
+    return workspace;
+  }
+
+  void run_images(
+      int64_t tile,
+      int64_t first_image,
+      int64_t images,
+      std::vector<Workspace>& workspaces) {
+    const int64_t begin = tile * tiling_.tile;
+    const int64_t end =
+        std::min(begin + tiling_.tile, shape_.geometry.positions());
+    grad_output_.load(first_image, images, begin, end);
+    const int64_t tasks = images * tiling_.slices();
+    const auto task = [&](int64_t index) {
+      const int64_t image = first_image + index / tiling_.slices();
+      return Task{image, tile, index % tiling_.slices(), begin, end};
+    };
+    // As many tasks at a time as there are workspaces.
+    const int64_t max_count = static_cast<int64_t>(workspaces.size());
+    for (int64_t first = 0; first < tasks; first += max_count) {
+      const int64_t count = std::min(max_count, tasks - first);
+      parallel_tasks(count, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          run_task(task(first + i), workspaces[i]);
+        }
+        release_gemm<C>();
+      });
+      for (int64_t i = 0; i < count; ++i) {
+        if (wants_weight_) {
+          add_grad_weight(task(first + i), workspaces[i]);
+        }
+        if (wants_offset_) {
+          add_grad_taps(task(first + i), workspaces[i]);
+        }
+      }
+    }
+  }
+
+  void run_task(const Task& task, Workspace& workspace) const {
+    const auto& g = shape_.geometry;
+    const auto& channels = slice(task);
+    if (tiling_.channels.copies_grad) {
+      std::fill_n(
+          workspace.grad_input.get(),
+          int64_t{g.in_h} * g.in_w * channels.size,
+          T(0));
+    }
+    const auto map =
+        feature_map_view<const S>(inputs_.input, task.image, channels.begin);
+    if (tiling_.channels.copies_input) {
+      const auto copy =
+          channels_last_view(workspace.input.get(), g.in_w, channels.size);
+      copy_rows(map, copy, 0, g.in_h, g.in_w, channels.size);
+      run_blocks<T>(
+          task,
+          channels_last_view<const T>(
+              workspace.input.get(), g.in_w, channels.size),
+          workspace);
+    } else {
+      run_blocks<S>(task, map, workspace);
+    }
+    if (tiling_.channels.copies_grad) {
+      const auto from = channels_last_view<const T>(
+          workspace.grad_input.get(), g.in_w, channels.size);
+      const auto to =
+          feature_map_view<S>(gradients_.input, task.image, channels.begin);
+      if (task.tile == 0) {
+        copy_rows(from, to, 0, g.in_h, g.in_w, channels.size);
+      } else {
+        copy_rows<const T, S, true>(from, to, 0, g.in_h, g.in_w, channels.size);
+      }
+    }
+  }
+
+  // `map` is the slice of the input, in dtype M.
+  template <typename M>
+  void run_blocks(
+      const Task& task,
+      const FeatureMapView<const M>& map,
+      Workspace& workspace) const {
+    const auto& g = shape_.geometry;
+    const auto& channels = slice(task);
+    const int64_t taps = g.taps();
+    Im2colGradients<T> wanted{{nullptr, 0, 0, 0}, nullptr, wants_weight_};
+    if (tiling_.channels.copies_grad) {
+      wanted.input =
+          channels_last_view(workspace.grad_input.get(), g.in_w, channels.size);
+    } else if (wants_input_) {
+      // With another accumulator dtype there would be a copy.
+      if constexpr (std::is_same_v<S, T>) {
+        wanted.input =
+            feature_map_view<T>(gradients_.input, task.image, channels.begin);
+      }
+    }
+    for (int64_t from = task.begin; from < task.end; from += tiling_.block) {
+      const int64_t to = std::min(from + tiling_.block, task.end);
+      const Im2colTile<T> columns{
+          workspace.columns.get(),
+          to - from,
+          taps,
+          channels.size,
+          depth(channels)};
+      compute_taps(
+          offsets_,
+          task.image,
+          channels.offset_group,
+          from,
+          to,
+          workspace.taps.get());
+      if (wants_input_ || wants_offset_) {
+        const auto grad_output =
+            grad_output_.position_major(task.image, channels.group, from, to);
+        gemm(
+            grad_output,
+            Matrix<const C>{
+                weight_[task.slice].template data_ptr<C>(),
+                grad_output.columns,
+                depth(channels),
+                depth(channels)},
+            Matrix<T>{columns.data, to - from, depth(channels), columns.stride},
+            Store::kOverwrite);
+        if (wants_offset_) {
+          wanted.taps =
+              workspace.grad_taps.get() + (from - task.begin) * taps * 3;
+        }
+        deform_im2col_backward<M, T>(
+            map, workspace.taps.get(), columns, wanted);
+      } else {
+        deform_im2col<M, T, T>(map, workspace.taps.get(), taps, columns);
+      }
+      if (wants_weight_) {
+        accumulate_grad_weight(task, from, to, workspace);
+      }
+    }
+  }
+
+  // Adds the contribution of positions [from, to) to the task's grad_weight.
+  void accumulate_grad_weight(
+      const Task& task,
+      int64_t from,
+      int64_t to,
+      Workspace& workspace) const {
+    const auto& channels = slice(task);
+    const int64_t width = depth(channels);
+    const auto grad_output =
+        grad_output_.channel_major(task.image, channels.group, from, to);
+    Matrix<const C> columns{nullptr, grad_output.columns, width, width};
+    if constexpr (OperandLayout<C>::kVnni) {
+      pack_vnni(
+          workspace.columns.get(),
+          to - from,
+          width,
+          workspace.vnni_columns.get());
+      columns.data = workspace.vnni_columns.get();
+    } else {
+      columns.data = workspace.columns.get();
+    }
+    gemm(
+        grad_output,
+        columns,
+        Matrix<T>{
+            workspace.grad_weight.get(), shape_.group_out(), width, width},
+        from == task.begin ? Store::kOverwrite : Store::kAdd);
+  }
+
+  void add_grad_weight(const Task& task, const Workspace& workspace) {
+    T* sum = grad_weight_[task.slice].template data_ptr<T>();
+    const T* part = workspace.grad_weight.get();
+    const int64_t size = shape_.group_out() * depth(slice(task));
+    at::parallel_for(0, size, 1 << 15, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        sum[i] += part[i];
+      }
+    });
+  }
+
+  // The slices of an offset group are consecutive tasks: one buffer serves for
+  // all groups.
+  void add_grad_taps(const Task& task, const Workspace& workspace) {
+    const int64_t size = (task.end - task.begin) * shape_.geometry.taps() * 3;
+    const int64_t slices = tiling_.slices();
+    const int64_t group = slice(task).offset_group;
+    const auto is_other_group = [&](int64_t index) {
+      return index < 0 || index == slices ||
+          tiling_.channels.slices[index].offset_group != group;
+    };
+    const T* part = workspace.grad_taps.get();
+    if (is_other_group(task.slice - 1)) {
+      grad_taps_.assign(part, part + size);
+    } else {
+      for (int64_t i = 0; i < size; ++i) {
+        grad_taps_[i] += part[i];
+      }
+    }
+    if (is_other_group(task.slice + 1)) {
+      store_grad_taps(task);
+    }
+  }
+
+  void store_grad_taps(const Task& task) const {
+    const auto& g = shape_.geometry;
+    const T* sums = grad_taps_.data();
+    for (int64_t p = task.begin; p < task.end; ++p) {
+      for (int tap = 0; tap < g.taps(); ++tap, sums += 3) {
+        offset_gradients_.store(
+            g, task.image, slice(task).offset_group, p, tap, sums, false);
+      }
+    }
+  }
+
+  void store_grad_weight() const {
+    const auto& g = shape_.geometry;
+    for (size_t i = 0; i < tiling_.channels.slices.size(); ++i) {
+      const auto& slice = tiling_.channels.slices[i];
+      gradients_.weight
+          .narrow(0, slice.group * shape_.group_out(), shape_.group_out())
+          .narrow(1, slice.begin - slice.group * shape_.group_in(), slice.size)
+          .copy_(
+              grad_weight_[i]
+                  .view(
+                      {shape_.group_out(), g.kernel_h, g.kernel_w, slice.size})
+                  .permute({0, 3, 1, 2}));
+    }
+  }
+
+  BackwardInputs inputs_;
+  const DeformConvShape& shape_;
+  DeformConvGradients gradients_;
+  ConvOffsetGradients offset_gradients_;
+  bool wants_input_;
+  bool wants_offset_; // or the mask
+  bool wants_weight_;
+  GradOutputTile<S, C> grad_output_;
+  BackwardTiling tiling_;
+  ConvOffsets offsets_;
+  std::vector<at::Tensor> weight_; // packed, per slice
+  std::vector<at::Tensor> grad_weight_; // (group_out, taps * size) per slice
+  std::vector<T> grad_taps_; // of the current tile and offset group
+};
 
 } // namespace
 
 template <typename S, typename T, typename C>
-DeformConvBackward<S, T, C>::DeformConvBackward(
+void deform_conv2d_backward(
     const BackwardInputs& inputs,
     const at::Tensor& weight,
-    const DeformConvGradients& gradients)
-    : inputs_(inputs),
-      shape_(inputs.shape),
-      gradients_(gradients),
-      tap_gradients_(conv_offset_gradients(gradients)),
-      wants_input_(gradients.input.numel() > 0),
-      wants_taps_(tap_gradients_.any_defined()),
-      wants_weight_(gradients.weight.numel() > 0),
-      grad_output_(
-          inputs_.grad_output,
-          shape_,
-          wants_input_ || wants_taps_,
-          wants_weight_),
-      tiling_(
-          inputs,
-          wants_input_,
-          std::is_same_v<S, T>,
-          sizeof(T),
-          grad_output_.position_bytes()),
-      taps_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)) {
-  if (wants_input_ || wants_taps_) {
-    weight_ =
-        pack_backward_weight<S, C>(weight, shape_, tiling_.channels.slices);
-  }
-  for (const auto& slice : tiling_.channels.slices) {
-    if (wants_weight_) {
-      grad_weight_.push_back(
-          at::zeros(
-              {shape_.group_out(), depth(slice)},
-              weight.options().dtype(c10::CppTypeToScalarType<T>::value)));
-    }
-  }
+    const DeformConvGradients& gradients) {
+  Backward<S, T, C>(inputs, weight, gradients).run();
 }
 
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::run() {
-  if (wants_input_ && !tiling_.channels.copies_grad) {
-    gradients_.input.zero_();
-  }
-  if (wants_input_ || wants_taps_ || wants_weight_) {
-    const int64_t count = std::min<int64_t>(
-        {tiling_.images * tiling_.slices(),
-         at::get_num_threads(),
-         std::max<int64_t>(1, kWorkspaceBytes / tiling_.workspace_bytes)});
-    std::vector<Workspace> workspaces;
-    for (int64_t i = 0; i < count; ++i) {
-      workspaces.push_back(make_workspace());
-    }
-    // Tasks of one image and slice add to the same pixels, tile after tile.
-    for (int64_t tile = 0; tile < tiling_.tiles; ++tile) {
-      for (int64_t first = 0; first < shape_.batch; first += tiling_.images) {
-        const int64_t images = std::min(tiling_.images, shape_.batch - first);
-        run_images(tile, first, images, workspaces);
-      }
-    }
-  }
-  if (wants_weight_) {
-    store_grad_weight();
-  }
-}
+#define DCN_INSTANTIATE_BACKWARD(S, T, C)        \
+  template void deform_conv2d_backward<S, T, C>( \
+      const BackwardInputs&, const at::Tensor&, const DeformConvGradients&);
 
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::run_images(
-    int64_t tile,
-    int64_t first_image,
-    int64_t images,
-    std::vector<Workspace>& workspaces) {
-  const int64_t begin = tile * tiling_.tile;
-  const int64_t end =
-      std::min(begin + tiling_.tile, shape_.geometry.positions());
-  grad_output_.load(first_image, images, begin, end);
-  const int64_t tasks = images * tiling_.slices();
-  const auto task = [&](int64_t index) {
-    const int64_t image = first_image + index / tiling_.slices();
-    return Task{image, tile, index % tiling_.slices(), begin, end};
-  };
-  const int64_t count = static_cast<int64_t>(workspaces.size());
-  for (int64_t first = 0; first < tasks; first += count) {
-    const int64_t wave = std::min(count, tasks - first);
-    parallel_tasks(wave, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        run_task(task(first + i), workspaces[i]);
-      }
-      release_gemm<C>();
-    });
-    for (int64_t i = 0; i < wave; ++i) {
-      if (wants_weight_) {
-        add_grad_weight(task(first + i), workspaces[i]);
-      }
-      if (wants_taps_) {
-        add_grad_taps(task(first + i), workspaces[i]);
-      }
-    }
-  }
-}
-
-template <typename S, typename T, typename C>
-TaskWorkspace<T, C> DeformConvBackward<S, T, C>::make_workspace() const {
-  const auto& g = shape_.geometry;
-  const int64_t widest = tiling_.channels.widest;
-  const int64_t copy = int64_t{g.in_h} * g.in_w * widest;
-  const int64_t columns = tiling_.block * g.taps() * widest;
-  const auto buffer = [](bool needed, int64_t size) {
-    // Not value-initialised: every element is written before it is read.
-    return std::unique_ptr<T[]>(needed ? new T[size] : nullptr);
-  };
-  Workspace workspace;
-  workspace.input = buffer(tiling_.channels.copies_input, copy);
-  workspace.grad_input = buffer(tiling_.channels.copies_grad, copy);
-  workspace.columns = buffer(true, columns);
-  workspace.pairs.reset(
-      OperandLayout<C>::kVnni && wants_weight_ ? new C[columns] : nullptr);
-  workspace.taps.reset(new DeformTap<T>[tiling_.block * g.taps()]);
-  workspace.grad_weight =
-      buffer(wants_weight_, shape_.group_out() * g.taps() * widest);
-  workspace.grad_taps = buffer(wants_taps_, tiling_.tile * g.taps() * 3);
-  return workspace;
-}
-
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::run_task(
-    const Task& task,
-    Workspace& workspace) const {
-  const auto& g = shape_.geometry;
-  const auto& channels = slice(task);
-  if (tiling_.channels.copies_grad) {
-    std::fill_n(
-        workspace.grad_input.get(),
-        int64_t{g.in_h} * g.in_w * channels.size,
-        T(0));
-  }
-  const auto map =
-      feature_map_view<const S>(inputs_.input, task.image, channels.begin);
-  if (tiling_.channels.copies_input) {
-    const auto copy =
-        channels_last_view(workspace.input.get(), g.in_w, channels.size);
-    copy_rows(map, copy, 0, g.in_h, g.in_w, channels.size);
-    run_blocks<T>(
-        task,
-        channels_last_view<const T>(
-            workspace.input.get(), g.in_w, channels.size),
-        workspace);
-  } else {
-    run_blocks<S>(task, map, workspace);
-  }
-  if (tiling_.channels.copies_grad) {
-    const auto from = channels_last_view<const T>(
-        workspace.grad_input.get(), g.in_w, channels.size);
-    const auto to =
-        feature_map_view<S>(gradients_.input, task.image, channels.begin);
-    if (task.tile == 0) {
-      copy_rows(from, to, 0, g.in_h, g.in_w, channels.size);
-    } else {
-      copy_rows<const T, S, true>(from, to, 0, g.in_h, g.in_w, channels.size);
-    }
-  }
-}
-
-template <typename S, typename T, typename C>
-template <typename M>
-void DeformConvBackward<S, T, C>::run_blocks(
-    const Task& task,
-    const FeatureMapView<const M>& map,
-    Workspace& workspace) const {
-  const auto& g = shape_.geometry;
-  const auto& channels = slice(task);
-  const int64_t taps = g.taps();
-  Im2colGradients<T> wanted{{nullptr, 0, 0, 0}, nullptr, wants_weight_};
-  if (tiling_.channels.copies_grad) {
-    wanted.input =
-        channels_last_view(workspace.grad_input.get(), g.in_w, channels.size);
-  } else if (wants_input_) {
-    // The same dtype, or a copy would be made.
-    if constexpr (std::is_same_v<S, T>) {
-      wanted.input =
-          feature_map_view<T>(gradients_.input, task.image, channels.begin);
-    }
-  }
-  for (int64_t from = task.begin; from < task.end; from += tiling_.block) {
-    const int64_t to = std::min(from + tiling_.block, task.end);
-    const Im2colTile<T> columns{
-        workspace.columns.get(),
-        to - from,
-        taps,
-        channels.size,
-        depth(channels)};
-    compute_taps(
-        taps_,
-        task.image,
-        channels.offset_group,
-        from,
-        to,
-        workspace.taps.get());
-    if (wants_input_ || wants_taps_) {
-      const auto rows = grad_output_.rows(task.image, channels.group, from, to);
-      gemm(
-          rows,
-          Matrix<const C>{
-              weight_[task.slice].template data_ptr<C>(),
-              rows.columns,
-              depth(channels),
-              depth(channels)},
-          Matrix<T>{columns.data, to - from, depth(channels), columns.stride},
-          Store::kOverwrite);
-      if (wants_taps_) {
-        wanted.taps =
-            workspace.grad_taps.get() + (from - task.begin) * taps * 3;
-      }
-      deform_im2col_backward<M, T>(map, workspace.taps.get(), columns, wanted);
-    } else {
-      deform_im2col<M, T, T>(map, workspace.taps.get(), taps, columns);
-    }
-    if (wants_weight_) {
-      accumulate_grad_weight(task, from, to, workspace);
-    }
-  }
-}
-
-// The task's part of the gradient of the weight, from the columns of a block.
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::accumulate_grad_weight(
-    const Task& task,
-    int64_t from,
-    int64_t to,
-    Workspace& workspace) const {
-  const auto& channels = slice(task);
-  const int64_t width = depth(channels);
-  const auto planes = grad_output_.planes(task.image, channels.group, from, to);
-  Matrix<const C> columns{nullptr, planes.columns, width, width};
-  if constexpr (OperandLayout<C>::kVnni) {
-    pack_vnni(workspace.columns.get(), to - from, width, workspace.pairs.get());
-    columns.data = workspace.pairs.get();
-  } else {
-    columns.data = workspace.columns.get();
-  }
-  gemm(
-      planes,
-      columns,
-      Matrix<T>{workspace.grad_weight.get(), shape_.group_out(), width, width},
-      from == task.begin ? Store::kOverwrite : Store::kAdd);
-}
-
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::add_grad_weight(
-    const Task& task,
-    const Workspace& workspace) {
-  T* sum = grad_weight_[task.slice].template data_ptr<T>();
-  const T* part = workspace.grad_weight.get();
-  const int64_t size = shape_.group_out() * depth(slice(task));
-  at::parallel_for(0, size, 1 << 15, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      sum[i] += part[i];
-    }
-  });
-}
-
-// Slices of an offset group follow each other, so one sum is open at a time.
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::add_grad_taps(
-    const Task& task,
-    const Workspace& workspace) {
-  const int64_t size = (task.end - task.begin) * shape_.geometry.taps() * 3;
-  const int64_t slices = tiling_.slices();
-  const int64_t group = slice(task).offset_group;
-  const auto other_group = [&](int64_t index) {
-    return index < 0 || index == slices ||
-        tiling_.channels.slices[index].offset_group != group;
-  };
-  const T* part = workspace.grad_taps.get();
-  if (other_group(task.slice - 1)) {
-    grad_taps_.assign(part, part + size);
-  } else {
-    for (int64_t i = 0; i < size; ++i) {
-      grad_taps_[i] += part[i];
-    }
-  }
-  if (other_group(task.slice + 1)) {
-    store_grad_taps(task);
-  }
-}
-
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::store_grad_taps(const Task& task) const {
-  const auto& g = shape_.geometry;
-  const T* sums = grad_taps_.data();
-  for (int64_t p = task.begin; p < task.end; ++p) {
-    for (int tap = 0; tap < g.taps(); ++tap, sums += 3) {
-      tap_gradients_.store(
-          g, task.image, slice(task).offset_group, p, tap, sums, false);
-    }
-  }
-}
-
-template <typename S, typename T, typename C>
-void DeformConvBackward<S, T, C>::store_grad_weight() const {
-  const auto& g = shape_.geometry;
-  for (size_t i = 0; i < tiling_.channels.slices.size(); ++i) {
-    const auto& slice = tiling_.channels.slices[i];
-    gradients_.weight
-        .narrow(0, slice.group * shape_.group_out(), shape_.group_out())
-        .narrow(1, slice.begin - slice.group * shape_.group_in(), slice.size)
-        .copy_(
-            grad_weight_[i]
-                .view({shape_.group_out(), g.kernel_h, g.kernel_w, slice.size})
-                .permute({0, 3, 1, 2}));
-  }
-}
-
-template class DeformConvBackward<double, double, double>;
-template class DeformConvBackward<float, float, float>;
-template class DeformConvBackward<c10::Half, float, float>;
-template class DeformConvBackward<c10::BFloat16, float, float>;
-template class DeformConvBackward<c10::BFloat16, float, c10::BFloat16>;
+DCN_INSTANTIATE_BACKWARD(double, double, double)
+DCN_INSTANTIATE_BACKWARD(float, float, float)
+DCN_INSTANTIATE_BACKWARD(c10::Half, float, float)
+DCN_INSTANTIATE_BACKWARD(c10::BFloat16, float, float)
+DCN_INSTANTIATE_BACKWARD(c10::BFloat16, float, c10::BFloat16)
+#undef DCN_INSTANTIATE_BACKWARD
 
 } // namespace dcn::cpu

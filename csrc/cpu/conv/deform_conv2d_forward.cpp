@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-#include "cpu/conv/deform_conv2d_forward.h"
+// Forward pass: for each tile of output positions and each block of the K
+// dimension, an im2col tile and a GEMM with the packed weight; then the
+// epilogue adds the bias and converts to the dtype of the output. Parallel over
+// the tiles.
+
+#include "cpu/conv/deform_conv2d.h"
 
 #include <algorithm>
 #include <memory>
@@ -11,7 +16,6 @@
 
 #include "cpu/channels_last_copy.h"
 #include "cpu/conv/deform_im2col.h"
-#include "cpu/conv/epilogue.h"
 #include "cpu/conv/gemm.h"
 #include "cpu/conv/packed_weight.h"
 #include "cpu/parallel.h"
@@ -19,13 +23,104 @@
 namespace dcn::cpu {
 namespace {
 
-// Channels-last copies of images; larger images are read where they are.
+// Budget for channels-last copies of images. Larger images are read in place.
 constexpr int64_t kLayoutBytes = int64_t{24} << 20;
-// Positions of a block: 48 to 96 rows suit the products; fewer where there
-// would be too few blocks to keep the threads busy.
-constexpr int64_t kBlock = 48;
-constexpr int64_t kLeastBlock = 12;
+// Output positions of a tile. 48 to 96 rows suit the GEMM; fewer are taken
+// where there would be fewer than kTasks tiles.
+constexpr int64_t kTilePositions = 48;
+constexpr int64_t kMinTilePositions = 12;
 constexpr int64_t kTasks = 32;
+
+template <typename S, typename T>
+DCN_INLINE void store_contiguous(
+    const T* values,
+    int64_t stride,
+    const T* bias,
+    int64_t rows,
+    int64_t columns,
+    S* output,
+    int64_t row_step) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* from = values + r * stride;
+    S* to = output + r * row_step;
+    if (bias == nullptr) {
+      for (int64_t c = 0; c < columns; ++c) {
+        to[c] = round_to<S>(from[c]);
+      }
+    } else {
+      for (int64_t c = 0; c < columns; ++c) {
+        to[c] = round_to<S>(from[c] + bias[c]);
+      }
+    }
+  }
+}
+
+// In blocks of columns, so that the strided reads stay in cache.
+template <typename S, typename T>
+DCN_INLINE void store_transposed(
+    const T* values,
+    int64_t stride,
+    const T* bias,
+    int64_t rows,
+    int64_t columns,
+    S* output,
+    int64_t row_step,
+    int64_t column_step) {
+  constexpr int64_t kColumns = 16;
+  for (int64_t first = 0; first < columns; first += kColumns) {
+    const int64_t last = std::min(first + kColumns, columns);
+    for (int64_t c = first; c < last; ++c) {
+      const T add = bias == nullptr ? T(0) : bias[c];
+      const T* from = values + c;
+      S* to = output + c * column_step;
+      for (int64_t r = 0; r < rows; ++r) {
+        to[r * row_step] = round_to<S>(from[r * stride] + add);
+      }
+    }
+  }
+}
+
+} // namespace
+
+// Stores element (row, column) of a GEMM's result, plus bias[column] if there
+// is a bias, to output[row * row_step + column * column_step].
+template <typename S, typename T>
+void store_epilogue(
+    const T* values,
+    int64_t stride,
+    const T* bias,
+    int64_t rows,
+    int64_t columns,
+    S* output,
+    int64_t row_step,
+    int64_t column_step);
+
+#define DCN_DEFINE_EPILOGUE(S, T)                                              \
+  template <>                                                                  \
+  DCN_VECTOR_CLONES void store_epilogue(                                       \
+      const T* values,                                                         \
+      int64_t stride,                                                          \
+      const T* bias,                                                           \
+      int64_t rows,                                                            \
+      int64_t columns,                                                         \
+      S* output,                                                               \
+      int64_t row_step,                                                        \
+      int64_t column_step) {                                                   \
+    if (column_step == 1) {                                                    \
+      store_contiguous(values, stride, bias, rows, columns, output, row_step); \
+    } else {                                                                   \
+      store_transposed(                                                        \
+          values, stride, bias, rows, columns, output, row_step, column_step); \
+    }                                                                          \
+  }
+
+DCN_DEFINE_EPILOGUE(double, double)
+DCN_DEFINE_EPILOGUE(float, float)
+DCN_DEFINE_EPILOGUE(c10::Half, float)
+DCN_DEFINE_EPILOGUE(c10::BFloat16, float)
+#undef DCN_DEFINE_EPILOGUE
+
+namespace {
 
 template <typename S, typename T, typename C>
 class Forward {
@@ -37,25 +132,27 @@ class Forward {
       : shape_(shape),
         input_(inputs.input),
         output_(output),
-        taps_(conv_offsets(shape, inputs.offset, inputs.mask)),
+        offsets_(conv_offsets(shape, inputs.offset, inputs.mask)),
         k_blocking_(shape, OperandLayout<C>::padded_k(1)),
         weight_(pack_forward_weight<S, C>(inputs.weight, shape, k_blocking_)) {
     if (inputs.bias) {
       bias_ = inputs.bias->to(c10::CppTypeToScalarType<T>::value).contiguous();
     }
     const int64_t positions = shape.geometry.positions();
-    block_ = std::clamp<int64_t>(
-        shape.batch * shape.groups * positions / kTasks, kLeastBlock, kBlock);
-    blocks_ = (positions + block_ - 1) / block_;
+    tile_positions_ = std::clamp<int64_t>(
+        shape.batch * shape.groups * positions / kTasks,
+        kMinTilePositions,
+        kTilePositions);
+    tiles_ = (positions + tile_positions_ - 1) / tile_positions_;
   }
 
   void run() {
     const auto& g = shape_.geometry;
     const int64_t image_bytes =
         int64_t{g.in_h} * g.in_w * shape_.in_channels * int64_t{sizeof(T)};
-    const bool readable =
+    const bool channels_last =
         !std::is_same_v<S, c10::Half> && input_.stride(1) == 1;
-    if (readable || image_bytes > kLayoutBytes) {
+    if (channels_last || image_bytes > kLayoutBytes) {
       run_images<S>(0, shape_.batch, input_);
       return;
     }
@@ -74,22 +171,21 @@ class Forward {
   }
 
  private:
-  // Where one task works.
-  struct Block {
+  // The task of one thread: a tile of output positions of one group.
+  struct Tile {
     int64_t image; // of the batch
-    int64_t map; // of the maps that are read
+    int64_t map; // index of the image in the maps that are read
     int64_t group;
     int64_t begin; // positions
     int64_t end;
   };
-  struct Buffers {
-    std::unique_ptr<C[]> columns; // (block, chunk)
-    std::unique_ptr<DeformTap<T>[]> taps; // (block, taps)
-    std::unique_ptr<T[]> result; // (block, group_out)
+  struct Workspace {
+    std::unique_ptr<C[]> columns; // (tile positions, depth of a K block)
+    std::unique_ptr<DeformTap<T>[]> taps; // (tile positions, taps)
+    std::unique_ptr<T[]> result; // (tile positions, group_out)
   };
 
-  // A power of two between the rows would put them into the same few lines of
-  // the cache.
+  // Not a power of two, which would map all rows to the same few cache sets.
   int64_t result_stride() const {
     return shape_.group_out() + 16;
   }
@@ -111,91 +207,96 @@ class Forward {
     });
   }
 
-  // `maps` holds images [first, first + count).
+  // `maps` holds images [first, first + count), in dtype M.
   template <typename M>
   void run_images(int64_t first, int64_t count, const at::Tensor& maps) {
-    const int64_t tasks = count * shape_.groups * blocks_;
+    const int64_t tasks = count * shape_.groups * tiles_;
     parallel_tasks(tasks, [&](int64_t begin, int64_t end) {
-      Buffers buffers;
-      buffers.columns.reset(
-          new C[block_ * OperandLayout<C>::padded_k(k_blocking_.max_depth)]);
-      buffers.taps.reset(new DeformTap<T>[block_ * shape_.geometry.taps()]);
-      buffers.result.reset(new T[block_ * result_stride()]);
+      Workspace workspace;
+      workspace.columns.reset(
+          new C
+              [tile_positions_ *
+               OperandLayout<C>::padded_k(k_blocking_.max_depth)]);
+      workspace.taps.reset(
+          new DeformTap<T>[tile_positions_ * shape_.geometry.taps()]);
+      workspace.result.reset(new T[tile_positions_ * result_stride()]);
       for (int64_t task = begin; task < end; ++task) {
-        Block block{};
-        block.group = task / blocks_ % shape_.groups;
-        block.map = task / blocks_ / shape_.groups;
-        block.image = first + block.map;
-        block.begin = task % blocks_ * block_;
-        block.end = std::min(block.begin + block_, shape_.geometry.positions());
-        run_block<M>(maps, block, buffers);
+        Tile tile{};
+        tile.group = task / tiles_ % shape_.groups;
+        tile.map = task / tiles_ / shape_.groups;
+        tile.image = first + tile.map;
+        tile.begin = task % tiles_ * tile_positions_;
+        tile.end =
+            std::min(tile.begin + tile_positions_, shape_.geometry.positions());
+        run_tile<M>(maps, tile, workspace);
       }
       release_gemm<C>();
     });
   }
 
   template <typename M>
-  void run_block(
+  void run_tile(
       const at::Tensor& maps,
-      const Block& block,
-      const Buffers& buffers) {
-    const int64_t positions = block.end - block.begin;
+      const Tile& tile,
+      const Workspace& workspace) {
+    const int64_t positions = tile.end - tile.begin;
     const int64_t channels = shape_.group_out();
-    int64_t located = -1;
+    int64_t offset_group = -1; // of workspace.taps
     Store store = Store::kOverwrite;
-    for (const auto& chunk : k_blocking_.blocks_of_group[block.group]) {
-      const int64_t depth = OperandLayout<C>::padded_k(chunk.depth);
-      for (const auto& segment : chunk.segments) {
-        if (segment.slice.offset_group != located) {
-          located = segment.slice.offset_group;
+    for (const auto& block : k_blocking_.blocks_of_group[tile.group]) {
+      const int64_t depth = OperandLayout<C>::padded_k(block.depth);
+      for (const auto& segment : block.segments) {
+        if (segment.slice.offset_group != offset_group) {
+          offset_group = segment.slice.offset_group;
           compute_taps(
-              taps_,
-              block.image,
-              located,
-              block.begin,
-              block.end,
-              buffers.taps.get());
+              offsets_,
+              tile.image,
+              offset_group,
+              tile.begin,
+              tile.end,
+              workspace.taps.get());
         }
         deform_im2col<M, T, C>(
-            feature_map_view<const M>(maps, block.map, segment.slice.begin),
-            buffers.taps.get() + segment.tap,
+            feature_map_view<const M>(maps, tile.map, segment.slice.begin),
+            workspace.taps.get() + segment.tap,
             shape_.geometry.taps(),
-            {buffers.columns.get() + segment.column,
+            {workspace.columns.get() + segment.column,
              positions,
              segment.taps,
              segment.slice.size,
              depth});
       }
-      if (depth > chunk.depth) {
+      if (depth > block.depth) {
         for (int64_t p = 0; p < positions; ++p) {
-          buffers.columns[p * depth + chunk.depth] = C(0);
+          workspace.columns[p * depth + block.depth] = C(0);
         }
       }
       gemm(
-          Matrix<const C>{buffers.columns.get(), positions, depth, depth},
+          Matrix<const C>{workspace.columns.get(), positions, depth, depth},
           Matrix<const C>{
-              weight_.data_ptr<C>() + chunk.row * channels,
+              weight_.data_ptr<C>() + block.row * channels,
               depth,
               channels,
               channels},
-          Matrix<T>{buffers.result.get(), positions, channels, result_stride()},
+          Matrix<T>{
+              workspace.result.get(), positions, channels, result_stride()},
           store);
       store = Store::kAdd;
     }
-    store_block(block, buffers.result.get());
+    store_tile(tile, workspace.result.get());
   }
 
-  void store_block(const Block& block, const T* result) const {
+  void store_tile(const Tile& tile, const T* result) const {
     const int64_t channels = shape_.group_out();
-    const int64_t first = block.group * channels;
+    const int64_t first = tile.group * channels;
     store_epilogue(
         result,
         result_stride(),
         bias_.defined() ? bias_.data_ptr<T>() + first : nullptr,
-        block.end - block.begin,
+        tile.end - tile.begin,
         channels,
-        output_.data_ptr<S>() + block.image * output_.stride(0) +
-            first * output_.stride(1) + block.begin * output_.stride(3),
+        output_.data_ptr<S>() + tile.image * output_.stride(0) +
+            first * output_.stride(1) + tile.begin * output_.stride(3),
         output_.stride(3),
         output_.stride(1));
   }
@@ -203,12 +304,12 @@ class Forward {
   const DeformConvShape& shape_;
   const at::Tensor& input_;
   const at::Tensor& output_;
-  ConvOffsets taps_;
+  ConvOffsets offsets_;
   KBlocking k_blocking_;
   at::Tensor weight_;
   at::Tensor bias_;
-  int64_t block_; // positions whose columns are made at once
-  int64_t blocks_; // blocks of one image
+  int64_t tile_positions_;
+  int64_t tiles_; // of one image and group
 };
 
 } // namespace

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 
-#include "cpu/conv/rounding.h"
+#include "cpu/conv/gemm.h"
 
 namespace dcn::cpu {
 namespace {
 
-// A channel stride of 1 known to the compiler, so that it can vectorise.
+// A channel stride of 1 as a compile-time constant, for vectorization.
 struct UnitStride {
   constexpr operator int64_t() const {
     return 1;
@@ -29,7 +29,7 @@ DCN_INLINE Corners<S, T> load_corners(
     const DeformTap<T>& tap) {
   Corners<S, T> corners;
   for (int k = 0; k < 4; ++k) {
-    corners.pixel[k] = map.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
+    corners.pixel[k] = map.pixel(tap.y.pixel[k >> 1], tap.x.pixel[k & 1]);
     corners.masked_weight[k] = tap.masked_weight(k);
   }
   return corners;
@@ -56,13 +56,13 @@ DCN_INLINE void interpolate(
 // Sum over channels of gradient * pixel, for each of the four corners.
 template <typename S, typename T, typename Stride>
 DCN_INLINE void dot_corners(
-    const Corners<S, T>& with,
+    const Corners<S, T>& corners,
     const T* gradient,
     Stride stride,
     int64_t channels,
     T (&sums)[4]) {
-  const S *p0 = with.pixel[0], *p1 = with.pixel[1];
-  const S *p2 = with.pixel[2], *p3 = with.pixel[3];
+  const S *p0 = corners.pixel[0], *p1 = corners.pixel[1];
+  const S *p2 = corners.pixel[2], *p3 = corners.pixel[3];
   T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
   for (int64_t c = 0; c < channels; ++c) {
@@ -99,11 +99,11 @@ DCN_INLINE void scatter(
     int64_t channels) {
   for (int k = 0; k < 4; ++k) {
     const T weight = tap.masked_weight(k);
-    // Half of the corners at integer coordinates, and those off the map.
+    // A corner has no weight at integer coordinates and outside the map.
     if (weight == T(0)) {
       continue;
     }
-    T* pixel = input.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
+    T* pixel = input.pixel(tap.y.pixel[k >> 1], tap.x.pixel[k & 1]);
     if (input.channel_stride == 1) {
       scatter_corner(pixel, weight, gradient, UnitStride{}, channels);
     } else {
@@ -112,8 +112,8 @@ DCN_INLINE void scatter(
   }
 }
 
-// Everything that training asks of a tap, in one pass over its channels. The
-// four pixels must be different ones.
+// Gradients of offset, mask and input, and the column, in one pass over the
+// channels. The four corners must be distinct pixels.
 template <typename S, typename T>
 DCN_INLINE void fused_tap_backward(
     const Corners<S, T>& from,
@@ -162,14 +162,14 @@ DCN_INLINE void tap_backward(
   const auto& input = gradients.input;
   const bool all_wanted =
       out != nullptr && input.data != nullptr && gradients.wants_columns;
-  const bool all_weigh = corners.masked_weight[0] != T(0) &&
+  const bool distinct_corners = corners.masked_weight[0] != T(0) &&
       corners.masked_weight[1] != T(0) && corners.masked_weight[2] != T(0) &&
       corners.masked_weight[3] != T(0);
-  if (std::is_same_v<Stride, UnitStride> && all_wanted && all_weigh &&
+  if (std::is_same_v<Stride, UnitStride> && all_wanted && distinct_corners &&
       input.channel_stride == 1) {
     T* grads[4];
     for (int k = 0; k < 4; ++k) {
-      grads[k] = input.pixel(tap.y.at[k >> 1], tap.x.at[k & 1]);
+      grads[k] = input.pixel(tap.y.pixel[k >> 1], tap.x.pixel[k & 1]);
     }
     fused_tap_backward(corners, grads, channels, row, sums);
     tap_gradients(tap, sums, out);
@@ -224,8 +224,8 @@ DCN_INLINE void deform_im2col_backward_body(
       T* out = gradients.taps == nullptr ? nullptr : gradients.taps + 3 * r;
       if (tap.state != TapState::kInside) {
         if (out != nullptr) {
-          const T nothing[4] = {};
-          tap_gradients(tap, nothing, out);
+          const T zeros[4] = {};
+          tap_gradients(tap, zeros, out);
         }
         if (gradients.wants_columns) {
           std::fill_n(row, columns.channels, tap.value_outside());
@@ -288,7 +288,7 @@ template void compute_taps(
     int64_t,
     DeformTap<double>*);
 
-// One function per pair of dtypes, each cloned per instruction set.
+// One function per combination of dtypes, each cloned per instruction set.
 #define DCN_DEFINE_IM2COL(S, T, C)                      \
   template <>                                           \
   DCN_VECTOR_CLONES void deform_im2col(                 \

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// Columns of a block of output positions: for each position and tap the sampled
-// channels, contiguous, so that a tap is decoded once and its sum is vector
-// code.
+// Deformable im2col and its backward pass (col2im and the gradients of offset
+// and mask), for a tile of output positions and a slice of channels. The
+// channels of a tap are contiguous, so that the bilinear weights of a tap are
+// computed once and the sum over its four corners is vector code.
 #pragma once
 
 #include "ops/conv_offsets.h"
@@ -11,7 +12,8 @@
 
 namespace dcn::cpu {
 
-// Where the taps of output positions [begin, end) lie: taps[position][tap].
+// Computes sampling locations and bilinear weights of all taps of output
+// positions [begin, end): taps[position][tap].
 template <typename T>
 void compute_taps(
     const ConvOffsets& source,
@@ -21,8 +23,7 @@ void compute_taps(
     int64_t end,
     DeformTap<T>* taps);
 
-// The columns of some taps of some positions: those of a position follow each
-// other, tap after tap.
+// Columns of some taps of some positions, (positions, taps, channels).
 template <typename C>
 struct Im2colTile {
   C* data;
@@ -32,8 +33,8 @@ struct Im2colTile {
   int64_t stride; // from position to position
 };
 
-// columns = mask * sampled value. The taps of a position begin `tap_stride`
-// after those of the one before.
+// columns = mask * sampled value. `tap_stride` is the distance in `taps` from
+// one position to the next.
 template <typename S, typename T, typename C>
 void deform_im2col(
     const FeatureMapView<const S>& map,
@@ -41,16 +42,16 @@ void deform_im2col(
     int64_t tap_stride,
     const Im2colTile<C>& columns);
 
-// What the gradient of the columns is turned into.
+// What deform_im2col_backward computes.
 template <typename T>
 struct Im2colGradients {
-  FeatureMapView<T> input; // adds to it; data null: not wanted
-  T* taps; // writes (dy, dx, mask) per row; null: not wanted
-  bool wants_columns; // replaces the gradients by the columns themselves
+  FeatureMapView<T> input; // accumulated; not computed if data is null
+  T* taps; // (positions, taps, 3): dy, dx, mask; not computed if null
+  bool wants_columns; // overwrites grad_columns with the columns
 };
 
-// Reads the gradient of the columns of all taps from `columns` and visits each
-// tap once.
+// The tile holds the gradient of the columns, of all taps. Visits each tap
+// once.
 template <typename S, typename T>
 void deform_im2col_backward(
     const FeatureMapView<const S>& map,

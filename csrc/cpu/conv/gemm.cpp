@@ -12,11 +12,9 @@
 #include <ATen/ops/mm.h>
 #include <c10/util/Exception.h>
 
-#include "math/macros.h"
-
-// oneDNN's block products, in a header of ATen's that is there but not
-// promised. Measured, they come to 97 % of the processor's peak in float32,
-// where MKL comes to 82 % (docs/performance.md).
+// Batch-reduce GEMM (brgemm) of oneDNN. ATen installs this header, but does not
+// guarantee it. In float32 it reaches 97 % of the processor's peak, MKL 82 %
+// (docs/performance.md).
 #if __has_include(<ATen/native/CPUBlas.h>)
 #include <ATen/native/CPUBlas.h>
 #endif
@@ -34,8 +32,7 @@ at::Tensor as_tensor(const Matrix<T>& matrix) {
       at::TensorOptions().dtype(c10::CppTypeToScalarType<Element>::value));
 }
 
-// BLAS and oneDNN require this even of a matrix with a single row; where it
-// does not hold, some of their kernels fail and others read the wrong elements.
+// BLAS and oneDNN require this, even of a matrix with a single row.
 template <typename T>
 void check_leading_dimension(const Matrix<T>& matrix) {
   TORCH_INTERNAL_ASSERT(
@@ -79,7 +76,41 @@ void brgemm(
 }
 #endif
 
+// `second` is null where the number of rows is odd: zeros.
+DCN_INLINE void interleave_rows(
+    const float* first,
+    const float* second,
+    int64_t columns,
+    c10::BFloat16* packed) {
+  if (second == nullptr) {
+    for (int64_t i = 0; i < columns; ++i) {
+      packed[2 * i] = round_to<c10::BFloat16>(first[i]);
+      packed[2 * i + 1] = c10::BFloat16(0.0f);
+    }
+  } else {
+    for (int64_t i = 0; i < columns; ++i) {
+      packed[2 * i] = round_to<c10::BFloat16>(first[i]);
+      packed[2 * i + 1] = round_to<c10::BFloat16>(second[i]);
+    }
+  }
+}
+
 } // namespace
+
+DCN_VECTOR_CLONES void pack_vnni(
+    const float* matrix,
+    int64_t rows,
+    int64_t columns,
+    c10::BFloat16* packed) {
+  for (int64_t row = 0; row < rows; row += 2) {
+    const float* first = matrix + row * columns;
+    interleave_rows(
+        first,
+        row + 1 < rows ? first + columns : nullptr,
+        columns,
+        packed + row * columns);
+  }
+}
 
 template <typename T>
 void gemm(
@@ -129,19 +160,19 @@ void release_bfloat16_gemm() {
 }
 
 bool has_bfloat16_gemm() {
-  // Without units of its own a processor is slower at it than in float32; and
-  // oneDNN may have been told to leave them alone.
+  // Without such instructions bfloat16 is slower than float32.
+  // ONEDNN_MAX_CPU_ISA may forbid oneDNN to use them, so one GEMM is tried.
   static const bool has = [] {
     if (!DCN_HAS_BFLOAT16_UNITS()) {
       return false;
     }
     constexpr int64_t kSize = 64;
-    const std::vector<c10::BFloat16> factor(kSize * kSize);
+    const std::vector<c10::BFloat16> operand(kSize * kSize);
     std::vector<float> result(kSize * kSize);
     try {
       gemm(
-          {factor.data(), kSize, kSize, kSize},
-          {factor.data(), kSize, kSize, kSize},
+          {operand.data(), kSize, kSize, kSize},
+          {operand.data(), kSize, kSize, kSize},
           {result.data(), kSize, kSize, kSize},
           Store::kOverwrite);
     } catch (const std::exception&) {
@@ -160,7 +191,7 @@ void gemm(
     const Matrix<const c10::BFloat16>&,
     const Matrix<float>&,
     Store) {
-  TORCH_INTERNAL_ASSERT(false, "built without products in bfloat16");
+  TORCH_INTERNAL_ASSERT(false, "built without bfloat16 GEMM");
 }
 
 void release_bfloat16_gemm() {}

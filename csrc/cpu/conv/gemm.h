@@ -1,23 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// Matrix products on the calling thread.
+// GEMM on the calling thread, and the layout of its operands. Called from
+// deform_conv2d_forward.cpp and deform_conv2d_backward.cpp.
+//
+// C is the dtype of the operands. bfloat16 operands are in the VNNI layout that
+// the instructions of the processor read: the right operand has each pair of
+// rows interleaved, element by element, and the K dimension is padded with
+// zeros to an even size.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include <c10/util/BFloat16.h>
 
+#include "math/macros.h"
+
 namespace dcn::cpu {
 
-// A row-major matrix inside somebody else's memory.
+// A row-major matrix; does not own its memory.
 template <typename T>
 struct Matrix {
   T* data;
   int64_t rows;
   int64_t columns;
-  int64_t stride; // from row to row
+  int64_t stride; // from row to row, at least `columns`
 };
 
 enum class Store { kOverwrite, kAdd };
@@ -30,43 +39,65 @@ void gemm(
     const Matrix<T>& result,
     Store store);
 
-// bfloat16 factors, sums in float32: by the processor's own units, so only
-// where has_bfloat16_gemm(). They multiply two terms at a time: the inner
-// extent is even, and `b` has its rows in pairs (see Packing).
+// bfloat16 operands in the VNNI layout, accumulated in float32. Requires
+// has_bfloat16_gemm().
 void gemm(
     const Matrix<const c10::BFloat16>& a,
     const Matrix<const c10::BFloat16>& b,
     const Matrix<float>& result,
     Store store);
 
+// Whether the processor has instructions for bfloat16 GEMMs.
 bool has_bfloat16_gemm();
 
-// After the bfloat16 products of a thread: gives back what the processor keeps
-// for them (the tiles of AMX).
+// Releases the AMX tile registers of the calling thread.
 void release_bfloat16_gemm();
 
-// How the right factor of a product of C lies in memory.
+// To be called by a thread after its last GEMM.
+template <typename C>
+void release_gemm() {
+  if constexpr (std::is_same_v<C, c10::BFloat16>) {
+    release_bfloat16_gemm();
+  }
+}
+
 template <typename C>
 struct OperandLayout {
   static constexpr bool kVnni = std::is_same_v<C, c10::BFloat16>;
 
-  // Rows of the right factor, and with them columns of the left one.
-  static constexpr int64_t padded_k(int64_t extent) {
-    return kVnni ? (extent + 1) / 2 * 2 : extent;
+  // The size of the K dimension, with padding.
+  static constexpr int64_t padded_k(int64_t k) {
+    return kVnni ? (k + 1) / 2 * 2 : k;
   }
-  // Where element (row, 0) is; in pairs, the two rows alternate.
-  static constexpr int64_t row(int64_t row, int64_t stride) {
+  // Offset of element (row, 0) of the right operand.
+  static constexpr int64_t row_offset(int64_t row, int64_t stride) {
     return kVnni ? row / 2 * 2 * stride + row % 2 : row * stride;
   }
-  // From column to column.
+  // From column to column of the right operand.
   static constexpr int64_t kColumnStep = kVnni ? 2 : 1;
 };
 
-// After the products of a thread.
-template <typename C>
-void release_gemm() {
-  if constexpr (OperandLayout<C>::kVnni) {
-    release_bfloat16_gemm();
+// Rounds a contiguous (rows, columns) matrix to bfloat16 and writes it in the
+// VNNI layout of a right operand.
+void pack_vnni(
+    const float* matrix,
+    int64_t rows,
+    int64_t columns,
+    c10::BFloat16* packed);
+
+// Converts to C, rounding half to even. For bfloat16 without the branch of
+// c10's conversion, so that loops over it are vectorized; NaN stays NaN.
+template <typename C, typename T>
+DCN_INLINE C round_to(T value) {
+  if constexpr (std::is_same_v<C, c10::BFloat16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const uint32_t nan = (bits >> 16) | 0x40u;
+    return C(
+        static_cast<uint16_t>(value == value ? rounded : nan), C::from_bits());
+  } else {
+    return static_cast<C>(value);
   }
 }
 

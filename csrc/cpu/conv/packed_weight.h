@@ -1,24 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The weight in the orders in which products read it, in the dtype C of the
-// columns.
+// The weight, packed in the order and dtype C in which the GEMMs of the forward
+// and backward passes read it, and the K blocking of the forward GEMM.
 #pragma once
 
-#include "cpu/conv/k_blocking.h"
+#include <vector>
+
+#include "ops/deform_conv2d.h"
 
 namespace dcn::cpu {
 
-// Chunk after chunk: (depth, group_out), as the right factor of
-// columns * weight.
+// Taps [tap, tap + taps) of one slice of channels. They fill columns
+// [column, column + taps * slice.size) of the im2col tile of a K block.
+struct KSegment {
+  ChannelSlice slice;
+  int64_t tap;
+  int64_t taps;
+  int64_t column;
+};
+
+// The part of the K dimension that one GEMM multiplies.
+struct KBlock {
+  std::vector<KSegment> segments;
+  int64_t depth; // columns of the im2col tile
+  int64_t row; // where the block starts in the packed weight
+};
+
+// Splits the K dimension (channels * taps) of the forward GEMM into blocks, so
+// that the im2col tile of a block stays in the L2 cache of a core.
+struct KBlocking {
+  std::vector<ChannelSlice> slices;
+  std::vector<int64_t> first_rows; // (slices, taps), rows of the packed weight
+  std::vector<std::vector<KBlock>> blocks_of_group;
+  int64_t max_depth; // of all blocks
+  int64_t rows; // of the packed weight, all groups together
+
+  // Each block starts at a row that is a multiple of `alignment`.
+  KBlocking(const DeformConvShape& shape, int64_t alignment);
+};
+
+// The right operand of im2col tile * weight: for each K block
+// (depth, group_out).
 template <typename S, typename C>
 at::Tensor pack_forward_weight(
     const at::Tensor& weight,
     const DeformConvShape& shape,
-    const KBlocking& chunks);
+    const KBlocking& k_blocking);
 
-// For each slice of channels (group_out, taps * slice.size), as the right
-// factor of grad_output * weight.
+// The right operand of grad_output * weight: for each slice of channels
+// (group_out, taps * slice.size).
 template <typename S, typename C>
 std::vector<at::Tensor> pack_backward_weight(
     const at::Tensor& weight,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Registers the CPU kernels of RoI pooling.
+
 #include "cpu/roi/roi_pool.h"
 
 #include <ATen/Dispatch.h>
@@ -12,18 +14,18 @@ namespace {
 
 struct Device {
   static void forward(
-      const RoiGeometry& source,
+      const RoiGeometry& geometry,
       const at::Tensor& input,
       const at::Tensor& output) {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, input.scalar_type(), "deform_roi_pool", [&] {
           roi_pool_forward<scalar_t, OpMathType<scalar_t>>(
-              source, input, output);
+              geometry, input, output);
         });
   }
 
   static void backward(
-      const RoiGeometry& source,
+      const RoiGeometry& geometry,
       const at::Tensor& grad_output,
       const at::Tensor& input,
       const RoiPoolGradients& gradients) {
@@ -34,7 +36,7 @@ struct Device {
         "_deform_roi_pool_backward",
         [&] {
           roi_pool_backward<scalar_t, OpMathType<scalar_t>>(
-              source, grad_output, input, gradients);
+              geometry, grad_output, input, gradients);
         });
   }
 };

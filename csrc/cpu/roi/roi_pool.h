@@ -1,60 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// RoI pooling on the CPU, and what its two passes share. S is the dtype of the
+// feature maps, T that of coordinates and accumulators.
 #pragma once
 
 #include <vector>
 
 #include "cpu/channels_last_copy.h"
+#include "cpu/roi/bin_kernels.h"
 #include "ops/roi_geometry.h"
 
 namespace dcn::cpu {
 
-// Fills `output`. S is the dtype of the maps, T that of the sums.
+// Fills `output`.
 template <typename S, typename T>
 void roi_pool_forward(
-    const RoiGeometry& source,
+    const RoiGeometry& geometry,
     const at::Tensor& input,
     const at::Tensor& output);
 
 // Fills the gradients that are not empty.
 template <typename S, typename T>
 void roi_pool_backward(
-    const RoiGeometry& source,
+    const RoiGeometry& geometry,
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const RoiPoolGradients& gradients);
 
-// With fewer channels to a class, its bins are far apart from those of other
-// classes and vector code along channels has nothing to do: the classes are
-// pooled one by one, each from planes that stay in cache.
-constexpr int64_t kMinVectorChannels = 8;
-
+// With fewer than kMinVectorChannels channels per class, and offsets for each
+// class, vector code over channels does not pay. Each class is then pooled on
+// its own from the contiguous planes of its channels.
 inline bool has_few_channels_per_class(const RoiPoolShape& shape) {
   return shape.classes > 1 && shape.channels_per_class() < kMinVectorChannels;
 }
 
 // The bins of each group.
 inline std::vector<std::vector<BinIndex>> bins_of_groups(
-    const RoiGeometry& source) {
-  const auto& shape = source.shape;
+    const RoiGeometry& geometry) {
+  const auto& shape = geometry.shape;
   std::vector<std::vector<BinIndex>> bins(shape.groups.count());
   for (int i = 0; i < shape.bins.h; ++i) {
     for (int j = 0; j < shape.bins.w; ++j) {
-      bins[shape.group_of(i, j)].push_back(source.bin(i, j));
+      bins[shape.group_of(i, j)].push_back(geometry.bin(i, j));
     }
   }
   return bins;
 }
 
-// What the bins of a RoI share, of RoIs [first, last).
+// The boxes of RoIs [first, last), on the feature map.
 template <typename T>
 class RoiBoxes {
  public:
-  RoiBoxes(const RoiGeometry& source, int64_t first, int64_t last)
+  RoiBoxes(const RoiGeometry& geometry, int64_t first, int64_t last)
       : first_(first) {
     for (int64_t roi = first; roi < last; ++roi) {
-      boxes_.push_back(source.roi_box<T>(roi));
+      boxes_.push_back(geometry.roi_box<T>(roi));
     }
   }
 
@@ -79,8 +80,8 @@ class RoiBoxes {
   std::vector<RoiBox<T>> boxes_;
 };
 
-// Maps by image, group of bins and output channel: every groups.count()-th
-// channel of the input is one of the group's.
+// Views of the feature maps by image, group of bins and output channel. The
+// channels of a group are groups.count() apart in the input.
 template <typename S>
 class GroupedMaps {
  public:

@@ -1,47 +1,345 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The backward pass is cut into tasks (image, group of bins, slice of output
-// channels), each of which owns what it adds to grad_input. What it finds for
-// the offsets is kept per bin and slice, and summed in a fixed order at the end
-// of each chunk of RoIs.
+// Backward pass of RoI pooling. Its tasks are (image, group of bins, slice of
+// output channels). Tasks write disjoint parts of grad_input. Offset gradients
+// are buffered per bin and slice for a range of RoIs, and then summed in a
+// fixed order. So there are no locks and no atomics, and the results have the
+// same bits for any number of threads.
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/parallel.h"
-#include "cpu/roi/roi_backward_bins.h"
-#include "ops/copy_plan.h"
+#include "cpu/roi/bin_kernels.h"
+#include "cpu/roi/roi_pool.h"
+#include "ops/backward_tiling.h"
 
 namespace dcn::cpu {
 namespace {
 
-constexpr int64_t kWidestSlice = 64;
-constexpr int64_t kNarrowestCopy = 8;
-// Copies of one slice, of the input and of its gradient.
+constexpr int64_t kMaxSliceChannels = 64;
+constexpr int64_t kMinCopiedChannels = 8;
+// Budgets: channels-last copies of one slice of the input and its gradient, the
+// copies of all tasks that run at once, and the offset gradient buffer.
 constexpr int64_t kCopyBytes = int64_t{8} << 20;
-// The copies of all tasks that run at once.
 constexpr int64_t kWorkspaceBytes = int64_t{40} << 20;
+constexpr int64_t kOffsetGradBytes = int64_t{12} << 20;
+
+// The offset gradients of every bin of a range of RoIs, before they are summed:
+// one for each slice of output channels, so that no two tasks write to the
+// same.
+template <typename T>
+class OffsetGradBuffer {
+ public:
+  OffsetGradBuffer(
+      const RoiGeometry& geometry,
+      int64_t slice_channels,
+      bool wanted)
+      : geometry_(geometry),
+        shape_(geometry.shape),
+        slice_channels_(slice_channels),
+        slices_((shape_.channels + slice_channels - 1) / slice_channels),
+        bins_(shape_.classes * shape_.bins.count()) {
+    max_rois_ = std::clamp<int64_t>(
+        kOffsetGradBytes / (slices_ * bins_ * int64_t{sizeof(OffsetGrad<T>)}),
+        1,
+        std::max<int64_t>(shape_.rois, 1));
+    offset_grads_.reset(
+        wanted ? new OffsetGrad<T>[slices_ * max_rois_ * bins_] : nullptr);
+  }
+
+  int64_t slices() const {
+    return slices_;
+  }
+  // Capacity in RoIs.
+  int64_t max_rois() const {
+    return max_rois_;
+  }
+
+  // `roi` counts from the first one in the buffer.
+  OffsetGrad<T>& at(
+      int64_t slice,
+      int64_t roi,
+      int64_t class_index,
+      int i,
+      int j) const {
+    const int64_t bin =
+        class_index * shape_.bins.count() + i * shape_.bins.w + j;
+    return offset_grads_[(slice * max_rois_ + roi) * bins_ + bin];
+  }
+
+  // Writes the gradient of the buffered RoIs [first, last): for each part the
+  // sum of its bins over the slices that contain channels of the class.
+  void store(int64_t first, int64_t last, const AnyDtypeView& gradient) const {
+    const int64_t parts = shape_.parts.count();
+    parallel_tasks(last - first, [&](int64_t begin, int64_t end) {
+      std::vector<OffsetGrad<T>> sums(parts);
+      for (int64_t roi = begin; roi < end; ++roi) {
+        for (int64_t k = 0; k < shape_.classes; ++k) {
+          sum_bins(roi, k, sums);
+          for (int64_t part = 0; part < parts; ++part) {
+            const int64_t y = part / shape_.parts.w, x = part % shape_.parts.w;
+            const int64_t to = first + roi;
+            gradient.store(gradient.at(to, 2 * k, y, x), sums[part].x);
+            gradient.store(gradient.at(to, 2 * k + 1, y, x), sums[part].y);
+          }
+        }
+      }
+    });
+  }
+
+ private:
+  void sum_bins(
+      int64_t roi,
+      int64_t class_index,
+      std::vector<OffsetGrad<T>>& sums) const {
+    const int64_t per_class = shape_.channels_per_class();
+    const int64_t from = class_index * per_class / slice_channels_;
+    const int64_t to = ((class_index + 1) * per_class - 1) / slice_channels_;
+    std::fill(sums.begin(), sums.end(), OffsetGrad<T>{0, 0});
+    for (int64_t slice = from; slice <= to; ++slice) {
+      for (int i = 0; i < shape_.bins.h; ++i) {
+        for (int j = 0; j < shape_.bins.w; ++j) {
+          auto& sum =
+              sums[geometry_.part_y(i) * shape_.parts.w + geometry_.part_x(j)];
+          const auto& grad = at(slice, roi, class_index, i, j);
+          sum.y += grad.y;
+          sum.x += grad.x;
+        }
+      }
+    }
+  }
+
+  const RoiGeometry& geometry_;
+  const RoiPoolShape& shape_;
+  int64_t slice_channels_;
+  int64_t slices_;
+  int64_t bins_; // of a RoI, all classes
+  int64_t max_rois_;
+  std::unique_ptr<OffsetGrad<T>[]>
+      offset_grads_; // (slices, max_rois, classes, bins)
+};
+
+// The part of a task in one class: a range of output channels of one group of
+// bins.
+template <typename M, typename T>
+struct BinTask {
+  const RoiBoxes<T>& boxes;
+  int64_t first_roi; // the first one in the offset gradient buffer
+  const std::vector<BinIndex>& bins;
+  int64_t slice;
+  int64_t class_index;
+  int64_t channel; // of the output; channel 0 of the views
+  int64_t channels;
+  FeatureMapView<const M> map;
+  FeatureMapView<T> grad_input; // not computed if data is null
+};
+
+template <typename T>
+struct BinWorkspace {
+  SeparableWeights<T> y, x;
+  BinBatch<T> batch;
+  std::vector<T> gradient;
+
+  BinWorkspace(const RoiPoolShape& shape, int64_t max_channels)
+      : y(shape.map.h), x(shape.map.w), gradient(max_channels) {}
+};
+
+template <typename M>
+FeatureMapView<M> channels_from(FeatureMapView<M> view, int64_t channel) {
+  if (view.data != nullptr) {
+    view.data += channel * view.channel_stride;
+  }
+  return view;
+}
+
+// Adds the gradients of bins to their pixels, and stores their offset
+// gradients.
+template <typename S, typename T>
+class BinBackward {
+ public:
+  // No offset gradients are computed if `offset_grads` is null.
+  BinBackward(
+      const RoiGeometry& geometry,
+      const at::Tensor& grad_output,
+      const OffsetGradBuffer<T>* offset_grads)
+      : geometry_(geometry),
+        shape_(geometry.shape),
+        pooled_(feature_map_view<const S>(grad_output, 0, 0)),
+        pooled_stride_(grad_output.stride(0)),
+        offset_grads_(offset_grads) {}
+
+  template <typename M>
+  void run(
+      const BinTask<M, T>& task,
+      const std::vector<int64_t>& rois,
+      BinWorkspace<T>& workspace) const {
+    if (has_few_channels_per_class(shape_) &&
+        is_finite(task.map, task.channels, shape_.map.h, shape_.map.w)) {
+      run_batched(task, rois, workspace);
+      return;
+    }
+    for (const int64_t roi : rois) {
+      for (const BinIndex& bin : task.bins) {
+        run_bin(task, roi, bin, workspace);
+      }
+    }
+  }
+
+ private:
+  // The same bin of several RoIs at a time.
+  template <typename M>
+  void run_batched(
+      const BinTask<M, T>& task,
+      const std::vector<int64_t>& rois,
+      BinWorkspace<T>& workspace) const {
+    auto& batch = workspace.batch;
+    for (const BinIndex& bin : task.bins) {
+      for (const int64_t roi : rois) {
+        const auto located =
+            geometry_.locate(task.boxes[roi], roi, task.class_index, bin);
+        if (!has_finite_gradient(task, roi, bin) ||
+            !batch.try_add(roi, located)) {
+          run_bin(task, roi, bin, workspace);
+        } else if (batch.full()) {
+          flush_batch(task, bin, batch);
+        }
+      }
+      flush_batch(task, bin, batch);
+    }
+  }
+
+  template <typename M>
+  void flush_batch(
+      const BinTask<M, T>& task,
+      const BinIndex& bin,
+      BinBatch<T>& batch) const {
+    batch.compute_samples(shape_);
+    for (int item = 0; item < batch.size; ++item) {
+      OffsetGrad<T> grad{T(0), T(0)};
+      const T divisor = batch.divisor(shape_.mode, item);
+      const S* gradient = gradient_of(task, batch.roi[item], bin);
+      for (int64_t c = 0; divisor > T(0) && c < task.channels; ++c) {
+        const auto channel_grad = backward_batched<M>(
+            channels_from(task.map, c),
+            batch,
+            item,
+            static_cast<T>(gradient[c * pooled_.channel_stride]) / divisor,
+            offset_grads_ != nullptr,
+            channels_from(task.grad_input, c));
+        grad.y += channel_grad.y;
+        grad.x += channel_grad.x;
+      }
+      grad.y *= batch.offset_scale_y[item];
+      grad.x *= batch.offset_scale_x[item];
+      store_offset_grad(task, batch.roi[item], bin, grad);
+    }
+    batch.size = 0;
+  }
+
+  template <typename M>
+  void run_bin(
+      const BinTask<M, T>& task,
+      int64_t roi,
+      const BinIndex& index,
+      BinWorkspace<T>& workspace) const {
+    const auto bin =
+        geometry_.locate(task.boxes[roi], roi, task.class_index, index);
+    OffsetGrad<T> grad{T(0), T(0)};
+    T divisor = 0;
+    if (bin.state == RoiState::kInside) {
+      workspace.y.accumulate(bin.y);
+      workspace.x.accumulate(bin.x);
+      divisor = bin_divisor(bin.y, bin.x, workspace.y.kept, workspace.x.kept);
+    } else if (bin.state == RoiState::kNan) {
+      grad.y = grad.x = std::numeric_limits<T>::quiet_NaN();
+    }
+    if (divisor > T(0)) {
+      const S* gradient = gradient_of(task, roi, index);
+      for (int64_t c = 0; c < task.channels; ++c) {
+        workspace.gradient[c] =
+            static_cast<T>(gradient[c * pooled_.channel_stride]) / divisor;
+      }
+      const auto backward = task.channels < kMinVectorChannels
+          ? backward_per_channel<M, T>
+          : backward_vectorized<M, T>;
+      grad = backward(
+          task.map,
+          workspace.y,
+          workspace.x,
+          task.channels,
+          workspace.gradient.data(),
+          offset_grads_ != nullptr,
+          task.grad_input);
+      grad.y *= bin.offset_scale_y;
+      grad.x *= bin.offset_scale_x;
+    }
+    store_offset_grad(task, roi, index, grad);
+  }
+
+  template <typename M>
+  const S* gradient_of(
+      const BinTask<M, T>& task,
+      int64_t roi,
+      const BinIndex& bin) const {
+    return pooled_.pixel(bin.i, bin.j) + roi * pooled_stride_ +
+        task.channel * pooled_.channel_stride;
+  }
+
+  template <typename M>
+  bool has_finite_gradient(
+      const BinTask<M, T>& task,
+      int64_t roi,
+      const BinIndex& bin) const {
+    T sum = 0; // 0, or NaN if any gradient is not finite
+    const S* gradient = gradient_of(task, roi, bin);
+    for (int64_t c = 0; c < task.channels; ++c) {
+      sum += T(0) * static_cast<T>(gradient[c * pooled_.channel_stride]);
+    }
+    return sum == T(0);
+  }
+
+  template <typename M>
+  void store_offset_grad(
+      const BinTask<M, T>& task,
+      int64_t roi,
+      const BinIndex& bin,
+      const OffsetGrad<T>& grad) const {
+    if (offset_grads_ != nullptr) {
+      offset_grads_->at(
+          task.slice, roi - task.first_roi, task.class_index, bin.i, bin.j) =
+          grad;
+    }
+  }
+
+  const RoiGeometry& geometry_;
+  const RoiPoolShape& shape_;
+  const FeatureMapView<const S> pooled_; // grad_output of RoI 0
+  const int64_t pooled_stride_; // from RoI to RoI
+  const OffsetGradBuffer<T>* offset_grads_;
+};
 
 template <typename S, typename T>
 class Backward {
  public:
   Backward(
-      const RoiGeometry& source,
+      const RoiGeometry& geometry,
       const at::Tensor& grad_output,
       const at::Tensor& input,
       const RoiPoolGradients& gradients)
-      : source_(source),
-        shape_(source.shape),
+      : geometry_(geometry),
+        shape_(geometry.shape),
         input_(input),
         wants_input_(gradients.input.numel() > 0),
-        maps_(source.shape, input),
-        grad_maps_(source.shape, wants_input_ ? gradients.input : input),
+        maps_(geometry.shape, input),
+        grad_maps_(geometry.shape, wants_input_ ? gradients.input : input),
         gradients_(gradients),
         wants_offset_(gradients.offset.numel() > 0),
-        bins_of_(bins_of_groups(source)),
+        bins_of_groups_(bins_of_groups(geometry)),
         tiling_(
             shape_.map.count(),
             shape_.channels,
@@ -51,13 +349,16 @@ class Backward {
                 !(has_few_channels_per_class(shape_) && std::is_same_v<S, T>),
             std::is_same_v<S, T>,
             {has_few_channels_per_class(shape_) ? shape_.channels_per_class()
-                                                : kWidestSlice,
-             kNarrowestCopy,
+                                                : kMaxSliceChannels,
+             kMinCopiedChannels,
              kCopyBytes,
              sizeof(T),
              sizeof(T)}),
-        offset_grads_(source, tiling_.widest, wants_offset_),
-        bins_(source, grad_output, wants_offset_ ? &offset_grads_ : nullptr) {}
+        offset_grads_(geometry, tiling_.slice_channels, wants_offset_),
+        bin_backward_(
+            geometry,
+            grad_output,
+            wants_offset_ ? &offset_grads_ : nullptr) {}
 
   void run() {
     if (wants_input_) {
@@ -68,14 +369,14 @@ class Backward {
     const int64_t workers = std::min<int64_t>(
         tasks,
         std::clamp<int64_t>(
-            kWorkspaceBytes / std::max<int64_t>(tiling_.image_bytes, 1),
+            kWorkspaceBytes / std::max<int64_t>(tiling_.copy_bytes, 1),
             1,
             at::get_num_threads()));
     for (int64_t first = 0; first < shape_.rois;
          first += offset_grads_.max_rois()) {
       const int64_t last =
           std::min(first + offset_grads_.max_rois(), shape_.rois);
-      const RoiBoxes<T> boxes(source_, first, last);
+      const RoiBoxes<T> boxes(geometry_, first, last);
       parallel_tasks(workers, [&](int64_t begin, int64_t end) {
         Workspace workspace(*this);
         for (int64_t worker = begin; worker < end; ++worker) {
@@ -101,8 +402,8 @@ class Backward {
     int64_t image;
     int group;
     int64_t slice;
-    int64_t first; // RoI of the chunk
-    const RoiBoxes<T>& boxes; // of the chunk
+    int64_t first_roi; // in the offset gradient buffer
+    const RoiBoxes<T>& boxes;
   };
 
   struct Workspace {
@@ -110,24 +411,25 @@ class Backward {
     std::unique_ptr<T[]> input, grad_input; // (H, W, slice)
 
     explicit Workspace(const Backward& pass)
-        : bins(pass.shape_, pass.tiling_.widest) {
-      const int64_t size = pass.shape_.map.count() * pass.tiling_.widest;
+        : bins(pass.shape_, pass.tiling_.slice_channels) {
+      const int64_t size =
+          pass.shape_.map.count() * pass.tiling_.slice_channels;
       input.reset(pass.tiling_.copies_input ? new T[size] : nullptr);
       grad_input.reset(pass.tiling_.copies_grad ? new T[size] : nullptr);
     }
   };
 
-  // Whether the channels of a bin are neighbours in memory, in the dtype of the
-  // sums, in the input and so in its gradient.
+  // Whether the channels of a bin are contiguous in the input and its gradient,
+  // and in the accumulator's dtype.
   bool reads_in_place() const {
     return std::is_same_v<S, T> && shape_.groups.count() == 1 &&
         memory_format_of(input_) == at::MemoryFormat::ChannelsLast;
   }
 
   void run_task(const Task& task, Workspace& workspace) const {
-    const int64_t channel = task.slice * tiling_.widest;
+    const int64_t channel = task.slice * tiling_.slice_channels;
     const int64_t channels =
-        std::min(tiling_.widest, shape_.channels - channel);
+        std::min(tiling_.slice_channels, shape_.channels - channel);
     const auto rois = task.boxes.of_images(task.image, 1);
     if (rois.empty()) {
       return;
@@ -141,7 +443,7 @@ class Backward {
           workspace.grad_input.get(), shape_.map.count() * channels, T(0));
       grad_input = view_of(workspace.grad_input.get());
     } else if (wants_input_) {
-      if constexpr (std::is_same_v<S, T>) { // or a copy would be made
+      if constexpr (std::is_same_v<S, T>) { // else it is copied
         grad_input = grad_maps_(task.image, task.group, channel);
       }
     }
@@ -181,17 +483,18 @@ class Backward {
       const FeatureMapView<const M>& map,
       const FeatureMapView<T>& grad_input,
       Workspace& workspace) const {
-    const int64_t channel = task.slice * tiling_.widest;
-    const int64_t stop = std::min(channel + tiling_.widest, shape_.channels);
+    const int64_t channel = task.slice * tiling_.slice_channels;
+    const int64_t stop =
+        std::min(channel + tiling_.slice_channels, shape_.channels);
     const int64_t per_class = shape_.channels_per_class();
     for (int64_t from = channel; from < stop;) {
       const int64_t class_index = from / per_class;
       const int64_t to = std::min((class_index + 1) * per_class, stop);
-      bins_.run(
-          BackwardBins<M, T>{
+      bin_backward_.run(
+          BinTask<M, T>{
               task.boxes,
-              task.first,
-              bins_of_[task.group],
+              task.first_roi,
+              bins_of_groups_[task.group],
               task.slice,
               class_index,
               from,
@@ -204,7 +507,7 @@ class Backward {
     }
   }
 
-  const RoiGeometry& source_;
+  const RoiGeometry& geometry_;
   const RoiPoolShape& shape_;
   const at::Tensor& input_;
   bool wants_input_;
@@ -212,21 +515,21 @@ class Backward {
   const GroupedMaps<S> grad_maps_; // if wants_input_
   const RoiPoolGradients& gradients_;
   bool wants_offset_;
-  const std::vector<std::vector<BinIndex>> bins_of_; // each group
+  const std::vector<std::vector<BinIndex>> bins_of_groups_;
   ChannelTiling tiling_;
   OffsetGradBuffer<T> offset_grads_;
-  const BinBackward<S, T> bins_;
+  const BinBackward<S, T> bin_backward_;
 };
 
 } // namespace
 
 template <typename S, typename T>
 void roi_pool_backward(
-    const RoiGeometry& source,
+    const RoiGeometry& geometry,
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const RoiPoolGradients& gradients) {
-  Backward<S, T>(source, grad_output, input, gradients).run();
+  Backward<S, T>(geometry, grad_output, input, gradients).run();
 }
 
 #define DCN_INSTANTIATE_BACKWARD(S, T)   \

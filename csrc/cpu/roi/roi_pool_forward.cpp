@@ -1,39 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Forward pass of RoI pooling. Parallel over RoIs or, with few channels per
+// class, over classes and groups of bins.
+
+#include "cpu/roi/roi_pool.h"
+
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
 #include <ATen/ops/empty.h>
 
 #include "cpu/parallel.h"
-#include "cpu/roi/roi_pool.h"
-#include "cpu/roi/roi_pool_batched.h"
-#include "cpu/roi/roi_pool_per_channel.h"
+#include "cpu/roi/bin_kernels.h"
 
 namespace dcn::cpu {
 namespace {
 
-// Copies of maps in which the channels of a group are neighbours; larger maps
-// are read where they are.
+// Budget for copies of feature maps in which the channels of a group are
+// contiguous. Larger maps are read in place.
 constexpr int64_t kLayoutBytes = int64_t{24} << 20;
-constexpr int64_t kNarrowestCopy = 8;
-// RoIs whose frames are kept at once.
+constexpr int64_t kMinCopiedChannels = 8;
+// RoIs whose boxes are held in memory.
 constexpr int64_t kMaxBoxes = 1 << 15;
 
 template <typename S, typename T>
 class Forward {
  public:
   Forward(
-      const RoiGeometry& source,
+      const RoiGeometry& geometry,
       const at::Tensor& input,
       const at::Tensor& output)
-      : source_(source),
-        shape_(source.shape),
-        bins_(bins_of_groups(source)),
+      : geometry_(geometry),
+        shape_(geometry.shape),
+        bins_of_groups_(bins_of_groups(geometry)),
         input_(input),
-        maps_(source.shape, input),
+        maps_(geometry.shape, input),
         pooled_(feature_map_view<S>(output, 0, 0)),
         pooled_stride_(output.stride(0)) {}
 
@@ -41,13 +45,14 @@ class Forward {
     const int64_t pixel_bytes =
         shape_.map.count() * shape_.groups.count() * int64_t{sizeof(T)};
     int64_t width = shape_.channels;
-    while (width / 2 >= kNarrowestCopy && width * pixel_bytes > kLayoutBytes) {
+    while (width / 2 >= kMinCopiedChannels &&
+           width * pixel_bytes > kLayoutBytes) {
       width /= 2;
     }
-    const bool readable = has_few_channels_per_class(shape_) ||
+    const bool reads_in_place = has_few_channels_per_class(shape_) ||
         (std::is_same_v<S, T> && shape_.groups.count() == 1 &&
          input_.stride(1) == 1);
-    if (readable || width * pixel_bytes > kLayoutBytes) {
+    if (reads_in_place || width * pixel_bytes > kLayoutBytes) {
       run_images<S>(0, shape_.batch, 0, shape_.channels, maps_);
       return;
     }
@@ -103,8 +108,8 @@ class Forward {
     });
   }
 
-  // Pools the RoIs of images [first, first + count); maps(image, group,
-  // channel) is a view.
+  // Pools the RoIs of images [first, first + count). maps(image, group,
+  // channel) returns a view.
   template <typename M, typename Maps>
   void run_images(
       int64_t first,
@@ -114,7 +119,7 @@ class Forward {
       const Maps& maps) {
     for (int64_t roi = 0; roi < shape_.rois; roi += kMaxBoxes) {
       const RoiBoxes<T> boxes(
-          source_, roi, std::min(roi + kMaxBoxes, shape_.rois));
+          geometry_, roi, std::min(roi + kMaxBoxes, shape_.rois));
       const Rois rois{boxes, boxes.of_images(first, count)};
       if (has_few_channels_per_class(shape_)) {
         run_classes<M>(rois, first, count, channel, channels, maps);
@@ -154,7 +159,7 @@ class Forward {
           const int64_t class_index = from / per_class;
           const int64_t to = std::min((class_index + 1) * per_class, stop);
           for (int group = 0; group < shape_.groups.count(); ++group) {
-            for (const BinIndex& bin : bins_[group]) {
+            for (const BinIndex& bin : bins_of_groups_[group]) {
               pool_bin<M>(
                   rois.boxes[roi], roi, group, bin, from, to, maps, workspace);
             }
@@ -188,10 +193,10 @@ class Forward {
         const int64_t to =
             std::min((class_index + 1) * per_class, channel + channels);
         FiniteMapCache<M> finite(first_image, images, shape_.map, to - from);
-        for (const BinIndex& index : bins_[group]) {
+        for (const BinIndex& index : bins_of_groups_[group]) {
           for (const int64_t roi : rois.indices) {
             const auto& roi_box = rois.boxes[roi];
-            const auto bin = source_.locate(roi_box, roi, class_index, index);
+            const auto bin = geometry_.locate(roi_box, roi, class_index, index);
             if (!finite(bin.image, maps(bin.image, group, from)) ||
                 !batch.try_add(roi, bin)) {
               pool_bin<M>(
@@ -206,7 +211,7 @@ class Forward {
     });
   }
 
-  // The same bin of several RoIs; takes them out of the lanes.
+  // Pools the bins of a batch, and empties it.
   template <typename M, typename Maps>
   void pool_batch(
       BinBatch<T>& batch,
@@ -231,7 +236,7 @@ class Forward {
     batch.size = 0;
   }
 
-  // Output channels [from, to), all of one class, of one bin.
+  // Pools output channels [from, to), all of one class, of one bin.
   template <typename M, typename Maps>
   void pool_bin(
       const RoiBox<T>& roi_box,
@@ -243,13 +248,13 @@ class Forward {
       const Maps& maps,
       Workspace& workspace) {
     const int64_t class_index = from / shape_.channels_per_class();
-    const auto bin = source_.locate(roi_box, roi, class_index, index);
+    const auto bin = geometry_.locate(roi_box, roi, class_index, index);
     auto& [y, x, sums] = workspace;
     T divisor = 0;
     T empty_value = 0;
     if (bin.state == RoiState::kInside) {
-      y.sum(bin.y);
-      x.sum(bin.x);
+      y.accumulate(bin.y);
+      x.accumulate(bin.x);
       divisor = bin_divisor(bin.y, bin.x, y.kept, x.kept);
     } else if (bin.state == RoiState::kNan) {
       empty_value = std::numeric_limits<T>::quiet_NaN();
@@ -270,12 +275,12 @@ class Forward {
     }
   }
 
-  const RoiGeometry& source_;
+  const RoiGeometry& geometry_;
   const RoiPoolShape& shape_;
-  const std::vector<std::vector<BinIndex>> bins_; // of each group
+  const std::vector<std::vector<BinIndex>> bins_of_groups_;
   const at::Tensor& input_;
   const GroupedMaps<const S> maps_;
-  const FeatureMapView<S> pooled_; // of the first RoI
+  const FeatureMapView<S> pooled_; // of RoI 0
   const int64_t pooled_stride_; // from RoI to RoI
   at::Tensor copy_; // (images, H, W, groups, channels)
 };
@@ -284,10 +289,10 @@ class Forward {
 
 template <typename S, typename T>
 void roi_pool_forward(
-    const RoiGeometry& source,
+    const RoiGeometry& geometry,
     const at::Tensor& input,
     const at::Tensor& output) {
-  Forward<S, T>(source, input, output).run();
+  Forward<S, T>(geometry, input, output).run();
 }
 
 #define DCN_INSTANTIATE_FORWARD(S, T)   \

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The deterministic way into grad_input: the corners of a chunk's taps are
-// sorted by the pixel they read, then each pixel sums its own list.
+// Deterministic col2im, used under torch.use_deterministic_algorithms: the
+// corners of all taps of a tile are sorted by the pixel that they read, then
+// the contributions to each pixel are summed in that order.
 
 #include <limits>
 
@@ -15,19 +16,19 @@
 namespace dcn::cuda {
 namespace {
 
-// The key of a corner without weight: sorted behind every pixel.
+// The key of a corner without weight, sorted behind all pixels.
 constexpr int64_t kNoPixel = std::numeric_limits<int64_t>::max();
 
 template <typename S, typename T>
 struct KeyParams {
   Im2colTile<S, T> tile;
-  int64_t* keys; // (units, 4)
+  int64_t* keys; // (taps of the tile, 4)
 };
 
 template <typename S, typename T>
 __global__ void key_kernel(KeyParams<S, T> params) {
   const auto& tile = params.tile;
-  const auto& geometry = tile.taps.geometry;
+  const auto& geometry = tile.offsets.geometry;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
        index < tile.num_taps();
@@ -35,12 +36,12 @@ __global__ void key_kernel(KeyParams<S, T> params) {
     const TapIndex<S, T> tap_index(tile, index);
     const DeformTap<T> tap = tap_index.locate(tile);
     for (int k = 0; k < 4; ++k) {
-      const bool reads =
+      const bool has_weight =
           tap.state == TapState::kInside && tap.masked_weight(k) != T(0);
       const int64_t row =
-          tap_index.map_image * geometry.in_h + tap.y.at[k >> 1];
+          tap_index.map_image * geometry.in_h + tap.y.pixel[k >> 1];
       params.keys[4 * index + k] =
-          reads ? row * geometry.in_w + tap.x.at[k & 1] : kNoPixel;
+          has_weight ? row * geometry.in_w + tap.x.pixel[k & 1] : kNoPixel;
     }
   }
 }
@@ -51,35 +52,35 @@ struct SumParams {
   FeatureMapView<T> input;
   int64_t input_stride;
   const int64_t* keys; // sorted
-  const int64_t* corners; // 4 * unit + corner, in the order of the keys
+  const int64_t* corners; // 4 * tap index + corner, in the order of the keys
   int64_t count;
 };
 
-// Adds the list that starts at `first` to kSize channels of its pixel, from c
-// on.
+// Sums the contributions with the same key as the one at `first`, and adds them
+// to kSize channels of its pixel, from `c` on.
 template <int kSize, typename S, typename T>
-__device__ __forceinline__ void sum_list(
+__device__ __forceinline__ void sum_pixel(
     const SumParams<S, T>& params,
     int64_t first,
     int64_t c) {
   const auto& tile = params.tile;
-  const auto& geometry = tile.taps.geometry;
+  const auto& geometry = tile.offsets.geometry;
   const int64_t key = params.keys[first];
   T sums[kSize] = {};
   for (int64_t i = first; i < params.count && params.keys[i] == key; ++i) {
     const int64_t corner = params.corners[i];
     const TapIndex<S, T> tap_index(tile, corner / 4);
     const DeformTap<T> tap = tap_index.locate(tile);
-    T share = T(0);
+    T weight = T(0);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) { // a tap in registers has no index
-      share = k == corner % 4 ? tap.masked_weight(k) : share;
+    for (int k = 0; k < 4; ++k) { // registers cannot be indexed at run time
+      weight = k == corner % 4 ? tap.masked_weight(k) : weight;
     }
     T gradient[kSize];
     load_values(tap_index.column + c, gradient);
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
-      sums[k] += share * gradient[k];
+      sums[k] += weight * gradient[k];
     }
   }
   const int64_t row = key / geometry.in_w;
@@ -96,14 +97,14 @@ __global__ void sum_kernel(SumParams<S, T> params) {
   const int group_size = params.tile.group_size;
   const ThreadGroupLoop loop(group_size);
   for (int64_t start = loop.first; start < params.count; start += loop.step) {
-    const int64_t i = loop.index(start, group_size);
+    const int64_t i = loop.item(start, group_size);
     if (i >= params.count || params.keys[i] == kNoPixel ||
         (i > 0 && params.keys[i - 1] == params.keys[i])) {
-      continue; // not the head of a list
+      continue; // not the first contribution to a pixel
     }
     for (int64_t c = loop.lane * kSize; c < params.tile.channels;
          c += group_size * kSize) {
-      sum_list<kSize>(params, i, c);
+      sum_pixel<kSize>(params, i, c);
     }
   }
 }
@@ -113,9 +114,10 @@ __global__ void sum_kernel(SumParams<S, T> params) {
 template <typename S, typename T>
 void col2im_deterministic(
     Im2colTile<S, T> tile,
-    const Im2colGradients<T>& gradients) {
-  const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCUDA);
-  const at::Tensor keys = at::empty({4 * tile.num_taps()}, options);
+    const Im2colGradients<T>& gradients,
+    const at::TensorOptions& options) {
+  const at::Tensor keys =
+      at::empty({4 * tile.num_taps()}, options.dtype(at::kLong));
   launch(
       key_kernel<S, T>,
       KeyParams<S, T>{tile, keys.data_ptr<int64_t>()},
@@ -137,14 +139,14 @@ void col2im_deterministic(
       keys.numel() * tile.group_size);
 }
 
-#define DCN_INSTANTIATE_SCATTER(S, T) \
+#define DCN_INSTANTIATE_COL2IM(S, T)  \
   template void col2im_deterministic( \
-      Im2colTile<S, T>, const Im2colGradients<T>&);
+      Im2colTile<S, T>, const Im2colGradients<T>&, const at::TensorOptions&);
 
-DCN_INSTANTIATE_SCATTER(double, double)
-DCN_INSTANTIATE_SCATTER(float, float)
-DCN_INSTANTIATE_SCATTER(c10::Half, float)
-DCN_INSTANTIATE_SCATTER(c10::BFloat16, float)
-#undef DCN_INSTANTIATE_SCATTER
+DCN_INSTANTIATE_COL2IM(double, double)
+DCN_INSTANTIATE_COL2IM(float, float)
+DCN_INSTANTIATE_COL2IM(c10::Half, float)
+DCN_INSTANTIATE_COL2IM(c10::BFloat16, float)
+#undef DCN_INSTANTIATE_COL2IM
 
 } // namespace dcn::cuda

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Registers the CUDA kernels of deformable convolution.
+
 #include "cuda/conv/deform_conv2d.cuh"
 #include "ops/deform_conv2d_op.h"
 

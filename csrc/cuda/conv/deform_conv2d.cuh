@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// The two passes of deformable convolution on CUDA.
+
 #pragma once
 
 #include "ops/deform_conv2d.h"

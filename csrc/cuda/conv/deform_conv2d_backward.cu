@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Backward pass: for each slice of input channels and each range of output
+// positions
+//   GEMM    grad_columns = grad_output * weight
+//   col2im  gradients of input, offset and mask; recomputes the columns
+//   GEMM    grad_weight += grad_output^T * columns
+
 #include <type_traits>
 
 #include <ATen/Context.h>
@@ -13,20 +19,20 @@
 #include "cuda/conv/deform_conv2d.cuh"
 #include "cuda/conv/deform_im2col.cuh"
 #include "cuda/conv/row_ranges.cuh"
-#include "ops/slice_cut.h"
+#include "ops/backward_tiling.h"
 
 namespace dcn::cuda {
 namespace {
 
-// Slices narrower than this are not worth their copies.
-constexpr int64_t kNarrowestCopy = 16;
-// Bytes per tap corner of the sorted lists of the deterministic path.
-constexpr int64_t kListBytes = 4 * 4 * sizeof(int64_t);
+// Slices with fewer channels are not copied.
+constexpr int64_t kMinCopiedChannels = 16;
+// Per tap, the keys and indices that the deterministic col2im sorts.
+constexpr int64_t kSortBytes = 4 * 4 * sizeof(int64_t);
 
 template <typename S>
 class Backward {
   using T = OpMathType<S>;
-  static constexpr bool kSumsInDtype = std::is_same_v<S, T>;
+  static constexpr bool kAccumulatesInDtype = std::is_same_v<S, T>;
 
  public:
   Backward(
@@ -36,8 +42,8 @@ class Backward {
       : inputs_(inputs),
         shape_(inputs.shape),
         gradients_(gradients),
-        taps_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)),
-        tap_gradients_(conv_offset_gradients(gradients)),
+        offsets_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)),
+        offset_gradients_(conv_offset_gradients(gradients)),
         wants_input_(gradients.input.numel() > 0),
         wants_weight_(gradients.weight.numel() > 0),
         deterministic_(at::globalContext().deterministicAlgorithms()),
@@ -45,10 +51,10 @@ class Backward {
         tiling_(
             inputs,
             wants_input_,
-            kSumsInDtype,
+            kAccumulatesInDtype,
             true,
             {shape_.in_channels,
-             kNarrowestCopy,
+             kMinCopiedChannels,
              kCopyBytes,
              sizeof(S),
              sizeof(T)}) {}
@@ -58,23 +64,23 @@ class Backward {
       gradients_.input.zero_();
     }
     if (wants_weight_) {
-      // Complete sums of all slices, in float32 at least.
+      // The accumulator of all slices, in float32 at least.
       grad_weight_ = at::zeros(
           weight_.sizes(),
           weight_.options().dtype(c10::CppTypeToScalarType<T>::value));
     }
     const bool wants_any =
-        wants_input_ || wants_weight_ || tap_gradients_.any_defined();
+        wants_input_ || wants_weight_ || offset_gradients_.any_defined();
     const int64_t images = std::max<int64_t>(
-        kCopyBytes / std::max<int64_t>(tiling_.image_bytes, 1), 1);
+        kCopyBytes / std::max<int64_t>(tiling_.copy_bytes, 1), 1);
     for (int64_t first = 0; wants_any && first < shape_.batch;
          first += images) {
       const int64_t count = std::min(images, shape_.batch - first);
       for (size_t i = 0; i < tiling_.slices.size(); ++i) {
-        const bool adds_taps = i > 0 &&
+        const bool accumulates_offsets = i > 0 &&
             tiling_.slices[i - 1].offset_group ==
                 tiling_.slices[i].offset_group;
-        run_slice(first, count, tiling_.slices[i], adds_taps);
+        run_slice(first, count, tiling_.slices[i], accumulates_offsets);
       }
     }
     if (wants_weight_) {
@@ -93,11 +99,11 @@ class Backward {
       int64_t first,
       int64_t count,
       const ChannelSlice& slice,
-      bool adds_taps) {
-    const auto of_slice = [&](const at::Tensor& tensor) {
+      bool accumulates_offsets) {
+    const auto slice_of = [&](const at::Tensor& tensor) {
       return tensor.narrow(0, first, count).narrow(1, slice.begin, slice.size);
     };
-    at::Tensor map = of_slice(inputs_.input);
+    at::Tensor map = slice_of(inputs_.input);
     if (tiling_.copies_input) {
       map = map.contiguous(at::MemoryFormat::ChannelsLast);
     }
@@ -110,17 +116,21 @@ class Backward {
               .memory_format(at::MemoryFormat::ChannelsLast));
       grad_input.zero_();
     } else if (wants_input_) {
-      grad_input = of_slice(gradients_.input);
+      grad_input = slice_of(gradients_.input);
     }
     Im2colGradients<T> wanted{
-        {nullptr, 0, 0, 0}, 0, tap_gradients_, adds_taps, wants_weight_};
+        {nullptr, 0, 0, 0},
+        0,
+        offset_gradients_,
+        accumulates_offsets,
+        wants_weight_};
     if (grad_input.defined()) {
       wanted.input = feature_map_view<T>(grad_input, 0, 0);
       wanted.input_stride = grad_input.stride(0);
     }
     run_tiles(first, count, slice, map, wanted);
     if (tiling_.copies_grad) {
-      of_slice(gradients_.input).copy_(grad_input);
+      slice_of(gradients_.input).copy_(grad_input);
     }
   }
 
@@ -132,11 +142,11 @@ class Backward {
       const Im2colGradients<T>& wanted) {
     const int64_t taps = shape_.geometry.taps();
     const int64_t depth = taps * slice.size;
-    // The chunk's part of grad_output may be copied too.
+    // The range of grad_output may be copied too.
     int64_t rows =
         rows_per_tile(std::max(depth, shape_.group_out()), sizeof(S));
     if (deterministic_) {
-      rows = std::clamp<int64_t>(kColumnBytes / (taps * kListBytes), 1, rows);
+      rows = std::clamp<int64_t>(kColumnBytes / (taps * kSortBytes), 1, rows);
     }
     const int64_t within = slice.begin - slice.group * shape_.group_in();
     const at::Tensor weight = weight_[slice.group]
@@ -145,7 +155,7 @@ class Backward {
     for_each_range(
         count, shape_.geometry.positions(), rows, [&](RowRange range) {
           const Im2colTile<S, T> tile{
-              taps_,
+              offsets_,
               slice.offset_group,
               first + range.image,
               range.image,
@@ -173,13 +183,13 @@ class Backward {
         });
   }
 
-  // Returns the columns, if the weight's gradient is wanted.
+  // Returns the columns, if wants_weight_.
   at::Tensor run_tile(
       Im2colTile<S, T> tile,
       const at::Tensor& grad_rows,
       const at::Tensor& weight,
       const Im2colGradients<T>& wanted) {
-    if (!wants_input_ && !tap_gradients_.any_defined()) {
+    if (!wants_input_ && !offset_gradients_.any_defined()) {
       const at::Tensor columns =
           at::empty({tile.rows(), weight.size(1)}, weight.options());
       tile.columns = columns.data_ptr<S>();
@@ -189,17 +199,17 @@ class Backward {
     const at::Tensor columns = at::mm(grad_rows, weight);
     tile.columns = columns.data_ptr<S>();
     if (deterministic_ && wants_input_) {
-      col2im_deterministic(tile, wanted);
-      Im2colGradients<T> others = wanted;
-      others.input.data = nullptr;
-      deform_im2col_backward(tile, others);
+      col2im_deterministic(tile, wanted, weight.options());
+      Im2colGradients<T> offsets_only = wanted;
+      offsets_only.input.data = nullptr;
+      deform_im2col_backward(tile, offsets_only);
     } else {
       deform_im2col_backward(tile, wanted);
     }
     return columns;
   }
 
-  // grad_output of a group as (rows, group_out).
+  // The range of grad_output of a group, (rows, group_out).
   at::Tensor grad_output_rows(const RowRange& range, int64_t group) const {
     const int64_t channels = shape_.group_out();
     return range_view(
@@ -211,13 +221,13 @@ class Backward {
   BackwardInputs inputs_;
   const DeformConvShape& shape_;
   DeformConvGradients gradients_;
-  ConvOffsets taps_;
-  ConvOffsetGradients tap_gradients_;
+  ConvOffsets offsets_;
+  ConvOffsetGradients offset_gradients_;
   bool wants_input_;
   bool wants_weight_;
   bool deterministic_;
   at::Tensor weight_; // (groups, group_out, taps, group_in)
-  at::Tensor grad_weight_; // likewise
+  at::Tensor grad_weight_; // the same shape
   ConvChannelTiling tiling_;
 };
 

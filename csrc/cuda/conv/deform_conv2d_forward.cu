@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Forward pass: for each range of output positions and each group, im2col and a
+// batched GEMM (cuBLAS) with the weight.
+
 #include <ATen/Dispatch.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
@@ -24,20 +27,20 @@ class Forward {
       const at::Tensor& output)
       : shape_(shape),
         input_(inputs.input),
-        taps_(conv_offsets(shape, inputs.offset, inputs.mask)),
+        offsets_(conv_offsets(shape, inputs.offset, inputs.mask)),
         weight_(
             pack_weight(inputs.weight, shape, output.scalar_type()).flatten(2)),
         bias_(inputs.bias),
         output_(output),
         slices_(shape.slices(shape.in_channels)),
         depth_(shape.geometry.taps() * shape.group_in()),
-        most_rows_(
+        max_rows_(
             std::min(
                 rows_per_tile(depth_, sizeof(S)),
                 std::max<int64_t>(
                     shape.batch * shape.geometry.positions(),
                     1))),
-        columns_(at::empty({most_rows_, depth_}, output.options())) {}
+        columns_(at::empty({max_rows_, depth_}, output.options())) {}
 
   void run() {
     const int64_t image_bytes = int64_t{shape_.geometry.in_h} *
@@ -63,17 +66,17 @@ class Forward {
     for_each_range(
         count,
         shape_.geometry.positions(),
-        most_rows_,
+        max_rows_,
         [&](const RowRange& range) {
           for (int64_t group = 0; group < shape_.groups; ++group) {
-            gather(first, range, group, maps);
-            multiply(first, range, group);
+            im2col(first, range, group, maps);
+            gemm(first, range, group);
           }
         });
   }
 
-  // Columns (rows, taps, group_in) of one group.
-  void gather(
+  // Computes the columns of one group, (rows, taps, group_in).
+  void im2col(
       int64_t first,
       const RowRange& range,
       int64_t group,
@@ -85,7 +88,7 @@ class Forward {
       const int64_t within = slice.begin - group * shape_.group_in();
       deform_im2col(
           Im2colTile<S, T>{
-              taps_,
+              offsets_,
               slice.offset_group,
               first + range.image,
               range.image,
@@ -103,8 +106,9 @@ class Forward {
     }
   }
 
-  // output = weight * columns + bias, in the output's own layout.
-  void multiply(int64_t first, RowRange range, int64_t group) {
+  // output = weight * columns + bias, written in the memory format of the
+  // output.
+  void gemm(int64_t first, RowRange range, int64_t group) {
     const int64_t channels = shape_.group_out();
     at::Tensor columns = columns_.narrow(0, 0, range.rows())
                              .view({range.images, range.positions, depth_})
@@ -119,7 +123,7 @@ class Forward {
                  .view({1, channels, 1})
                  .expand_as(out);
     }
-    if (out.stride(2) != 1) { // channels-last: the product transposed
+    if (out.stride(2) != 1) { // channels-last: the transposed GEMM
       out = out.transpose(1, 2);
       std::swap(weight, columns);
       weight = weight.transpose(1, 2);
@@ -135,13 +139,13 @@ class Forward {
 
   const DeformConvShape& shape_;
   const at::Tensor& input_;
-  ConvOffsets taps_;
+  ConvOffsets offsets_;
   at::Tensor weight_; // (groups, group_out, taps * group_in)
   const OptionalTensor& bias_;
   const at::Tensor& output_;
   std::vector<ChannelSlice> slices_;
   int64_t depth_;
-  int64_t most_rows_;
+  int64_t max_rows_;
   at::Tensor columns_;
 };
 

@@ -40,7 +40,7 @@ __global__ void im2col_kernel(Im2colTile<S, T> tile) {
   const ThreadGroupLoop loop(tile.group_size);
   const int64_t num_taps = tile.num_taps();
   for (int64_t start = loop.first; start < num_taps; start += loop.step) {
-    const int64_t index = loop.index(start, tile.group_size);
+    const int64_t index = loop.item(start, tile.group_size);
     if (index >= num_taps) {
       continue;
     }
@@ -58,7 +58,8 @@ __global__ void im2col_kernel(Im2colTile<S, T> tile) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const T weight = tap.masked_weight(k);
-        const S* pixel = corner_pixel(tile.map, image, tap.y.at, tap.x.at, k);
+        const S* pixel =
+            corner_pixel(tile.map, image, tap.y.pixel, tap.x.pixel, k);
         T value[kSize];
         load_values(pixel + c * tile.map.channel_stride, value);
 #pragma unroll
@@ -77,8 +78,8 @@ struct BackwardParams {
   Im2colGradients<T> gradients;
 };
 
-// kSize channels of one tap: adds gradient * pixel to `sums`, scatters into
-// grad_input, and puts the column in the place of its gradient.
+// kSize channels of one tap, from `c` on: adds gradient * pixel to `sums`,
+// scatters into grad_input, and overwrites the column gradient by the column.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void backward_channels(
     const BackwardParams<S, T>& params,
@@ -96,20 +97,20 @@ __device__ __forceinline__ void backward_channels(
   T column[kSize] = {};
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const S* pixel = corner_pixel(tile.map, image, tap.y.at, tap.x.at, k);
+    const S* pixel = corner_pixel(tile.map, image, tap.y.pixel, tap.x.pixel, k);
     T value[kSize];
     load_values(pixel + c * tile.map.channel_stride, value);
     const T weight = tap.masked_weight(k);
-    T share[kSize];
+    T contribution[kSize];
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       sums[k] += gradient[i] * value[i];
       column[i] += weight * value[i];
-      share[i] = weight * gradient[i];
+      contribution[i] = weight * gradient[i];
     }
     if (input.data != nullptr && weight != T(0)) {
-      T* to = corner_pixel(input, grad_image, tap.y.at, tap.x.at, k);
-      atomic_add(to + c * input.channel_stride, share);
+      T* to = corner_pixel(input, grad_image, tap.y.pixel, tap.x.pixel, k);
+      atomic_add(to + c * input.channel_stride, contribution);
     }
   }
   if (params.gradients.wants_columns) {
@@ -126,15 +127,15 @@ __device__ __forceinline__ void store_tap_gradient(
   T gradient[3];
   tap_gradients(tap, sums, gradient);
   const auto& tile = params.tile;
-  params.gradients.taps.store(
-      tile.taps.geometry,
+  params.gradients.offsets.store(
+      tile.offsets.geometry,
       tap_index.image,
       tile.offset_group,
       tap_index.y,
       tap_index.x,
       tap_index.tap,
       gradient,
-      params.gradients.adds_taps);
+      params.gradients.accumulates_offsets);
 }
 
 template <typename S, typename T, int kSize>
@@ -143,7 +144,7 @@ __global__ void im2col_backward_kernel(BackwardParams<S, T> params) {
   const ThreadGroupLoop loop(tile.group_size);
   const int64_t num_taps = tile.num_taps();
   for (int64_t start = loop.first; start < num_taps; start += loop.step) {
-    const int64_t index = loop.index(start, tile.group_size);
+    const int64_t index = loop.item(start, tile.group_size);
     const bool active = index < num_taps;
     const TapIndex<S, T> tap_index(tile, active ? index : 0);
     const DeformTap<T> tap = tap_index.locate(tile);

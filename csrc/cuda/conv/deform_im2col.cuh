@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// Columns of a chunk of output positions, and what the gradient of columns is
-// turned into. S is the dtype of the tensors, T that of coordinates and sums.
+// Deformable im2col and its backward pass (col2im and the gradients of offset
+// and mask). S is the dtype of the tensors, T that of coordinates and
+// accumulators.
 #pragma once
 
 #include "ops/conv_offsets.h"
@@ -10,11 +11,11 @@
 
 namespace dcn::cuda {
 
-// Rows of a chunk: `positions` positions of each of `images` images, of one
-// slice of channels. A row holds taps, a tap channels.
+// Columns of `positions` output positions of each of `images` images, of one
+// slice of channels: (images, positions, taps, channels).
 template <typename S, typename T>
 struct Im2colTile {
-  ConvOffsets taps;
+  ConvOffsets offsets;
   int64_t offset_group;
   int64_t image; // in the batch
   int64_t map_image; // the same image in `map` and `grad_input`
@@ -28,41 +29,44 @@ struct Im2colTile {
   S* columns;
   int64_t row_stride;
   int64_t tap_stride;
-  int group_size; // threads that share a tap; set by the functions below
+  int group_size; // threads per tap; set by the functions below
 
   DCN_INLINE int64_t rows() const {
     return images * positions;
   }
   DCN_INLINE int64_t num_taps() const {
-    return rows() * taps.geometry.taps();
+    return rows() * offsets.geometry.taps();
   }
 };
 
-// Where gradients go.
+// What deform_im2col_backward computes.
 template <typename T>
 struct Im2colGradients {
-  FeatureMapView<T> input; // of image 0, added to; data null: not wanted
+  FeatureMapView<T>
+      input; // of image 0; accumulated; not computed if data is null
   int64_t input_stride; // between images
-  ConvOffsetGradients taps;
-  bool adds_taps; // to those of the slices before
-  bool wants_columns; // replaces the gradients by the columns themselves
+  ConvOffsetGradients offsets;
+  bool accumulates_offsets; // adds to those of the previous slices
+  bool wants_columns; // overwrites grad_columns with the columns
 };
 
 // columns = mask * sampled value.
 template <typename S, typename T>
 void deform_im2col(Im2colTile<S, T> tile);
 
-// Reads the gradient of the columns from chunk.columns; visits each tap once,
-// and adds to grad_input in no fixed order.
+// The tile holds the gradient of the columns. Adds to grad_input with atomics,
+// in no fixed order.
 template <typename S, typename T>
 void deform_im2col_backward(
     Im2colTile<S, T> tile,
     const Im2colGradients<T>& gradients);
 
-// Adds the same to gradients.input alone, each pixel's sum in a fixed order.
+// Computes gradients.input only, each pixel's sum in a fixed order. `options`
+// are those of a tensor on the device.
 template <typename S, typename T>
 void col2im_deterministic(
     Im2colTile<S, T> tile,
-    const Im2colGradients<T>& gradients);
+    const Im2colGradients<T>& gradients,
+    const at::TensorOptions& options);
 
 } // namespace dcn::cuda

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// How threads are dealt to the bins of a chunk of RoIs: groups of `lanes`
-// neighbouring threads share a bin and divide its channels, kSize at a time.
+// The items of the RoI pooling kernels: a thread group works on one bin of one
+// class of a RoI.
 #pragma once
 
 #include <algorithm>
 
-#include "cuda/conv/tap_threads.cuh"
 #include "cuda/roi/roi_bins.cuh"
+#include "cuda/thread_groups.cuh"
+#include "cuda/vectorized_access.cuh"
 
 namespace dcn::cuda {
 
-// One bin of one class of one RoI, and its channels in the slice. The classes
-// of a bin follow one another, since their channels are neighbours.
+// One bin of one class of one RoI, and its channels in the slice. Classes vary
+// fastest, since their channels are contiguous.
 template <typename T>
 struct ClassBin {
-  int64_t roi; // of the chunk
+  int64_t roi; // in the tile
   int64_t class_index;
   int i;
   int j;
@@ -25,7 +26,7 @@ struct ClassBin {
 
   template <typename S>
   __device__ ClassBin(const RoiTile<S, T>& tile, int64_t index) {
-    const auto& shape = tile.source.shape;
+    const auto& shape = tile.geometry.shape;
     class_index = index % shape.classes;
     const int64_t bin = index / shape.classes;
     j = bin % shape.bins.w;
@@ -37,8 +38,8 @@ struct ClassBin {
     end = min((class_index + 1) * per_class, stop);
   }
 
-  // Its place among the slopes, (rois, classes, bins).
-  __device__ int64_t dweight(const RoiPoolShape& shape) const {
+  // Index into offset_grads, (rois, classes, bins).
+  __device__ int64_t offset_grad_index(const RoiPoolShape& shape) const {
     const int64_t row = roi * shape.classes + class_index;
     return (row * shape.bins.h + i) * shape.bins.w + j;
   }
@@ -46,17 +47,17 @@ struct ClassBin {
 
 template <typename S, typename T>
 DCN_INLINE int64_t num_bins(const RoiTile<S, T>& tile) {
-  const auto& shape = tile.source.shape;
+  const auto& shape = tile.geometry.shape;
   return tile.rois * shape.classes * shape.bins.count();
 }
 
-// kSize channels of the gradient of bin (i, j), as type T.
+// Loads kSize channels of the gradient of a bin, converted to T.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void load_pooled(
     const RoiTile<S, T>& tile,
     const S* from,
     T (&to)[kSize]) {
-  if (tile.pooled_wide) {
+  if (tile.vectorized_pooled) {
     load_values(from, to);
     return;
   }
@@ -71,7 +72,7 @@ __device__ __forceinline__ void store_pooled(
     const RoiTile<S, T>& tile,
     S* to,
     const T (&from)[kSize]) {
-  if (tile.pooled_wide) {
+  if (tile.vectorized_pooled) {
     store_values(to, from);
     return;
   }
@@ -81,10 +82,10 @@ __device__ __forceinline__ void store_pooled(
   }
 }
 
-// Whether the channels of every class in the slice divide into runs of `size`.
+// Whether the channels of every class in the slice are divisible by `size`.
 template <typename S, typename T>
 bool divides_channels(const RoiTile<S, T>& tile, int64_t size) {
-  return tile.source.shape.channels_per_class() % size == 0 &&
+  return tile.geometry.shape.channels_per_class() % size == 0 &&
       tile.first_channel % size == 0 && tile.channels % size == 0;
 }
 
@@ -94,12 +95,12 @@ bool is_aligned(const GroupedMaps<S>& maps, int64_t size) {
       maps.group_stride % size == 0;
 }
 
-// Deals threads for kernels that work on `size` channels at a time.
+// Sets the thread groups of a kernel that accesses `size` channels at a time.
 template <typename S, typename T>
 void assign_threads(RoiTile<S, T>& tile, int64_t size) {
   tile.group_size = group_size_for(
-      std::min(tile.source.shape.channels_per_class(), tile.channels), size);
-  tile.pooled_wide = is_aligned(tile.pooled, tile.pooled_stride, size);
+      std::min(tile.geometry.shape.channels_per_class(), tile.channels), size);
+  tile.vectorized_pooled = is_aligned(tile.pooled, tile.pooled_stride, size);
 }
 
 } // namespace dcn::cuda

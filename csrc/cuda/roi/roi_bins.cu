@@ -11,7 +11,7 @@
 namespace dcn::cuda {
 namespace {
 
-// Adds kSize channels of the pixels of a bin, weighted, to `sums`.
+// Adds the weighted pixels of a bin, kSize channels, to `sums`.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void sum_pixels(
     const FeatureMapView<const S>& map,
@@ -33,8 +33,7 @@ __device__ __forceinline__ void sum_pixels(
   }
 }
 
-// The number that a bin's sum is divided by; 0 where there is nothing to divide
-// or the bin pools no samples.
+// The divisor of a bin's sum; 0 if the bin has no samples.
 template <typename T>
 __device__ T divisor_of(const RoiBin<T>& bin) {
   return bin.state == RoiState::kInside
@@ -44,17 +43,17 @@ __device__ T divisor_of(const RoiBin<T>& bin) {
 
 template <typename S, typename T, int kSize>
 __global__ void pool_kernel(RoiTile<S, T> tile) {
-  const auto& shape = tile.source.shape;
+  const auto& shape = tile.geometry.shape;
   const ThreadGroupLoop loop(tile.group_size);
-  const int64_t num_bins_total = num_bins(tile);
-  for (int64_t start = loop.first; start < num_bins_total; start += loop.step) {
-    const int64_t index = loop.index(start, tile.group_size);
-    if (index >= num_bins_total) {
+  const int64_t bin_count = num_bins(tile);
+  for (int64_t start = loop.first; start < bin_count; start += loop.step) {
+    const int64_t index = loop.item(start, tile.group_size);
+    if (index >= bin_count) {
       continue;
     }
     const ClassBin<T> bin_index(tile, index);
     const int64_t roi = tile.first_roi + bin_index.roi;
-    const auto bin = tile.source.template locate<T>(
+    const auto bin = tile.geometry.template locate<T>(
         roi, bin_index.class_index, bin_index.i, bin_index.j);
     const int64_t image = max(bin.image, int64_t{0}) - tile.first_image;
     if (image < 0 || image >= tile.images) {
@@ -91,7 +90,7 @@ struct BinBackwardParams {
 };
 
 // kSize channels of one bin, from `channel` of the maps on: scatters into
-// grad_input and adds the derivative by the bin's position to `slope`.
+// grad_input and adds the gradient of the bin's position to `offset_grad`.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void backward_pixels(
     const BinBackwardParams<S, T>& params,
@@ -100,7 +99,7 @@ __device__ __forceinline__ void backward_pixels(
     int group,
     int64_t channel,
     const T (&gradient)[kSize],
-    OffsetGrad<T>& dweight) {
+    OffsetGrad<T>& offset_grad) {
   const bool wants_offset = params.gradients.offset_grads != nullptr;
   const bool wants_input = params.gradients.input.map.data != nullptr;
   const auto map = params.tile.maps.view(image, group, channel);
@@ -110,9 +109,9 @@ __device__ __forceinline__ void backward_pixels(
   for (SeparableWeights<T> y(bin.y); y.next();) {
     for (SeparableWeights<T> x(bin.x); x.next();) {
       const T weight = y.weight * x.weight;
-      const T along_y = y.dweight * x.weight;
-      const T along_x = y.weight * x.dweight;
-      if (wants_offset && (along_y != T(0) || along_x != T(0))) {
+      const T weight_dy = y.dweight * x.weight;
+      const T weight_dx = y.weight * x.dweight;
+      if (wants_offset && (weight_dy != T(0) || weight_dx != T(0))) {
         T value[kSize];
         load_values(map.pixel(y.pixel, x.pixel), value);
         T sum = T(0);
@@ -120,22 +119,22 @@ __device__ __forceinline__ void backward_pixels(
         for (int i = 0; i < kSize; ++i) {
           sum += gradient[i] * value[i];
         }
-        dweight.y += along_y * sum;
-        dweight.x += along_x * sum;
+        offset_grad.y += weight_dy * sum;
+        offset_grad.x += weight_dx * sum;
       }
       if (wants_input && weight != T(0)) {
-        T share[kSize];
+        T contribution[kSize];
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
-          share[i] = weight * gradient[i];
+          contribution[i] = weight * gradient[i];
         }
-        atomic_add(input.pixel(y.pixel, x.pixel), share);
+        atomic_add(input.pixel(y.pixel, x.pixel), contribution);
       }
     }
   }
 }
 
-// A thread's channels of one bin; returns the derivative by the bin's offset.
+// Processes this thread's channels of one bin; returns their offset gradient.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ OffsetGrad<T> backward_bin(
     const BinBackwardParams<S, T>& params,
@@ -143,13 +142,13 @@ __device__ __forceinline__ OffsetGrad<T> backward_bin(
     const RoiBin<T>& bin,
     int64_t image,
     int lane) {
-  OffsetGrad<T> dweight{T(0), T(0)};
+  OffsetGrad<T> offset_grad{T(0), T(0)};
   const auto& tile = params.tile;
   const T divisor = divisor_of(bin);
   if (!(divisor > T(0))) {
-    return dweight;
+    return offset_grad;
   }
-  const int group = tile.source.shape.group_of(bin_index.i, bin_index.j);
+  const int group = tile.geometry.shape.group_of(bin_index.i, bin_index.j);
   const S* grad = tile.pooled.pixel(bin_index.i, bin_index.j) +
       (tile.first_roi + bin_index.roi) * tile.pooled_stride;
   for (int64_t c = bin_index.begin + lane * kSize; c < bin_index.end;
@@ -161,46 +160,102 @@ __device__ __forceinline__ OffsetGrad<T> backward_bin(
       gradient[i] /= divisor;
     }
     backward_pixels(
-        params, bin, image, group, c - tile.first_channel, gradient, dweight);
+        params,
+        bin,
+        image,
+        group,
+        c - tile.first_channel,
+        gradient,
+        offset_grad);
   }
-  dweight.y *= bin.offset_scale_y;
-  dweight.x *= bin.offset_scale_x;
-  return dweight;
+  offset_grad.y *= bin.offset_scale_y;
+  offset_grad.x *= bin.offset_scale_x;
+  return offset_grad;
 }
 
 template <typename S, typename T, int kSize>
 __global__ void backward_kernel(BinBackwardParams<S, T> params) {
   const auto& tile = params.tile;
   const ThreadGroupLoop loop(tile.group_size);
-  const int64_t num_bins_total = num_bins(tile);
-  for (int64_t start = loop.first; start < num_bins_total; start += loop.step) {
-    const int64_t index = loop.index(start, tile.group_size);
-    const bool active = index < num_bins_total;
+  const int64_t bin_count = num_bins(tile);
+  for (int64_t start = loop.first; start < bin_count; start += loop.step) {
+    const int64_t index = loop.item(start, tile.group_size);
+    const bool active = index < bin_count;
     const ClassBin<T> bin_index(tile, active ? index : 0);
-    const auto bin = tile.source.template locate<T>(
+    const auto bin = tile.geometry.template locate<T>(
         tile.first_roi + bin_index.roi,
         bin_index.class_index,
         bin_index.i,
         bin_index.j);
     const int64_t image = bin.image - tile.first_image;
-    const bool here = active && bin.image >= 0 && image >= 0 &&
+    const bool in_tile = active && bin.image >= 0 && image >= 0 &&
         image < tile.images && bin_index.begin < bin_index.end;
-    OffsetGrad<T> dweight{T(0), T(0)};
-    if (here && bin.state == RoiState::kNan) {
-      dweight.y = dweight.x = std::numeric_limits<T>::quiet_NaN();
-    } else if (here) {
-      dweight = backward_bin<kSize>(params, bin_index, bin, image, loop.lane);
+    OffsetGrad<T> offset_grad{T(0), T(0)};
+    if (in_tile && bin.state == RoiState::kNan) {
+      offset_grad.y = offset_grad.x = std::numeric_limits<T>::quiet_NaN();
+    } else if (in_tile) {
+      offset_grad =
+          backward_bin<kSize>(params, bin_index, bin, image, loop.lane);
     }
     for (int distance = tile.group_size / 2; distance > 0; distance /= 2) {
-      dweight.y += __shfl_xor_sync(0xffffffff, dweight.y, distance);
-      dweight.x += __shfl_xor_sync(0xffffffff, dweight.x, distance);
+      offset_grad.y += __shfl_xor_sync(0xffffffff, offset_grad.y, distance);
+      offset_grad.x += __shfl_xor_sync(0xffffffff, offset_grad.x, distance);
     }
-    if (here && loop.lane == 0 && params.gradients.offset_grads != nullptr) {
+    if (in_tile && loop.lane == 0 && params.gradients.offset_grads != nullptr) {
       auto& sum =
-          params.gradients.offset_grads[bin_index.dweight(tile.source.shape)];
-      sum.y += dweight.y;
-      sum.x += dweight.x;
+          params.gradients
+              .offset_grads[bin_index.offset_grad_index(tile.geometry.shape)];
+      sum.y += offset_grad.y;
+      sum.x += offset_grad.x;
     }
+  }
+}
+
+template <typename T>
+struct OffsetGradParams {
+  RoiGeometry geometry;
+  int64_t first_roi;
+  int64_t rois;
+  const OffsetGrad<T>* offset_grads;
+  AnyDtypeView gradient;
+};
+
+// The first of `bins` bins that belongs to part `part` of `parts`.
+__device__ int first_bin(int part, int parts, int bins) {
+  return (int64_t{part} * bins + parts - 1) / parts;
+}
+
+template <typename T>
+__global__ void offset_grad_kernel(OffsetGradParams<T> params) {
+  const auto& shape = params.geometry.shape;
+  const int64_t parts = shape.parts.count();
+  const int64_t count = params.rois * shape.classes * parts;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       index < count;
+       index += step) {
+    const int part_y = index % parts / shape.parts.w;
+    const int part_x = index % shape.parts.w;
+    const int64_t row = index / parts; // (roi, class)
+    const int end_i = first_bin(part_y + 1, shape.parts.h, shape.bins.h);
+    const int end_j = first_bin(part_x + 1, shape.parts.w, shape.bins.w);
+    const int begin_j = first_bin(part_x, shape.parts.w, shape.bins.w);
+    T y = T(0), x = T(0);
+    for (int i = first_bin(part_y, shape.parts.h, shape.bins.h); i < end_i;
+         ++i) {
+      for (int j = begin_j; j < end_j; ++j) {
+        const auto& offset_grad =
+            params
+                .offset_grads[row * shape.bins.count() + i * shape.bins.w + j];
+        y += offset_grad.y;
+        x += offset_grad.x;
+      }
+    }
+    const int64_t roi = params.first_roi + row / shape.classes;
+    const int64_t plane = 2 * (row % shape.classes);
+    const auto& to = params.gradient;
+    to.store(to.at(roi, plane, part_y, part_x), x);
+    to.store(to.at(roi, plane + 1, part_y, part_x), y);
   }
 }
 
@@ -235,6 +290,19 @@ void backward_bins(
       num_bins(tile) * tile.group_size);
 }
 
+template <typename T>
+void sum_offset_grads(
+    const RoiGeometry& geometry,
+    int64_t first_roi,
+    int64_t rois,
+    const OffsetGrad<T>* offset_grads,
+    const AnyDtypeView& gradient) {
+  launch(
+      offset_grad_kernel<T>,
+      OffsetGradParams<T>{geometry, first_roi, rois, offset_grads, gradient},
+      rois * geometry.shape.classes * geometry.shape.parts.count());
+}
+
 #define DCN_INSTANTIATE_BINS(S, T)        \
   template void pool_bins(RoiTile<S, T>); \
   template void backward_bins(RoiTile<S, T>, const RoiTileGradients<S, T>&);
@@ -244,5 +312,18 @@ DCN_INSTANTIATE_BINS(float, float)
 DCN_INSTANTIATE_BINS(c10::Half, float)
 DCN_INSTANTIATE_BINS(c10::BFloat16, float)
 #undef DCN_INSTANTIATE_BINS
+
+template void sum_offset_grads(
+    const RoiGeometry&,
+    int64_t,
+    int64_t,
+    const OffsetGrad<float>*,
+    const AnyDtypeView&);
+template void sum_offset_grads(
+    const RoiGeometry&,
+    int64_t,
+    int64_t,
+    const OffsetGrad<double>*,
+    const AnyDtypeView&);
 
 } // namespace dcn::cuda

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
+// Host side of RoI pooling on CUDA: slices, copies and registration.
+
 #include <limits>
 
 #include <ATen/Context.h>
@@ -8,21 +10,21 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include "cuda/conv/row_ranges.cuh"
 #include "cuda/roi/roi_bins.cuh"
-#include "ops/copy_plan.h"
+#include "cuda/workspace.cuh"
+#include "ops/backward_tiling.h"
 #include "ops/roi_pool_op.h"
 
 namespace dcn::cuda {
 namespace {
 
-// Slices narrower than this are not worth their copies.
-constexpr int64_t kNarrowestCopy = 16;
-// Gradients of the bins of one chunk of RoIs.
+// Slices with fewer channels are not copied.
+constexpr int64_t kMinCopiedChannels = 16;
+// Budget for the offset gradients of the bins of a range of RoIs.
 constexpr int64_t kOffsetGradBytes = int64_t{32} << 20;
 
-// Channels [channel, channel + channels) of every group, of some images:
-// (images, channels, groups, H, W), a view.
+// View of channels [channel, channel + channels) of every group, of some
+// images: (images, channels, groups, H, W).
 at::Tensor grouped_view(
     const at::Tensor& tensor,
     const RoiPoolShape& shape,
@@ -36,7 +38,7 @@ at::Tensor grouped_view(
       .unflatten(1, {channels, groups});
 }
 
-// The same with the channels of a group as neighbours in memory, not filled.
+// Allocates the same shape, with the channels of a group contiguous in memory.
 at::Tensor empty_channels_last(const at::Tensor& like, at::ScalarType dtype) {
   return at::empty(
              {like.size(0),
@@ -64,38 +66,38 @@ bool is_channels_last(const at::Tensor& input, const RoiPoolShape& shape) {
       memory_format_of(input) == at::MemoryFormat::ChannelsLast;
 }
 
-// Calls visit(first image, images, first channel, channels) for slices and
-// groups of images whose copies fit.
+// Calls visit(first image, images, first channel, channels) for slices of
+// channels and ranges of images whose copies fit the budget.
 template <typename Visit>
 void for_each_copy(
     const RoiPoolShape& shape,
     const ChannelTiling& tiling,
     const Visit& visit) {
   const int64_t images = std::max<int64_t>(
-      kCopyBytes / std::max<int64_t>(tiling.image_bytes, 1), 1);
+      kCopyBytes / std::max<int64_t>(tiling.copy_bytes, 1), 1);
   for (int64_t channel = 0; channel < shape.channels;
-       channel += tiling.widest) {
+       channel += tiling.slice_channels) {
     for (int64_t image = 0; image < shape.batch; image += images) {
       visit(
           image,
           std::min(images, shape.batch - image),
           channel,
-          std::min(tiling.widest, shape.channels - channel));
+          std::min(tiling.slice_channels, shape.channels - channel));
     }
   }
 }
 
 template <typename S>
 RoiTile<S, OpMathType<S>> make_tile(
-    const RoiGeometry& source,
+    const RoiGeometry& geometry,
     int64_t first_roi,
     int64_t rois,
     const at::Tensor& pooled) {
   RoiTile<S, OpMathType<S>> tile{};
-  tile.source = source;
+  tile.geometry = geometry;
   tile.first_roi = first_roi;
   tile.rois = rois;
-  if (source.shape.rois > 0) {
+  if (geometry.shape.rois > 0) {
     tile.pooled = feature_map_view<S>(pooled, 0, 0);
     tile.pooled_stride = pooled.stride(0);
   }
@@ -104,18 +106,18 @@ RoiTile<S, OpMathType<S>> make_tile(
 
 template <typename S>
 void forward(
-    const RoiGeometry& source,
+    const RoiGeometry& geometry,
     const at::Tensor& input,
     const at::Tensor& output) {
   using T = OpMathType<S>;
-  const auto& shape = source.shape;
+  const auto& shape = geometry.shape;
   const ChannelTiling tiling(
       shape.map.count() * shape.groups.count(),
       shape.channels,
       !is_channels_last(input, shape),
       false,
       true,
-      {shape.channels, kNarrowestCopy, kCopyBytes, sizeof(S), 0});
+      {shape.channels, kMinCopiedChannels, kCopyBytes, sizeof(S), 0});
   for_each_copy(
       shape,
       tiling,
@@ -125,7 +127,7 @@ void forward(
         if (tiling.copies_input) {
           maps = empty_channels_last(maps, input.scalar_type()).copy_(maps);
         }
-        auto tile = make_tile<S>(source, 0, shape.rois, output);
+        auto tile = make_tile<S>(geometry, 0, shape.rois, output);
         tile.first_image = image;
         tile.images = images;
         tile.first_channel = channel;
@@ -137,14 +139,14 @@ void forward(
 
 template <typename S>
 void backward(
-    const RoiGeometry& source,
+    const RoiGeometry& geometry,
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const RoiPoolGradients& gradients) {
   using T = OpMathType<S>;
-  constexpr auto kSums = c10::CppTypeToScalarType<T>::value;
-  constexpr bool kSumsInDtype = std::is_same_v<S, T>;
-  const auto& shape = source.shape;
+  constexpr auto kAccumulator = c10::CppTypeToScalarType<T>::value;
+  constexpr bool kAccumulatesInDtype = std::is_same_v<S, T>;
+  const auto& shape = geometry.shape;
   const bool wants_input = gradients.input.numel() > 0;
   const bool wants_offset = gradients.offset.numel() > 0;
   const bool deterministic = at::globalContext().deterministicAlgorithms();
@@ -153,20 +155,21 @@ void backward(
       shape.map.count() * shape.groups.count(),
       shape.channels,
       wants_offset && !channels_last,
-      wants_input && !(channels_last && kSumsInDtype),
-      kSumsInDtype,
-      {shape.channels, kNarrowestCopy, kCopyBytes, sizeof(S), sizeof(T)});
+      wants_input && !(channels_last && kAccumulatesInDtype),
+      kAccumulatesInDtype,
+      {shape.channels, kMinCopiedChannels, kCopyBytes, sizeof(S), sizeof(T)});
   if (wants_input) {
     gradients.input.zero_();
   }
   const int64_t bins = shape.classes * shape.bins.count();
-  const int64_t most = std::max<int64_t>(
+  const int64_t max_rois = std::max<int64_t>(
       kOffsetGradBytes / (bins * int64_t{sizeof(OffsetGrad<T>)}), 1);
-  for (int64_t first = 0; first < shape.rois; first += most) {
-    const int64_t rois = std::min(most, shape.rois - first);
+  for (int64_t first = 0; first < shape.rois; first += max_rois) {
+    const int64_t rois = std::min(max_rois, shape.rois - first);
     at::Tensor offset_grads;
     if (wants_offset) {
-      offset_grads = at::zeros({rois, bins, 2}, input.options().dtype(kSums));
+      offset_grads =
+          at::zeros({rois, bins, 2}, input.options().dtype(kAccumulator));
     }
     for_each_copy(
         shape,
@@ -183,7 +186,7 @@ void backward(
             grad_maps = grouped_view(
                 gradients.input, shape, image, images, channel, channels);
             sums = tiling.copies_grad
-                ? empty_channels_last(grad_maps, kSums).zero_()
+                ? empty_channels_last(grad_maps, kAccumulator).zero_()
                 : grad_maps;
             wanted.input = maps_of<T>(sums);
           }
@@ -191,7 +194,7 @@ void backward(
             wanted.offset_grads = reinterpret_cast<OffsetGrad<T>*>(
                 offset_grads.template data_ptr<T>());
           }
-          auto tile = make_tile<S>(source, first, rois, grad_output);
+          auto tile = make_tile<S>(geometry, first, rois, grad_output);
           tile.first_image = image;
           tile.images = images;
           tile.first_channel = channel;
@@ -210,7 +213,7 @@ void backward(
         });
     if (wants_offset) {
       sum_offset_grads(
-          source,
+          geometry,
           first,
           rois,
           reinterpret_cast<const OffsetGrad<T>*>(
@@ -222,21 +225,21 @@ void backward(
 
 struct Device {
   static void forward(
-      const RoiGeometry& source,
+      const RoiGeometry& geometry,
       const at::Tensor& input,
       const at::Tensor& output) {
-    if (source.shape.batch == 0) { // then no box has an image
+    if (geometry.shape.batch == 0) { // all batch indices are invalid
       output.fill_(std::numeric_limits<double>::quiet_NaN());
       return;
     }
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, input.scalar_type(), "deform_roi_pool", [&] {
-          cuda::forward<scalar_t>(source, input, output);
+          cuda::forward<scalar_t>(geometry, input, output);
         });
   }
 
   static void backward(
-      const RoiGeometry& source,
+      const RoiGeometry& geometry,
       const at::Tensor& grad_output,
       const at::Tensor& input,
       const RoiPoolGradients& gradients) {
@@ -246,7 +249,7 @@ struct Device {
         input.scalar_type(),
         "_deform_roi_pool_backward",
         [&] {
-          cuda::backward<scalar_t>(source, grad_output, input, gradients);
+          cuda::backward<scalar_t>(geometry, grad_output, input, gradients);
         });
   }
 };

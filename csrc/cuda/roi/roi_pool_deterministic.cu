@@ -1,23 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// Sums in a fixed order: of the bins of a part, and, on the deterministic way
-// into grad_input, of the bins that read a pixel.
+// Deterministic gradient of the input of RoI pooling, used under
+// torch.use_deterministic_algorithms: each pixel sums the contributions of all
+// bins that read it, in a fixed order. Slow, since every thread visits every
+// bin.
 
 #include "cuda/roi/bin_threads.cuh"
 
 namespace dcn::cuda {
 namespace {
 
-// What one axis of a bin weighs at one pixel.
+// The weight of a bin at one pixel, along one axis.
 template <typename T>
-__device__ T weight_at(const BinAxis<T>& bin, int at) {
+__device__ T weight_at(const BinAxis<T>& bin, int pixel) {
   T weight = T(0);
   for (int64_t i = bin.begin; i < bin.end; ++i) {
     const BinSample<T> sample = bin_sample(bin, i);
     for (int k = 0; k < 2; ++k) {
-      weight +=
-          sample.kept && sample.tap.at[k] == at ? sample.tap.weight[k] : T(0);
+      weight += sample.kept && sample.tap.pixel[k] == pixel
+          ? sample.tap.weight[k]
+          : T(0);
     }
   }
   return weight;
@@ -29,8 +32,8 @@ struct DeterministicParams {
   RoiTileGradients<S, T> gradients;
 };
 
-// Adds the shares of every bin of `group` in kSize output channels, from `c`
-// on, at pixel (y, x) to `sums`.
+// Adds the contributions of every bin of `group` to pixel (y, x) of kSize
+// output channels, from `c` on, to `sums`.
 template <int kSize, typename S, typename T>
 __device__ void sum_bins(
     const RoiTile<S, T>& tile,
@@ -40,11 +43,11 @@ __device__ void sum_bins(
     int x,
     int64_t c,
     T (&sums)[kSize]) {
-  const auto& shape = tile.source.shape;
+  const auto& shape = tile.geometry.shape;
   const int64_t class_index = c / shape.channels_per_class();
   for (int64_t r = 0; r < tile.rois; ++r) {
     const int64_t roi = tile.first_roi + r;
-    if (tile.source.image_of(roi) != image) {
+    if (tile.geometry.image_of(roi) != image) {
       continue;
     }
     for (int i = 0; i < shape.bins.h; ++i) {
@@ -52,13 +55,14 @@ __device__ void sum_bins(
         if (shape.group_of(i, j) != group) {
           continue;
         }
-        const auto bin = tile.source.template locate<T>(roi, class_index, i, j);
+        const auto bin =
+            tile.geometry.template locate<T>(roi, class_index, i, j);
         if (bin.state != RoiState::kInside) {
           continue;
         }
-        const T along_y = weight_at(bin.y, y);
+        const T weight_y = weight_at(bin.y, y);
         const T weight =
-            along_y == T(0) ? along_y : along_y * weight_at(bin.x, x);
+            weight_y == T(0) ? weight_y : weight_y * weight_at(bin.x, x);
         if (weight == T(0)) {
           continue;
         }
@@ -79,11 +83,11 @@ __device__ void sum_bins(
   }
 }
 
-// A thread per pixel, group and kSize channels asks every bin for its share.
+// One thread per pixel, group and kSize channels.
 template <typename S, typename T, int kSize>
 __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
   const auto& tile = params.tile;
-  const auto& shape = tile.source.shape;
+  const auto& shape = tile.geometry.shape;
   const int64_t channel_blocks = tile.channels / kSize;
   const int64_t groups = shape.groups.count();
   const int64_t pixels = shape.map.count();
@@ -114,54 +118,6 @@ __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
   }
 }
 
-template <typename T>
-struct OffsetGradParams {
-  RoiGeometry source;
-  int64_t first_roi;
-  int64_t rois;
-  const OffsetGrad<T>* offset_grads;
-  AnyDtypeView gradient;
-};
-
-// The first of `bins` bins that part `part` of `parts` moves.
-__device__ int first_bin(int part, int parts, int bins) {
-  return (int64_t{part} * bins + parts - 1) / parts;
-}
-
-template <typename T>
-__global__ void offset_grad_kernel(OffsetGradParams<T> params) {
-  const auto& shape = params.source.shape;
-  const int64_t parts = shape.parts.count();
-  const int64_t count = params.rois * shape.classes * parts;
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-       index < count;
-       index += step) {
-    const int part_y = index % parts / shape.parts.w;
-    const int part_x = index % shape.parts.w;
-    const int64_t row = index / parts; // (roi, class)
-    const int end_i = first_bin(part_y + 1, shape.parts.h, shape.bins.h);
-    const int end_j = first_bin(part_x + 1, shape.parts.w, shape.bins.w);
-    const int begin_j = first_bin(part_x, shape.parts.w, shape.bins.w);
-    T y = T(0), x = T(0);
-    for (int i = first_bin(part_y, shape.parts.h, shape.bins.h); i < end_i;
-         ++i) {
-      for (int j = begin_j; j < end_j; ++j) {
-        const auto& dweight =
-            params
-                .offset_grads[row * shape.bins.count() + i * shape.bins.w + j];
-        y += dweight.y;
-        x += dweight.x;
-      }
-    }
-    const int64_t roi = params.first_roi + row / shape.classes;
-    const int64_t plane = 2 * (row % shape.classes);
-    const auto& to = params.gradient;
-    to.store(to.at(roi, plane, part_y, part_x), x);
-    to.store(to.at(roi, plane + 1, part_y, part_x), y);
-  }
-}
-
 } // namespace
 
 template <typename S, typename T>
@@ -171,7 +127,7 @@ void backward_input_deterministic(
   constexpr int kWide = kVectorSize<S>;
   const bool wide = divides_channels(tile, kWide);
   const int64_t size = wide ? kWide : 1;
-  const auto& shape = tile.source.shape;
+  const auto& shape = tile.geometry.shape;
   assign_threads(tile, size);
   launch(
       wide ? deterministic_kernel<S, T, kWide> : deterministic_kernel<S, T, 1>,
@@ -180,40 +136,14 @@ void backward_input_deterministic(
           (tile.channels / size));
 }
 
-template <typename T>
-void sum_offset_grads(
-    const RoiGeometry& source,
-    int64_t first_roi,
-    int64_t rois,
-    const OffsetGrad<T>* offset_grads,
-    const AnyDtypeView& gradient) {
-  launch(
-      offset_grad_kernel<T>,
-      OffsetGradParams<T>{source, first_roi, rois, offset_grads, gradient},
-      rois * source.shape.classes * source.shape.parts.count());
-}
-
-#define DCN_INSTANTIATE_GATHER(S, T)          \
+#define DCN_INSTANTIATE_DETERMINISTIC(S, T)   \
   template void backward_input_deterministic( \
       RoiTile<S, T>, const RoiTileGradients<S, T>&);
 
-DCN_INSTANTIATE_GATHER(double, double)
-DCN_INSTANTIATE_GATHER(float, float)
-DCN_INSTANTIATE_GATHER(c10::Half, float)
-DCN_INSTANTIATE_GATHER(c10::BFloat16, float)
-#undef DCN_INSTANTIATE_GATHER
-
-template void sum_offset_grads(
-    const RoiGeometry&,
-    int64_t,
-    int64_t,
-    const OffsetGrad<float>*,
-    const AnyDtypeView&);
-template void sum_offset_grads(
-    const RoiGeometry&,
-    int64_t,
-    int64_t,
-    const OffsetGrad<double>*,
-    const AnyDtypeView&);
+DCN_INSTANTIATE_DETERMINISTIC(double, double)
+DCN_INSTANTIATE_DETERMINISTIC(float, float)
+DCN_INSTANTIATE_DETERMINISTIC(c10::Half, float)
+DCN_INSTANTIATE_DETERMINISTIC(c10::BFloat16, float)
+#undef DCN_INSTANTIATE_DETERMINISTIC
 
 } // namespace dcn::cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-#include "ops/slice_cut.h"
+#include "ops/backward_tiling.h"
 
 namespace dcn {
 namespace {
@@ -15,16 +15,17 @@ bool is_channels_last(const at::Tensor& tensor) {
 ConvChannelTiling::ConvChannelTiling(
     const BackwardInputs& inputs,
     bool wants_input,
-    bool sums_in_dtype,
+    bool accumulates_in_dtype,
     bool reads_dtype,
     const ChannelTilingLimits& limits)
     : ChannelTiling(
           int64_t{inputs.shape.geometry.in_h} * inputs.shape.geometry.in_w,
           inputs.shape.in_channels,
           !(is_channels_last(inputs.input) && reads_dtype),
-          wants_input && !(is_channels_last(inputs.input) && sums_in_dtype),
-          sums_in_dtype,
+          wants_input &&
+              !(is_channels_last(inputs.input) && accumulates_in_dtype),
+          accumulates_in_dtype,
           limits),
-      slices(inputs.shape.slices(widest)) {}
+      slices(inputs.shape.slices(slice_channels)) {}
 
 } // namespace dcn
