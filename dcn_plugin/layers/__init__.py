@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Modules that call the ops. Need PyTorch and nothing else."""
+"""Modules of deformable convolution and deformable RoI pooling. Require PyTorch only."""
 
 from .convert import make_deformable
 from .deform_conv import DeformConv2d, DeformConv2dPack

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Deformable convolutions in the place of a network's plain ones."""
+"""Replaces the convolutions of a model by deformable ones."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ def make_deformable(
     offset_groups: int = 1,
     modulated: bool = False,
 ) -> list[str]:
-    """Replaces convolutions of a network by deformable ones, in place.
+    """Replaces convolutions of a model by deformable ones, in place.
 
-    Each becomes a `DeformConv2dPack` with the same weight and bias, under the same names, so that
-    checkpoints of the plain network still load (with `strict=False`: the offset branches are new)
-    and the output stays what it was until the offsets are trained (modulated: not quite, since
-    masks start at one half). Name what to replace in exactly one of three ways.
+    Each becomes a `DeformConv2dPack` with the same weight and bias under the same names. So
+    checkpoints of the plain model still load (with `strict=False`, for the new offset branches),
+    and the output is unchanged until the offsets are trained (except with `modulated`, where
+    masks start at 0.5). Exactly one of `last`, `names` and `predicate` must be given.
 
     Args:
-        model: any network. What is replaced must be an `nn.Conv2d`.
-        last: the last so many convolutions whose kernel is larger than 1x1, in the order in which
-            the network registers them: 3 is the paper's choice for a ResNet.
-        names: of convolutions, as `model.named_modules()` has them.
-        predicate: is asked for each convolution, by name and module.
-        offset_groups: how many blocks of input channels have offsets of their own.
-        modulated: whether taps are weighted by a learnt mask too (DCNv2).
+        model: any model. The replaced modules must be `nn.Conv2d`.
+        last: the number of convolutions to replace, counted from the last one with a kernel larger
+            than 1x1, in registration order. 3 is the paper's choice for a ResNet.
+        names: of convolutions, as in `model.named_modules()`.
+        predicate: called with the name and module of each convolution.
+        offset_groups: number of blocks of input channels with separate offsets.
+        modulated: whether to predict a mask too (DCNv2).
 
     Returns:
-        the names of the replaced convolutions, in the network's order.
+        the names of the replaced convolutions, in registration order.
 
     Raises:
-        ValueError: if nothing or too much is asked for, or a convolution cannot be replaced;
-            nothing has been replaced then.
+        ValueError: if the arguments are not valid, or a convolution cannot be replaced. Then
+            none has been replaced.
 
     Example:
         >>> model = torchvision.models.resnet50()
         >>> make_deformable(model, last=3)
         ['layer4.0.conv2', 'layer4.1.conv2', 'layer4.2.conv2']
     """
-    if sum(way is not None for way in (last, names, predicate)) != 1:
-        raise ValueError("make_deformable: give exactly one of last, names and predicate")
+    if sum(choice is not None for choice in (last, names, predicate)) != 1:
+        raise ValueError("make_deformable: exactly one of last, names and predicate must be given")
     found = _convolutions(model)
     if names is not None:
         chosen = _named(model, found, names)
@@ -62,20 +62,20 @@ def make_deformable(
         chosen = _last(found, last)
     if "" in chosen:
         raise ValueError(
-            "make_deformable: the model itself is the convolution: "
+            "make_deformable: the model itself is a convolution: "
             "use DeformConv2dPack.from_conv(model)"
         )
     packs = {found[name]: _pack(name, found[name], offset_groups, modulated) for name in chosen}
-    # Every place of a convolution that the network uses twice.
+    # With duplicates: a module may be used more than once.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in packs:
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, packs[module])
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, packs[module])
     return chosen
 
 
 def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Returns the plain convolutions by name; not those that a deformable one owns."""
+    """Returns the plain convolutions by name, without offset branches."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -20,7 +20,7 @@ Shape shorthand in this module:
 """
 
 
-# Of a module; whoever replaces it has to carry them over, or not replace it.
+# A module with any of these hooks is not replaced: they would be lost.
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -34,9 +34,9 @@ HOOKS = (
 
 
 class DeformConv2d(nn.Conv2d):
-    """A deformable convolution that is told where to sample.
+    """Deformable convolution whose offsets are an input.
 
-    Has the contract of `torchvision.ops.DeformConv2d`, and the parameters of `nn.Conv2d`.
+    Same interface as `torchvision.ops.DeformConv2d`; same parameters as `nn.Conv2d`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DeformConv2d(nn.Conv2d):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        """Takes the arguments of `nn.Conv2d`; padding is with zeros, in numbers of pixels."""
+        """Same arguments as `nn.Conv2d`; `padding` is zero padding and must be integers."""
         if isinstance(padding, str):
             raise ValueError(f"padding must be one or two integers, got {padding!r}")
         super().__init__(
@@ -58,12 +58,12 @@ class DeformConv2d(nn.Conv2d):
         )
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Convolves with displaced taps.
+        """Applies the convolution with displaced taps.
 
         Args:
             input: Tensor[N, C, H, W].
             offset: Tensor[N, 2*G*K, H', W'], (dy, dx) per tap.
-            mask: Tensor[N, G*K, H', W'], a factor per tap.
+            mask: Tensor[N, G*K, H', W'], a factor for each tap.
 
         Returns:
             Tensor[N, C', H', W'].
@@ -81,11 +81,11 @@ class DeformConv2d(nn.Conv2d):
 
 
 class DeformConv2dPack(DeformConv2d):
-    """A deformable convolution that learns where to sample, in the place of an `nn.Conv2d`.
+    """Deformable convolution that predicts its own offsets; replaces an `nn.Conv2d`.
 
-    It owns the branch that predicts its offsets, `offset_conv`, which starts at zero: at first it
-    is the plain convolution with the same weights (modulated: half of it, since the sigmoid of
-    zero is 0.5).
+    Offsets (and masks) are predicted by the submodule `offset_conv`, which is initialized with
+    zeros: initially the output is that of the plain convolution (half of it if modulated, since
+    sigmoid(0) = 0.5).
     """
 
     def __init__(
@@ -102,19 +102,19 @@ class DeformConv2dPack(DeformConv2d):
         offset_groups: int = 1,
         modulated: bool = False,
     ) -> None:
-        """Takes the arguments of `nn.Conv2d`, and two more.
+        """Same arguments as `nn.Conv2d`, and two more.
 
         Args:
             in_channels: C.
             out_channels: C'.
             kernel_size: of the convolution and of its offset branch.
-            stride: likewise.
-            padding: likewise, with zeros, in numbers of pixels.
-            dilation: likewise.
+            stride: of the convolution and of its offset branch.
+            padding: zero padding of both, in pixels.
+            dilation: of the convolution and of its offset branch.
             groups: convolution groups.
-            bias: whether the convolution has one; the offset branch always has.
-            offset_groups: G, how many blocks of input channels have offsets of their own.
-            modulated: whether taps are weighted by a learnt mask too (DCNv2).
+            bias: whether the convolution has a bias; the offset branch always has one.
+            offset_groups: G, number of blocks of input channels with separate offsets.
+            modulated: whether to predict a mask too (DCNv2).
         """
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
@@ -122,24 +122,24 @@ class DeformConv2dPack(DeformConv2d):
         self.offset_conv = OffsetConv2d(self, offset_groups, modulated)
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias anew, and sets the offset branch to zero."""
+        """Reinitializes weight and bias, and sets the offset branch to zero."""
         super().reset_parameters()
-        if "offset_conv" in self._modules:  # not yet, when `nn.Conv2d` is being made
+        if "offset_conv" in self._modules:  # not yet in `nn.Conv2d.__init__`
             self.offset_conv.reset_parameters()
 
     @classmethod
     def from_conv(
         cls, conv: nn.Conv2d, *, offset_groups: int = 1, modulated: bool = False
     ) -> DeformConv2dPack:
-        """Makes the deformable convolution that takes a plain one's place.
+        """Creates the deformable convolution that replaces a plain one.
 
         Args:
-            conv: whose parameters it takes over: the same tensors, not copies.
-            offset_groups: as above.
-            modulated: as above.
+            conv: the convolution; its parameters are shared, not copied.
+            offset_groups: as in the constructor.
+            modulated: as in the constructor.
 
         Raises:
-            ValueError: if the convolution does more than `nn.Conv2d` with zeros around the image.
+            ValueError: if the convolution is not a plain `nn.Conv2d` with zero padding.
         """
         with conv.weight.device:
             pack = cls(
@@ -159,7 +159,7 @@ class DeformConv2dPack(DeformConv2d):
         return pack.train(conv.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolves with taps displaced by what `offset_conv` predicts.
+        """Predicts the offsets and applies the convolution.
 
         Args:
             input: Tensor[N, C, H, W].
@@ -172,10 +172,10 @@ class DeformConv2dPack(DeformConv2d):
 
 
 def plain_padding(conv: nn.Conv2d) -> tuple[int, int]:
-    """Returns the padding of a convolution in pixels, if it is nothing but an `nn.Conv2d`."""
+    """Returns the padding of a convolution in pixels; ValueError if it is not a plain one."""
     kind = type(conv)
     if isinstance(conv, LazyModuleMixin) and conv.has_uninitialized_params():
-        raise ValueError("the convolution has no shape yet: run the network once first")
+        raise ValueError("the convolution is not initialized yet: run the model once first")
     if (
         parametrize.is_parametrized(conv)
         or kind.forward is not nn.Conv2d.forward

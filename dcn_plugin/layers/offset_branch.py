@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What predicts where deformable layers sample."""
+"""Branches that predict the offsets of deformable layers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 Shape shorthand in this module:
 
     N: images, C: input channels, H, W: input size, H', W': output size
-    K: taps of the convolution served, G: offset groups
+    K: taps of the deformable convolution, G: offset groups
 """
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Returns a context in which ops on a tensor's device keep their inputs' dtypes."""
-    if tensor.device.type == "meta":  # which knows no autocast
+    """Returns a context in which autocast is disabled on the device of a tensor."""
+    if tensor.device.type == "meta":  # autocast does not support meta
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -36,15 +36,15 @@ def convolve_exactly(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Convolves in the dtype of the weight, whatever autocast says.
+    """Like `torch.nn.functional.conv2d`, in the dtype of the weight even under autocast.
 
     Args:
         input: Tensor[N, C, H, W].
         weight: Tensor[C', C, kh, kw].
         bias: Tensor[C'].
-        stride: as in `torch.nn.functional.conv2d`, like the rest.
-        padding: likewise.
-        dilation: likewise.
+        stride: as in `torch.nn.functional.conv2d`.
+        padding: as in `torch.nn.functional.conv2d`.
+        dilation: as in `torch.nn.functional.conv2d`.
 
     Returns:
         Tensor[N, C', H', W'].
@@ -54,16 +54,16 @@ def convolve_exactly(
 
 
 def resting_taps(conv: Any, axis: int, cells: int, like: Tensor) -> Tensor:
-    """Returns where the taps of a convolution lie along an axis before they are moved.
+    """Returns the sampling locations of a convolution along one axis, without offsets.
 
     Args:
-        conv: whose kernel_size, stride, padding and dilation are pairs.
+        conv: a module with kernel_size, stride, padding and dilation as pairs.
         axis: 0 for rows, 1 for columns.
-        cells: of the output along it.
-        like: a tensor of the device and dtype to use.
+        cells: output size along the axis.
+        like: a tensor with the device and dtype of the result.
 
     Returns:
-        Tensor[cells, taps along the axis], in cells of the input.
+        Tensor[cells, taps along the axis], in pixels of the input.
     """
     taps = torch.arange(conv.kernel_size[axis], device=like.device) * conv.dilation[axis]
     out = torch.arange(cells, device=like.device) * conv.stride[axis]
@@ -71,9 +71,9 @@ def resting_taps(conv: Any, axis: int, cells: int, like: Tensor) -> Tensor:
 
 
 class OffsetBranch:
-    """What every predictor of offsets is, beside a layer with weight and bias.
+    """Mixin of all layers that predict offsets.
 
-    It starts at zero (section 2.3): training begins with an undeformed grid.
+    Weight and bias are initialized with zeros (section 2.3): training starts without offsets.
     """
 
     weight: nn.Parameter
@@ -86,71 +86,71 @@ class OffsetBranch:
 
 
 class OffsetLinear(OffsetBranch, nn.Linear):
-    """Predicts the offsets of a RoI's bins from what was pooled of it."""
+    """Predicts the offsets of the bins of a RoI from its pooled features."""
 
 
 class OffsetMaps(OffsetBranch, nn.Conv2d):
-    """Predicts maps of which the offsets of a RoI's bins are pooled."""
+    """Predicts offset maps, from which the offsets of the bins of a RoI are pooled."""
 
 
 class OffsetConv2d(OffsetBranch, nn.Conv2d):
-    """Predicts the offsets, and the mask if modulated, of the convolution that it serves.
+    """Predicts the offsets, and the mask if modulated, of a deformable convolution.
 
-    It has the kernel, stride, padding and dilation of that convolution, and a bias.
+    It has the same kernel, stride, padding and dilation, and a bias.
     """
 
-    def __init__(self, served: nn.Conv2d, offset_groups: int = 1, modulated: bool = False) -> None:
-        """Makes the branch of one convolution.
+    def __init__(self, conv: nn.Conv2d, offset_groups: int = 1, modulated: bool = False) -> None:
+        """Creates the branch of a convolution.
 
         Args:
-            served: the convolution whose taps are displaced; only its shape is read.
-            offset_groups: G, how many blocks of input channels have offsets of their own.
-            modulated: whether there is a mask too (DCNv2).
+            conv: the deformable convolution; only its sizes are used.
+            offset_groups: G, number of blocks of input channels with separate offsets.
+            modulated: whether to predict a mask too (DCNv2).
 
         Raises:
             ValueError: if the offset groups do not divide the input channels.
         """
-        channels = served.in_channels
+        channels = conv.in_channels
         if offset_groups < 1 or channels % offset_groups != 0:
             raise ValueError(
                 f"offset_groups must be a divisor of the {channels} input channels, "
                 f"got {offset_groups}"
             )
-        taps = served.kernel_size[0] * served.kernel_size[1]
+        taps = conv.kernel_size[0] * conv.kernel_size[1]
         super().__init__(
             channels,
             (3 if modulated else 2) * offset_groups * taps,
-            served.kernel_size,
-            served.stride,
-            served.padding,
-            served.dilation,
-            device=served.weight.device,
-            dtype=served.weight.dtype,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
         )
         self.offset_groups = offset_groups
         self.modulated = modulated
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Predicts where to sample.
+        """Predicts offsets and mask.
 
         Args:
-            input: Tensor[N, C, H, W], what the convolution served reads.
+            input: Tensor[N, C, H, W], the input of the deformable convolution.
 
         Returns:
             offset Tensor[N, 2*G*K, H', W'], (dy, dx) per tap, and mask Tensor[N, G*K, H', W'] in
             (0, 1), None unless modulated. Under autocast both are computed in the dtype of the
-            weights: bfloat16 resolves 1/16 pixel at 8 pixels.
+            weights: in bfloat16 an offset of 8 pixels has a resolution of 1/16 pixel.
         """
         prediction = convolve_exactly(
             input, self.weight, self.bias, self.stride, self.padding, self.dilation
         )
         if not self.modulated:
             return prediction, None
-        # As in Detectron2 and DCNv2: first all offsets, then all masks.
+        # As in Detectron2 and DCNv2: all offsets, then all masks.
         offset, mask = prediction.tensor_split([prediction.shape[1] // 3 * 2], dim=1)
         return offset, mask.sigmoid()
 
     def extra_repr(self) -> str:
-        """Describes the branch in the module's repr."""
+        """Adds the arguments to the repr of the module."""
         modulated = ", modulated=True" if self.modulated else ""
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}{modulated}"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""RoI poolings that learn where to look."""
+"""RoI pooling and deformable RoI pooling modules."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .offset_branch import OffsetLinear, OffsetMaps, without_autocast
 """
 Shape shorthand in this module:
 
-    N: images, C: channels of the features, C': of the result, H, W: size of the maps
-    R: RoIs, P_h, P_w: bins, n: classes with offsets of their own
+    N: images, C: input channels, C': output channels, H, W: size of the maps
+    R: RoIs, P_h, P_w: bins, n: classes with separate offsets
 """
 
 Boxes = Tensor | Sequence[Tensor]
@@ -26,21 +26,21 @@ MODES = ("align", "bin", "msra")
 
 
 class BoxPool(nn.Module):
-    """What all poolings share: how boxes lie on the features and are cut into bins."""
+    """Base class of the RoI pooling modules: arguments of the plain op."""
 
     def __init__(
         self, output_size: Size, spatial_scale: float, sampling_ratio: int = 0, mode: str = "align"
     ) -> None:
-        """Checks and keeps the settings.
+        """Checks and stores the arguments.
 
         Args:
             output_size: (P_h, P_w), or one number for both.
-            spatial_scale: of the features relative to the image.
-            sampling_ratio: as in `dcn_plugin.ops.roi_pool`, like the next.
-            mode: where a bin samples.
+            spatial_scale: size of the features relative to the image.
+            sampling_ratio: as in `dcn_plugin.ops.roi_pool`.
+            mode: as in `dcn_plugin.ops.roi_pool`.
 
         Raises:
-            ValueError: if one of them does not fit.
+            ValueError: if an argument is not valid.
         """
         super().__init__()
         self.output_size = tuple(pair(output_size))
@@ -58,12 +58,12 @@ class BoxPool(nn.Module):
 
     @property
     def bins(self) -> int:
-        """Returns the number of bins."""
+        """Number of bins."""
         return self.output_size[0] * self.output_size[1]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Returns the arguments of the plain op."""
+        """Arguments of the plain op."""
         return {
             "output_size": self.output_size,
             "spatial_scale": self.spatial_scale,
@@ -72,7 +72,7 @@ class BoxPool(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        """Describes the pooling in the module's repr."""
+        """Adds the arguments to the repr of the module."""
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
 
@@ -80,11 +80,11 @@ class RoIPool(BoxPool):
     """Average RoI pooling (Eq. 5)."""
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
-        """Pools boxes.
+        """Pools the features of boxes.
 
         Args:
             features: Tensor[N, C, H, W].
-            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+            boxes: Tensor[R, 5] (batch index, x1, y1, x2, y2), or Tensor[L, 4] per image.
 
         Returns:
             Tensor[R, C, P_h, P_w].
@@ -93,11 +93,11 @@ class RoIPool(BoxPool):
 
 
 class DeformRoIPool(BoxPool):
-    """Deformable RoI pooling (section 2.2): bins move where a fully connected layer says.
+    """Deformable RoI pooling (section 2.2).
 
-    The boxes are pooled plainly first; `offset_fc` turns that into an offset per bin, relative to
-    the size of the box. It starts at zero: at first this is plain average pooling. The paper
-    trains it with 0.01 times the learning rate.
+    Plain average pooling, then the fully connected layer `offset_fc`, predicts an offset per bin,
+    relative to the size of the box. It is initialized with zeros: initially this is plain average
+    pooling. The paper trains it with 0.01 times the learning rate.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class DeformRoIPool(BoxPool):
         gamma: float = 0.1,
         mode: str = "align",
     ) -> None:
-        """Makes the layer and its offset branch.
+        """Creates the module and its offset branch.
 
         Args:
             in_channels: C.
-            output_size: as in `BoxPool`, like the next two.
-            spatial_scale: of the features relative to the image.
-            sampling_ratio: samples of a bin along each axis.
-            gamma: what offsets are multiplied by.
+            output_size: as in `BoxPool`.
+            spatial_scale: as in `BoxPool`.
+            sampling_ratio: as in `BoxPool`.
+            gamma: factor of the offsets.
             mode: as in `BoxPool`.
         """
         super().__init__(output_size, spatial_scale, sampling_ratio, mode)
@@ -124,11 +124,11 @@ class DeformRoIPool(BoxPool):
         self.offset_fc = OffsetLinear(in_channels * self.bins, 2 * self.bins)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
-        """Pools boxes.
+        """Pools the features of boxes.
 
         Args:
             features: Tensor[N, C, H, W].
-            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+            boxes: Tensor[R, 5] (batch index, x1, y1, x2, y2), or Tensor[L, 4] per image.
 
         Returns:
             Tensor[R, C, P_h, P_w].
@@ -138,7 +138,7 @@ class DeformRoIPool(BoxPool):
         return deform_roi_pool(features, boxes, offset, **self.settings, gamma=self.gamma)
 
     def offsets(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Predicts Tensor[R, 2, P_h, P_w], x and y, from what is pooled plainly.
+        """Predicts the offsets, Tensor[R, 2, P_h, P_w] with x and y.
 
         Under autocast they are computed in the dtype of the weights.
         """
@@ -148,14 +148,14 @@ class DeformRoIPool(BoxPool):
             return self.offset_fc(flat).unflatten(1, (2, *self.output_size))
 
     def extra_repr(self) -> str:
-        """Describes the pooling in the module's repr."""
+        """Adds the arguments to the repr of the module."""
         return f"{super().extra_repr()}, gamma={self.gamma}"
 
 
 class PSRoIPool(BoxPool):
-    """Position-sensitive RoI pooling of score maps that a 1x1 convolution makes of features.
+    """Position-sensitive RoI pooling of score maps.
 
-    `score_conv` has maps for every bin of every output channel.
+    The 1x1 convolution `score_conv` predicts a score map for every bin of every output channel.
     """
 
     def __init__(
@@ -167,15 +167,15 @@ class PSRoIPool(BoxPool):
         sampling_ratio: int = 0,
         mode: str = "align",
     ) -> None:
-        """Makes the convolution.
+        """Creates the module and its convolution.
 
         Args:
             in_channels: C.
-            out_channels: C', of the result.
-            output_size: as in `BoxPool`, like the next three.
-            spatial_scale: of the features relative to the image.
-            sampling_ratio: samples of a bin along each axis.
-            mode: where a bin samples.
+            out_channels: C'.
+            output_size: as in `BoxPool`.
+            spatial_scale: as in `BoxPool`.
+            sampling_ratio: as in `BoxPool`.
+            mode: as in `BoxPool`.
         """
         super().__init__(output_size, spatial_scale, sampling_ratio, mode)
         self.score_conv = nn.Conv2d(in_channels, out_channels * self.bins, 1)
@@ -183,11 +183,11 @@ class PSRoIPool(BoxPool):
         nn.init.zeros_(self.score_conv.bias)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
-        """Pools boxes.
+        """Pools the features of boxes.
 
         Args:
             features: Tensor[N, C, H, W].
-            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+            boxes: Tensor[R, 5] (batch index, x1, y1, x2, y2), or Tensor[L, 4] per image.
 
         Returns:
             Tensor[R, C', P_h, P_w].
@@ -198,8 +198,8 @@ class PSRoIPool(BoxPool):
 class DeformPSRoIPool(PSRoIPool):
     """Deformable position-sensitive RoI pooling (section 2.2).
 
-    A second convolution, `offset_conv`, makes maps of how far each bin of each class moves. It
-    starts at zero: at first this is plain position-sensitive pooling.
+    A second 1x1 convolution, `offset_conv`, predicts offset maps for every bin of every class. It
+    is initialized with zeros: initially this is plain position-sensitive pooling.
     """
 
     def __init__(
@@ -213,17 +213,17 @@ class DeformPSRoIPool(PSRoIPool):
         mode: str = "align",
         classes: int = 1,
     ) -> None:
-        """Makes both convolutions.
+        """Creates the module and its convolutions.
 
         Args:
             in_channels: C.
-            out_channels: C', of the result.
-            output_size: as in `BoxPool`, like the next two.
-            spatial_scale: of the features relative to the image.
-            sampling_ratio: samples of a bin along each axis.
-            gamma: what offsets are multiplied by.
+            out_channels: C'.
+            output_size: as in `BoxPool`.
+            spatial_scale: as in `BoxPool`.
+            sampling_ratio: as in `BoxPool`.
+            gamma: factor of the offsets.
             mode: as in `BoxPool`.
-            classes: n, how many blocks of output channels have offsets of their own.
+            classes: n, number of blocks of output channels with separate offsets.
 
         Raises:
             ValueError: if the classes do not divide the output channels.
@@ -240,11 +240,11 @@ class DeformPSRoIPool(PSRoIPool):
         self.offset_conv = OffsetMaps(in_channels, 2 * classes * self.bins, 1)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
-        """Pools boxes.
+        """Pools the features of boxes.
 
         Args:
             features: Tensor[N, C, H, W].
-            boxes: Tensor[R, 5] (image, x1, y1, x2, y2), or Tensor[L, 4] per image.
+            boxes: Tensor[R, 5] (batch index, x1, y1, x2, y2), or Tensor[L, 4] per image.
 
         Returns:
             Tensor[R, C', P_h, P_w].
@@ -255,7 +255,7 @@ class DeformPSRoIPool(PSRoIPool):
         return deform_ps_roi_pool(scores, boxes, offset, **self.settings, gamma=self.gamma)
 
     def offsets(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Predicts Tensor[R, 2*n, P_h, P_w], x and y of each class.
+        """Predicts the offsets, Tensor[R, 2*n, P_h, P_w] with x and y of each class.
 
         Under autocast they are computed in the dtype of the weights.
         """
@@ -264,5 +264,5 @@ class DeformPSRoIPool(PSRoIPool):
             return ps_roi_pool(maps, boxes, **self.settings)
 
     def extra_repr(self) -> str:
-        """Describes the pooling in the module's repr."""
+        """Adds the arguments to the repr of the module."""
         return f"{super().extra_repr()}, gamma={self.gamma}, classes={self.classes}"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The ops as functions. Needs PyTorch and nothing else."""
+"""Deformable convolution and deformable RoI pooling as functions. Requires PyTorch only."""
 
 from . import _library
 
 _library.load()
 
-from .deform_conv2d import deform_conv2d  # noqa: E402  the ops must be loaded first
+from .deform_conv2d import deform_conv2d  # noqa: E402  the library must be loaded first
 from .roi_pool import (  # noqa: E402
     deform_ps_roi_pool,
     deform_roi_pool,

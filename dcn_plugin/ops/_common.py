@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What the ops share: pairs, memory formats, the refusal of double backward."""
+"""Helpers shared by the ops."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 
 def pair(value: int | Sequence[int]) -> list[int]:
-    """Returns (height, width); one integer serves for both."""
+    """Returns (height, width); a single integer is used for both."""
     return list(value) if isinstance(value, (tuple, list)) else [value, value]
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """Returns channels-last only where the strides leave no doubt, as the kernels do."""
+    """Returns channels-last only if the tensor is not contiguous too, as the kernels do."""
     if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
 
 
 def check_same_device(op: str, input: Tensor, **others: Tensor | None) -> None:
-    """Checks, in a fake, what kernels check too: tensors on meta bring real ones here."""
+    """Checks devices in a fake kernel, which also runs if only some tensors are on meta."""
     for name, tensor in others.items():
         if tensor is not None and tensor.device != input.device:
             raise ValueError(
@@ -32,15 +32,15 @@ def check_same_device(op: str, input: Tensor, **others: Tensor | None) -> None:
             )
 
 
-def empty_gradient(tensor: Tensor | None, wanted: bool, like: Tensor) -> Tensor:
-    """Allocates what a backward op returns for `tensor`: empty where it is not wanted."""
-    if tensor is None or not wanted:
+def empty_gradient(tensor: Tensor | None, needed: bool, like: Tensor) -> Tensor:
+    """Allocates the gradient of `tensor`, or an empty tensor if it is not needed."""
+    if tensor is None or not needed:
         return (like if tensor is None else tensor).new_empty(0)
     return torch.empty_like(tensor, memory_format=memory_format_of(tensor))
 
 
-def refuse_double_backward(name: str) -> Callable[..., NoReturn]:
-    """Returns the backward formula of a backward op: there is none."""
+def no_double_backward(name: str) -> Callable[..., NoReturn]:
+    """Returns a backward formula for a backward op that raises NotImplementedError."""
 
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise NotImplementedError(

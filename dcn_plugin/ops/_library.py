@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Loads the compiled library, and says what to do where that fails."""
+"""Loads the compiled library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def build_info() -> dict[str, Any] | None:
-    """Returns what the build recorded of itself, or None where nothing was built."""
+    """Returns the record of the build, or None if the library was not built."""
     try:
         return json.loads((_PACKAGE / "_build_info.json").read_text())
     except FileNotFoundError:
@@ -27,9 +27,9 @@ def load() -> None:
     """Loads the ops into `torch.ops.dcn_plugin`.
 
     Raises:
-        ImportError: if the library is missing or was built for another PyTorch.
+        ImportError: if the library is missing or was built for another version of PyTorch.
     """
-    # In this folder only: an import could find the library of another installation.
+    # Not `import dcn_plugin._C`, which might find the library of another installation.
     libraries = sorted(_PACKAGE.glob("_C*.so"), key=lambda path: path.stat().st_mtime)
     if not libraries:
         raise ImportError(f"dcn_plugin: {_diagnosis()}")
@@ -40,13 +40,14 @@ def load() -> None:
 
 
 def _diagnosis() -> str:
+    """Explains why the library cannot be loaded, and how to rebuild it."""
     info = build_info()
     if info is None:
-        return f"the compiled ops are missing; build them in the project's folder: {REBUILD}"
+        return f"the compiled ops are missing; build them in the repository: {REBUILD}"
     built_for = info.get("torch")
     if built_for != torch.__version__:
         return (
             f"the ops were compiled for PyTorch {built_for}, but this is {torch.__version__}; "
-            f"rebuild them in the project's folder: {REBUILD}"
+            f"rebuild them in the repository: {REBUILD}"
         )
-    return f"the compiled ops do not load; rebuild them in the project's folder: {REBUILD}"
+    return f"the compiled ops cannot be loaded; rebuild them in the repository: {REBUILD}"

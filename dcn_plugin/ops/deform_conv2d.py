@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Deformable convolution (Dai et al., ICCV 2017, section 2.1), and its modulated form (DCNv2)."""
+"""Deformable convolution (Dai et al., ICCV 2017, section 2.1) and modulated DCNv2."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ._common import (
     check_same_device,
     empty_gradient,
     memory_format_of,
+    no_double_backward,
     pair,
-    refuse_double_backward,
 )
 
 """
@@ -27,7 +27,8 @@ Shape shorthand in this module:
     G: offset groups
 """
 
-_WANTED = (0, 1, 2, 3, 7)  # places of input, offset, weight, bias and mask in the schema
+# Argument positions of input, offset, weight, bias and mask in the schema.
+_DIFFERENTIABLE = (0, 1, 2, 3, 7)
 
 
 def deform_conv2d(
@@ -40,37 +41,37 @@ def deform_conv2d(
     dilation: int | Sequence[int] = (1, 1),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Convolves with taps that are displaced by learnt offsets (Eq. 2).
+    """Deformable convolution: each tap is displaced by a learned offset (Eq. 2).
 
-    A drop-in for `torchvision.ops.deform_conv2d`. Pixels outside the map count as zero
-    (Eq. 3-4). Offsets with zeros everywhere give `torch.nn.functional.conv2d`.
+    A drop-in replacement for `torchvision.ops.deform_conv2d`. Pixels outside the map count as
+    zero (Eq. 3-4). With zero offsets it equals `torch.nn.functional.conv2d`.
 
     Args:
         input: Tensor[N, C, H, W], contiguous or channels-last; the output has its format.
-        offset: Tensor[N, 2*G*K, H', W'] in pixels of the input: for each offset group and tap
-            (dy, dx). Offset group g displaces the g-th block of C/G input channels. Of any
+        offset: Tensor[N, 2*G*K, H', W'], (dy, dx) for each offset group and tap, in pixels of
+            the input. Offset group g applies to the g-th block of C/G input channels. Any
             floating dtype.
         weight: Tensor[C', C/groups, kernel height, kernel width]; the number of convolution
             groups follows from its shape.
         bias: Tensor[C'].
-        stride: of the output positions, (height, width) or one number for both.
-        padding: of the input with zeros, likewise.
-        dilation: distance of the taps, likewise.
-        mask: Tensor[N, G*K, H', W'], a factor per tap and offset group (DCNv2). Of any floating
-            dtype.
+        stride: (height, width) or one number for both.
+        padding: zero padding, in the same form.
+        dilation: in the same form.
+        mask: Tensor[N, G*K, H', W'], a factor for each tap and offset group (DCNv2). Any
+            floating dtype.
 
     Returns:
         Tensor[N, C', H', W'].
 
     Raises:
-        ValueError: if a shape, size or device does not fit; the message names it.
-        TypeError: if a dtype does not fit.
+        ValueError: if a shape, size or device is not valid.
+        TypeError: if a dtype is not valid.
 
-    The gradient of an offset is that of the bilinear kernel, at integer positions the one from
-    the right; it is zero for taps at or beyond -1 and at or beyond H (W). NaN in an offset or in
-    the mask makes that output position NaN and reaches no pixel's gradient. All gradients have
-    the same bits in every run, except that of `input` on CUDA unless PyTorch's deterministic
-    algorithms are on. There is no double backward.
+    The gradient of the offset is the derivative of the bilinear kernel, at integer positions the
+    right-hand one; it is zero for taps at or beyond -1 and at or beyond H (W). NaN in offset or
+    mask makes that output position NaN, but does not propagate to the gradient of `input`. All
+    gradients are deterministic, except that of `input` on CUDA without
+    `torch.use_deterministic_algorithms(True)`. Double backward is not supported.
 
     Example:
         >>> x, weight = torch.rand(1, 16, 32, 32), torch.rand(8, 16, 3, 3)
@@ -95,7 +96,7 @@ def _fake(
     mask: Tensor | None,
 ) -> Tensor:
     check_same_device("deform_conv2d", input, offset=offset, weight=weight, bias=bias, mask=mask)
-    # From the input, not from the offset: sizes stay functions of what the user sees as dynamic.
+    # Computed from the input, not the offset, so that symbolic sizes depend on the input.
     size = [
         (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
         // stride[i]
@@ -120,14 +121,14 @@ def _fake_backward(
     padding: list[int],
     dilation: list[int],
     mask: Tensor | None,
-    wanted: list[bool],
+    output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
-        empty_gradient(input, wanted[0], input),
-        empty_gradient(offset, wanted[1], offset),
-        empty_gradient(weight, wanted[2], weight),
-        weight.new_empty(weight.shape[0] if wanted[3] else 0),
-        empty_gradient(mask, wanted[4], offset),
+        empty_gradient(input, output_mask[0], input),
+        empty_gradient(offset, output_mask[1], offset),
+        empty_gradient(weight, output_mask[2], weight),
+        weight.new_empty(weight.shape[0] if output_mask[3] else 0),
+        empty_gradient(mask, output_mask[4], offset),
     )
 
 
@@ -138,14 +139,14 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
-    wanted = [ctx.needs_input_grad[place] for place in _WANTED]
-    found = torch.ops.dcn_plugin._deform_conv2d_backward(
-        grad_output, input, offset, weight, *ctx.geometry, mask, wanted
+    output_mask = [ctx.needs_input_grad[position] for position in _DIFFERENTIABLE]
+    computed = torch.ops.dcn_plugin._deform_conv2d_backward(
+        grad_output, input, offset, weight, *ctx.geometry, mask, output_mask
     )
     gradients: list[Tensor | None] = [None] * 8
-    for place, is_wanted, gradient in zip(_WANTED, wanted, found, strict=True):
-        if is_wanted:
-            gradients[place] = gradient
+    for position, needed, gradient in zip(_DIFFERENTIABLE, output_mask, computed, strict=True):
+        if needed:
+            gradients[position] = gradient
     return tuple(gradients)
 
 
@@ -153,5 +154,5 @@ torch.library.register_autograd(
     "dcn_plugin::deform_conv2d", _backward, setup_context=_setup_context
 )
 torch.library.register_autograd(
-    "dcn_plugin::_deform_conv2d_backward", refuse_double_backward("deform_conv2d")
+    "dcn_plugin::_deform_conv2d_backward", no_double_backward("deform_conv2d")
 )

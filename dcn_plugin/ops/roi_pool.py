@@ -14,8 +14,8 @@ from ._common import (
     check_same_device,
     empty_gradient,
     memory_format_of,
+    no_double_backward,
     pair,
-    refuse_double_backward,
 )
 
 """
@@ -23,7 +23,7 @@ Shape shorthand in this module:
 
     N: images, C: output channels, H, W: size of the maps
     K: RoIs, P_h, P_w: bins, G_h, G_w: groups of score maps
-    n: classes with offsets of their own, part_h, part_w: cells of an offset plane
+    n: classes with separate offsets, part_h, part_w: spatial size of the offset tensor
 """
 
 Size = int | Sequence[int]
@@ -39,34 +39,34 @@ def deform_roi_pool(
     gamma: float = 0.1,
     mode: str = "align",
 ) -> Tensor:
-    """Averages each bin of each box, moved by learnt offsets (Eq. 6).
+    """Deformable RoI pooling: average pooling of bins shifted by learned offsets (Eq. 6).
 
     Args:
         input: Tensor[N, C, H, W], contiguous or channels-last; the output has its format.
         boxes: Tensor[K, 5] (batch index, x1, y1, x2, y2) or, per image, Tensor[L, 4], in pixels
-            of the image. Of any floating dtype. They get no gradient.
-        offset: Tensor[K, 2*n, P_h, P_w], relative to the box: a bin moves by gamma times offset
-            times the size of the box. Plane 2k moves class k along x, plane 2k+1 along y; class k
-            is the k-th block of C/n channels. None is plain average pooling.
+            of the image. Any floating dtype. Not differentiable.
+        offset: Tensor[K, 2*n, P_h, P_w], relative to the box: a bin is shifted by gamma * offset *
+            size of the box. Channel 2k shifts class k along x, channel 2k+1 along y; class k
+            is the k-th block of C/n channels. None for plain average pooling.
         output_size: (P_h, P_w), or one number for both.
-        spatial_scale: of the maps relative to the image, 1/16 for features of stride 16.
+        spatial_scale: size of the maps relative to the image: 1/16 for features of stride 16.
         sampling_ratio: samples per bin along each axis; 0 takes about one per pixel ("msra": 4).
-            "bin" reads every pixel and does not ask.
-        gamma: what offsets are multiplied by.
-        mode: where a bin samples. "align" as RoIAlign does, centred and clamped at the border;
-            "bin" every pixel of a bin with whole borders, zero outside the map (Eq. 5-6); "msra"
-            as the operator that the authors released.
+            Ignored by "bin".
+        gamma: factor of the offsets.
+        mode: sampling locations. "align": as RoIAlign, centred and clamped at the border; "bin":
+            every pixel of a bin with integer borders, zero outside the map (Eq. 5-6); "msra": as
+            the operator released by the authors.
 
     Returns:
         Tensor[K, C, P_h, P_w].
 
     Raises:
-        ValueError: if a shape, size, device or batch index does not fit; the message names it.
-        TypeError: if a dtype does not fit.
+        ValueError: if a shape, size, device or batch index is not valid.
+        TypeError: if a dtype is not valid.
 
-    NaN in a box or offset gives NaN there, and reaches no pixel's gradient; a box with an infinite
-    coordinate gives 0. On CUDA a batch index that does not fit gives NaN. There is no double
-    backward.
+    NaN in a box or offset gives NaN for that RoI or bin, but does not propagate to the gradient of
+    `input`. A box with an infinite coordinate gives 0. On CUDA an invalid batch index gives NaN.
+    Double backward is not supported.
 
     Example:
         >>> maps, boxes = torch.rand(1, 8, 32, 32), torch.tensor([[0, 10.0, 20.0, 200.0, 300.0]])
@@ -100,22 +100,22 @@ def deform_ps_roi_pool(
     part_size: Size | None = None,
     group_size: Size | None = None,
 ) -> Tensor:
-    """Averages each bin on score maps of its own, moved by learnt offsets.
+    """Deformable position-sensitive RoI pooling: each bin pools its score map.
 
     Bin (i, j) of output channel c reads score map
-    (c * G_h + i * G_h // P_h) * G_w + j * G_w // P_w, and is moved by the offset at part
+    (c * G_h + i * G_h // P_h) * G_w + j * G_w // P_w, and is shifted by the offset at part
     (i * part_h // P_h, j * part_w // P_w).
 
     Args:
         input: Tensor[N, C*G_h*G_w, H, W].
         boxes: as in `deform_roi_pool`.
-        offset: Tensor[K, 2*n, part_h, part_w], as in `deform_roi_pool`; None is plain
+        offset: Tensor[K, 2*n, part_h, part_w], as in `deform_roi_pool`; None for plain
             position-sensitive pooling.
         output_size: (P_h, P_w), or one number for both.
         spatial_scale: as in `deform_roi_pool`.
-        sampling_ratio: likewise.
-        gamma: likewise.
-        mode: likewise.
+        sampling_ratio: as in `deform_roi_pool`.
+        gamma: as in `deform_roi_pool`.
+        mode: as in `deform_roi_pool`.
         part_size: (part_h, part_w), by default the output size.
         group_size: (G_h, G_w), by default the output size.
 
@@ -145,7 +145,7 @@ def roi_pool(
     sampling_ratio: int = 0,
     mode: str = "align",
 ) -> Tensor:
-    """Averages each bin of each box (Eq. 5): `deform_roi_pool` without offsets."""
+    """Average RoI pooling (Eq. 5): `deform_roi_pool` without offsets."""
     return deform_roi_pool(
         input, boxes, None, output_size, spatial_scale, sampling_ratio, mode=mode
     )
@@ -160,7 +160,7 @@ def ps_roi_pool(
     mode: str = "align",
     group_size: Size | None = None,
 ) -> Tensor:
-    """Averages each bin on score maps of its own: `deform_ps_roi_pool` without offsets."""
+    """Position-sensitive average RoI pooling: `deform_ps_roi_pool` without offsets."""
     return deform_ps_roi_pool(
         input,
         boxes,
@@ -174,27 +174,29 @@ def ps_roi_pool(
 
 
 def join_boxes(boxes: Tensor | Sequence[Tensor]) -> Tensor:
-    """Returns boxes as Tensor[K, 5]; those of a list get their place in it as batch index."""
+    """Returns boxes as Tensor[K, 5]; the index in a list becomes the batch index."""
     if isinstance(boxes, Tensor):
         return boxes
-    for place, of_image in enumerate(boxes):
-        if of_image.dim() != 2 or of_image.shape[1] != 4:
+    for index, image_boxes in enumerate(boxes):
+        if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
             raise ValueError(
                 "deform_roi_pool: boxes in a list must be tensors of four columns "
-                f"(x1, y1, x2, y2), got shape {tuple(of_image.shape)} at place {place}"
+                f"(x1, y1, x2, y2), got shape {tuple(image_boxes.shape)} at index {index}"
             )
     if not boxes:
         raise ValueError("deform_roi_pool: a list of boxes must have a tensor per image, got none")
     rows = [
-        torch.cat([torch.full_like(of_image[:, :1], place), of_image], dim=1)
-        for place, of_image in enumerate(_with_room_for_indices(boxes))
+        torch.cat([torch.full_like(image_boxes[:, :1], index), image_boxes], dim=1)
+        for index, image_boxes in enumerate(_at_least_float32(boxes))
     ]
     return torch.cat(rows)
 
 
-def _with_room_for_indices(boxes: Sequence[Tensor]) -> list[Tensor]:
-    """Returns half-precision boxes as float32: bfloat16 counts images up to 256 only."""
-    return [of_image.float() if of_image.itemsize < 4 else of_image for of_image in boxes]
+def _at_least_float32(boxes: Sequence[Tensor]) -> list[Tensor]:
+    """Returns half-precision boxes as float32: bfloat16 represents integers up to 256 only."""
+    return [
+        image_boxes.float() if image_boxes.itemsize < 4 else image_boxes for image_boxes in boxes
+    ]
 
 
 @torch.library.register_fake("dcn_plugin::deform_roi_pool")
@@ -230,11 +232,11 @@ def _fake_backward(
     sampling_ratio: int,
     gamma: float,
     mode: str,
-    wanted: list[bool],
+    output_mask: list[bool],
 ) -> tuple[Tensor, Tensor]:
     return (
-        empty_gradient(input, wanted[0], input),
-        empty_gradient(offset, wanted[1], boxes),
+        empty_gradient(input, output_mask[0], input),
+        empty_gradient(offset, output_mask[1], boxes),
     )
 
 
@@ -244,14 +246,14 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
+    output_mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
     grad_input, grad_offset = torch.ops.dcn_plugin._deform_roi_pool_backward(
-        grad_output, *ctx.saved_tensors, *ctx.settings, wanted
+        grad_output, *ctx.saved_tensors, *ctx.settings, output_mask
     )
     return (
-        grad_input if wanted[0] else None,
+        grad_input if output_mask[0] else None,
         None,
-        grad_offset if wanted[1] else None,
+        grad_offset if output_mask[1] else None,
         *[None] * len(ctx.settings),
     )
 
@@ -260,5 +262,5 @@ torch.library.register_autograd(
     "dcn_plugin::deform_roi_pool", _backward, setup_context=_setup_context
 )
 torch.library.register_autograd(
-    "dcn_plugin::_deform_roi_pool_backward", refuse_double_backward("deform_roi_pool")
+    "dcn_plugin::_deform_roi_pool_backward", no_double_backward("deform_roi_pool")
 )
