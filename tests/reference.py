@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The paper's equations in float64, with loops: slow, and plain enough to be checked by eye."""
+"""The equations of the paper in float64, with loops: slow, but easy to verify."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def g(size: int, p: Tensor) -> Tensor:
     return torch.clamp(1 - (q - p).abs(), min=0)
 
 
-def g_slope(size: int, p: Tensor) -> Tensor:
-    """Returns the derivative of g(q, p) by p for all q, from the right where p is an integer."""
+def g_derivative(size: int, p: Tensor) -> Tensor:
+    """Returns dg(q, p)/dp for all q; at integer p the right-hand derivative."""
     q = torch.arange(size, dtype=torch.float64)
     rises = ((q - 1 <= p) & (p < q)).double()
     falls = ((q <= p) & (p < q + 1)).double()
@@ -27,7 +27,7 @@ def g_slope(size: int, p: Tensor) -> Tensor:
 
 
 def sample(x: Tensor, p_y: Tensor, p_x: Tensor) -> Tensor:
-    """Returns x(p) of Eq. 3: the sum over all integral q of G(q, p) x(q).
+    """Returns x(p) of Eq. 3: the sum over all pixels q of G(q, p) x(q).
 
     Args:
         x: Tensor[C, H, W].
@@ -38,14 +38,14 @@ def sample(x: Tensor, p_y: Tensor, p_x: Tensor) -> Tensor:
     return (big_g * x).sum(dim=(1, 2))
 
 
-def sample_slope(x: Tensor, p_y: Tensor, p_x: Tensor) -> tuple[Tensor, Tensor]:
+def sample_gradient(x: Tensor, p_y: Tensor, p_x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns dx(p)/dp_y and dx(p)/dp_x of Eq. 7, zero at or beyond -1 and H (W)."""
     _, height, width = x.shape
     if not (-1 < p_y < height and -1 < p_x < width):
         return torch.zeros_like(x[:, 0, 0]), torch.zeros_like(x[:, 0, 0])
-    along_y = g_slope(height, p_y)[:, None] * g(width, p_x)[None, :]
-    along_x = g(height, p_y)[:, None] * g_slope(width, p_x)[None, :]
-    return (along_y * x).sum(dim=(1, 2)), (along_x * x).sum(dim=(1, 2))
+    dg_dy = g_derivative(height, p_y)[:, None] * g(width, p_x)[None, :]
+    dg_dx = g(height, p_y)[:, None] * g_derivative(width, p_x)[None, :]
+    return (dg_dy * x).sum(dim=(1, 2)), (dg_dx * x).sum(dim=(1, 2))
 
 
 def positions(
@@ -60,8 +60,8 @@ def positions(
                 for x in range(columns):
                     for i in range(kernel[0]):
                         for j in range(kernel[1]):
-                            plane = 2 * (group * taps + i * kernel[1] + j)
-                            d_y, d_x = offset[n, plane, y, x], offset[n, plane + 1, y, x]
+                            channel = 2 * (group * taps + i * kernel[1] + j)
+                            d_y, d_x = offset[n, channel, y, x], offset[n, channel + 1, y, x]
                             p_y = y * stride[0] - padding[0] + i * dilation[0] + d_y
                             p_x = x * stride[1] - padding[1] + j * dilation[1] + d_x
                             yield (n, group, y, x), (i, j), p_y, p_x
@@ -81,7 +81,7 @@ def deform_conv2d(
     kernel = (weight.shape[2], weight.shape[3])
     taps = kernel[0] * kernel[1]
     per_offset_group = input.shape[1] // (offset.shape[1] // (2 * taps))
-    # sampled[n][c][tap][y][x], as a dict, since autograd dislikes writes in place
+    # A dict instead of a tensor, since autograd restricts in-place writes.
     sampled: dict[tuple[int, int, int, int], list[Tensor]] = {}
     for (n, group, y, x), (i, j), p_y, p_x in positions(offset, kernel, stride, padding, dilation):
         channels = slice(group * per_offset_group, (group + 1) * per_offset_group)
@@ -104,7 +104,7 @@ def deform_conv2d(
 
 
 def _multiply(weight: Tensor, column: Tensor) -> Tensor:
-    """Returns the sum over taps of w(pn) x(pn) for one position, (C') from (C, K)."""
+    """Returns the sum over taps of w(pn) x(pn) for one position: (C, K) -> (C')."""
     group_in = weight.shape[1]
     groups = column.shape[0] // group_in
     group_out = weight.shape[0] // groups
@@ -125,7 +125,7 @@ def offset_gradient(
     dilation: Pair = (1, 1),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Returns the gradient of the offset by Eq. 7, with the rule for integer positions."""
+    """Returns the gradient of the offset by Eq. 7, right-hand at integer positions."""
     kernel = (weight.shape[2], weight.shape[3])
     taps = kernel[0] * kernel[1]
     per_offset_group = input.shape[1] // (offset.shape[1] // (2 * taps))
@@ -134,13 +134,13 @@ def offset_gradient(
     result = torch.zeros_like(offset)
     for (n, group, y, x), (i, j), p_y, p_x in positions(offset, kernel, stride, padding, dilation):
         first = group * per_offset_group
-        slopes = sample_slope(input[n, first : first + per_offset_group], p_y, p_x)
+        derivatives = sample_gradient(input[n, first : first + per_offset_group], p_y, p_x)
         tap = group * taps + i * kernel[1] + j
         scale = 1.0 if mask is None else mask[n, tap, y, x]
         for c in range(first, first + per_offset_group):
             conv_group = c // group_in
             outputs = slice(conv_group * group_out, (conv_group + 1) * group_out)
             grad = (grad_output[n, outputs, y, x] * weight[outputs, c % group_in, i, j]).sum()
-            result[n, 2 * tap, y, x] += scale * grad * slopes[0][c - first]
-            result[n, 2 * tap + 1, y, x] += scale * grad * slopes[1][c - first]
+            result[n, 2 * tap, y, x] += scale * grad * derivatives[0][c - first]
+            result[n, 2 * tap + 1, y, x] += scale * grad * derivatives[1][c - first]
     return result

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Guards the reference of RoI pooling: by torchvision, by its own derivative, by pencil."""
+"""Checks the reference of RoI pooling: against torchvision, autograd and values by hand."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 import torchvision
 
 from tests import roi_reference
-from tests.closeness import assert_near
 from tests.ops.roi_cases import (
     ASYMMETRIC,
     BOXES,
     MODES,
-    UPRIGHT_BOXES,
+    NONEMPTY_BOXES,
     RoiCase,
     gradients,
     standard_grad_output,
 )
+from tests.tolerances import assert_near
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_align_equals_roi_align(ratio):
-    boxes = BOXES if ratio else UPRIGHT_BOXES
+    boxes = BOXES if ratio else NONEMPTY_BOXES
     case = RoiCase(classes=0, ratio=ratio, boxes=tuple(boxes.values()))
     call = case.draw()
     output, found = gradients(case.reference, call)
@@ -67,7 +67,7 @@ def test_halves_are_rounded_away_from_zero(value, expected):
         ("msra", 7.0, 1.0, 1.0, (6.5, 0.1)),
     ],
 )
-def test_sides_on_the_map_by_pencil(mode, low, high, scale, expected):
+def test_sides_on_the_map_by_hand(mode, low, high, scale, expected):
     assert roi_reference.side_on_map(mode, low, high, scale) == expected
 
 
@@ -86,7 +86,7 @@ def test_sides_on_the_map_by_pencil(mode, low, high, scale, expected):
         ("msra", 1.5, 8.0, 1, 2, [5.5, 7.5]),
     ],
 )
-def test_positions_of_two_bins_by_pencil(mode, start, size, j, ratio, expected):
+def test_positions_of_two_bins_by_hand(mode, start, size, j, ratio, expected):
     assert roi_reference.positions(mode, start, size, j, 2, ratio).tolist() == pytest.approx(
         expected
     )

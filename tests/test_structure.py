@@ -27,7 +27,7 @@ ALLOWED = {
         *("dcn_plugin.files", "dcn_plugin.messages"),
     },
 }
-# Folders of csrc, and the prefixes of what they may include.
+# What the folders of csrc may include, as prefixes.
 INCLUDES = {
     "math": ("math/", "<std>"),
     "ops": ("math/", "ops/", "<std>", "ATen/", "c10/", "torch/"),
@@ -157,7 +157,7 @@ def test_the_package_has_no_import_cycles():
 
 
 def included(path):
-    """Returns the includes of a C++ file; standard headers as <std>."""
+    """Returns the headers that a C++ file includes; those of the standard library as <std>."""
     names = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
     return {name if "/" in name or "." in name else "<std>" for name in names}
 
@@ -166,23 +166,30 @@ cpp = pytest.mark.parametrize("path", cpp_files(), ids=by_path)
 
 
 @cpp
-def test_cpp_files_include_only_lower_layers(path):
+def test_cpp_includes_follow_the_layers(path):
     allowed = INCLUDES.get(path.relative_to(CSRC).parts[0])
     if allowed is not None:
         assert not {name for name in included(path) if not name.startswith(allowed)}
 
 
 @cpp
-def test_no_conditional_compilation_on_cuda(path):
+def test_conv_and_roi_do_not_include_each_other(path):
+    parts = (*path.relative_to(CSRC).parts, "")
+    other = {"conv": "roi", "roi": "conv"}.get(parts[1])
+    assert not {name for name in included(path) if name.startswith(f"{parts[0]}/{other}/")}
+
+
+@cpp
+def test_no_ifdef_for_cuda(path):
     if path != CSRC / "math" / "macros.h":
         conditions = re.findall(r"^\s*#\s*(?:el)?if.*$", path.read_text(), re.MULTILINE)
-        if path.suffix in (".cu", ".cuh"):  # the GPU architecture may be tested
+        if path.suffix in (".cu", ".cuh"):  # device code may test for the architecture
             conditions = [c.replace("__CUDA_ARCH__", "") for c in conditions]
         assert not [c for c in conditions if re.search("CUDA|HIP|NVCC", c)]
 
 
 @cpp
-def test_lower_cpp_layers_do_not_include_cuda(path):
+def test_only_cuda_sources_include_cuda_headers(path):
     if path.relative_to(CSRC).parts[0] in ("math", "ops", "cpu") and path.name != "macros.h":
         assert not {n for n in included(path) if re.search("cuda", n, re.IGNORECASE)}
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Deformable convolutions in the place of a network's plain ones."""
+"""make_deformable."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LAST_THREE = ["layer4.0.conv2", "layer4.1.conv2", "layer4.2.conv2"]
 
 
 def small() -> nn.Sequential:
-    """Returns a network with three convolutions, one of them 1x1."""
+    """Returns a model with three convolutions, one of them 1x1."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, (3, 1))
     )
 
 
-def test_torchvisions_resnet_starts_the_same_trains_and_loads_its_old_checkpoint() -> None:
+def test_torchvision_resnet_is_unchanged_trains_and_loads_its_checkpoint() -> None:
     model = torchvision.models.resnet50(num_classes=7).eval()
     image = torch.randn(2, 3, 64, 64)
     expected = model(image)
@@ -45,12 +45,12 @@ def test_torchvisions_resnet_starts_the_same_trains_and_loads_its_old_checkpoint
     assert set(missing) == {
         f"{name}.offset_conv.{kind}" for name in LAST_THREE for kind in ("weight", "bias")
     }
-    for name in LAST_THREE:  # what was learnt of offsets is not in the checkpoint
+    for name in LAST_THREE:  # the checkpoint has no offset branches
         model.get_submodule(name).offset_conv.reset_parameters()
     torch.testing.assert_close(model.eval()(image), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_changed_network_can_be_traced_exported_and_cut_in_pieces() -> None:
+def test_a_converted_model_can_be_traced_and_exported() -> None:
     model = torchvision.models.resnet18(num_classes=3).eval()
     make_deformable(model, last=2, modulated=True)
     image = torch.randn(1, 3, 64, 64)
@@ -73,7 +73,7 @@ def test_a_changed_network_can_be_traced_exported_and_cut_in_pieces() -> None:
         ({"predicate": lambda name, conv: False}, []),
     ],
 )
-def test_what_is_named_is_replaced(how: dict, replaced: list[str]) -> None:
+def test_the_selected_convolutions_are_replaced(how: dict, replaced: list[str]) -> None:
     model = small()
     plain = dict(model.named_modules())
     image = torch.randn(1, 3, 9, 8)
@@ -86,21 +86,21 @@ def test_what_is_named_is_replaced(how: dict, replaced: list[str]) -> None:
     torch.testing.assert_close(model(image), expected)
 
 
-def test_a_convolution_used_twice_is_replaced_in_both_places() -> None:
+def test_a_shared_convolution_is_replaced_everywhere() -> None:
     shared = nn.Conv2d(4, 4, 3, padding=1)
     model = nn.ModuleDict({"first": shared, "again": nn.Sequential(shared)})
     assert make_deformable(model, last=1) == ["first"]
     assert isinstance(model["first"], DeformConv2dPack) and model["again"][0] is model["first"]
 
 
-def test_the_branches_themselves_stay_plain() -> None:
+def test_offset_branches_are_not_replaced() -> None:
     model = small()
     make_deformable(model, last=1)
     assert make_deformable(model, last=1) == ["0"]
     assert type(model[3].offset_conv).__name__ == "OffsetConv2d"
 
 
-def test_options_dtype_device_and_mode_are_kept() -> None:
+def test_options_dtype_device_and_mode_are_preserved() -> None:
     model = small().double().eval()
     make_deformable(model, last=1, offset_groups=2, modulated=True)
     pack = model[3]
@@ -108,7 +108,7 @@ def test_options_dtype_device_and_mode_are_kept() -> None:
     assert {p.dtype for p in pack.parameters()} == {torch.float64}
 
 
-def test_shapes_can_be_worked_out_without_numbers() -> None:
+def test_runs_on_meta_tensors() -> None:
     with torch.device("meta"):
         model = small()
     make_deformable(model, last=2)
@@ -116,14 +116,14 @@ def test_shapes_can_be_worked_out_without_numbers() -> None:
     assert model(torch.empty(2, 3, 9, 8, device="meta")).shape == (2, 4, 7, 8)
 
 
-def test_padding_by_name_is_understood() -> None:
+def test_padding_same_is_supported() -> None:
     plain = nn.Conv2d(4, 4, (3, 5), padding="same", dilation=(2, 1))
     image = torch.randn(1, 4, 9, 8)
     torch.testing.assert_close(DeformConv2dPack.from_conv(plain)(image), plain(image))
 
 
 class Scaled(nn.Conv2d):
-    """A convolution that does more than its parent."""
+    """A convolution that does more than nn.Conv2d."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Doubles the result."""
@@ -152,16 +152,16 @@ def patched() -> nn.Conv2d:
         (hooked("register_full_backward_pre_hook"), "has hooks"),
         (hooked("register_load_state_dict_post_hook"), "has hooks"),
         (hooked("register_state_dict_pre_hook"), "has hooks"),
-        (nn.LazyConv2d(4, 3), "has no shape yet"),
+        (nn.LazyConv2d(4, 3), "is not initialized yet"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "'zeros', got 'reflect'"),
         (nn.Conv2d(4, 4, 2, padding="same"), "one side more"),
     ],
 )
-def test_what_would_be_lost_is_refused(conv: nn.Conv2d, message: str) -> None:
+def test_convolutions_that_do_more_raise(conv: nn.Conv2d, message: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), conv)
     with pytest.raises(ValueError, match=f"make_deformable: 1: .*{message}"):
         make_deformable(model, last=2)
-    assert type(model[0]) is nn.Conv2d  # nothing was replaced
+    assert type(model[0]) is nn.Conv2d  # not replaced
 
 
 @pytest.mark.parametrize(
@@ -177,11 +177,11 @@ def test_what_would_be_lost_is_refused(conv: nn.Conv2d, message: str) -> None:
         ({"last": 1, "offset_groups": 3}, "3: offset_groups must be a divisor of the 8"),
     ],
 )
-def test_bad_requests_are_refused(how: dict, message: str) -> None:
+def test_invalid_arguments_raise(how: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_deformable(small(), **how)
 
 
-def test_a_bare_convolution_has_no_place() -> None:
+def test_a_bare_convolution_raises() -> None:
     with pytest.raises(ValueError, match="from_conv"):
         make_deformable(nn.Conv2d(3, 3, 3), last=1)

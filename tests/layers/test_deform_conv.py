@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Deformable convolution as modules."""
+"""Deformable convolution modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPE = {
 }
 
 
-def test_deform_conv2d_has_torchvisions_contract() -> None:
+def test_deform_conv2d_equals_torchvision() -> None:
     ours = DeformConv2d(6, 4, **SHAPE).double()
     theirs = torchvision.ops.DeformConv2d(6, 4, **SHAPE).double()
     theirs.load_state_dict(ours.state_dict())
@@ -42,7 +42,7 @@ def test_pack_starts_as_the_plain_convolution(modulated: bool, offset_groups: in
     assert set(missing) == {"offset_conv.weight", "offset_conv.bias"} and not unexpected
     input = torch.randn(2, 6, 9, 8, dtype=torch.float64)
     expected = plain(input)
-    if modulated:  # the sigmoid of zero
+    if modulated:  # sigmoid(0)
         expected = expected / 2 + plain.bias[:, None, None] / 2
     torch.testing.assert_close(pack(input), expected)
 
@@ -63,7 +63,7 @@ def test_every_parameter_of_a_pack_gets_a_gradient(modulated: bool) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_offsets_and_masks_come_in_the_order_of_detectron2() -> None:
+def test_offsets_and_masks_are_ordered_as_in_detectron2() -> None:
     branch = OffsetConv2d(nn.Conv2d(4, 4, 3, padding=1), offset_groups=2, modulated=True)
     assert branch.out_channels == 2 * 27
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_offsets_stay_in_float32_under_autocast() -> None:
     torch.testing.assert_close(output.float(), pack(input), rtol=0.05, atol=0.05)
 
 
-def test_compiles_in_one_graph() -> None:
+def test_compiles_without_graph_breaks() -> None:
     pack = DeformConv2dPack(4, 4, 3, padding=1, modulated=True)
     input = torch.randn(1, 4, 6, 6)
     compiled = torch.compile(pack, fullgraph=True, backend="aot_eager")
@@ -97,11 +97,11 @@ def test_offset_groups_must_divide_the_channels(offset_groups: int) -> None:
         DeformConv2dPack(6, 4, 3, offset_groups=offset_groups)
 
 
-def test_padding_by_name_is_refused() -> None:
+def test_padding_by_name_raises() -> None:
     with pytest.raises(ValueError, match="got 'same'"):
         DeformConv2d(6, 4, 3, padding="same")
 
 
-def test_repr_says_what_it_is() -> None:
+def test_repr() -> None:
     text = repr(DeformConv2dPack(6, 4, 3, padding=1, offset_groups=2, modulated=True))
     assert "DeformConv2dPack" in text and "offset_groups=2, modulated=True" in text

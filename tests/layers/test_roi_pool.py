@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""RoI poolings that learn where to look."""
+"""RoI pooling and deformable RoI pooling modules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def features(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def with_offsets(layer: nn.Module) -> nn.Module:
-    """Lets the offset branch of a layer predict something."""
+    """Randomizes the offset branch of a layer."""
     for name, parameter in layer.named_parameters():
         if name.startswith("offset_"):
             nn.init.normal_(parameter, std=0.7)
@@ -35,14 +35,14 @@ def with_offsets(layer: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_roi_pool_starts_plain(mode: str) -> None:
+def test_deform_roi_pool_starts_plain(mode: str) -> None:
     layer = DeformRoIPool(4, SIZE, 0.25, 2, mode=mode).double()
     x = features()
     torch.testing.assert_close(layer(x, BOXES), ops.roi_pool(x, BOXES, SIZE, 0.25, 2, mode=mode))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_ps_roi_pool_starts_plain(mode: str) -> None:
+def test_deform_ps_roi_pool_starts_plain(mode: str) -> None:
     layer = DeformPSRoIPool(4, 6, SIZE, 0.25, 2, mode=mode, classes=3).double()
     x = features()
     expected = ops.ps_roi_pool(layer.score_conv(x), BOXES, SIZE, 0.25, 2, mode=mode)
@@ -50,20 +50,20 @@ def test_ps_roi_pool_starts_plain(mode: str) -> None:
     assert layer.score_conv.weight.std().item() == pytest.approx(0.01, rel=0.2)
 
 
-def test_bins_move_where_the_fully_connected_layer_says() -> None:
+def test_bins_are_shifted_by_offset_fc() -> None:
     layer = with_offsets(DeformRoIPool(4, SIZE, 0.25, 2, gamma=0.3).double())
     x = features()
     call = {"output_size": SIZE, "spatial_scale": 0.25, "sampling_ratio": 2, "mode": "align"}
     one_map = {"gamma": 0.3, "part_size": SIZE, "group_size": (1, 1)}
     pooled = roi_reference.deform_ps_roi_pool(x, BOXES, None, **call, **one_map)
     weight, bias = layer.offset_fc.weight, layer.offset_fc.bias
-    # All x of the bins, row by row, then all y.
+    # x of all bins, row by row, then y of all bins.
     offset = (pooled.reshape(3, 24) @ weight.T + bias).reshape(3, 2, 3, 2)
     expected = roi_reference.deform_ps_roi_pool(x, BOXES, offset, **call, **one_map)
     torch.testing.assert_close(layer(x, BOXES), expected)
 
 
-def test_bins_of_each_class_move_where_its_offset_maps_say() -> None:
+def test_bins_of_each_class_are_shifted_by_its_offset_maps() -> None:
     layer = with_offsets(DeformPSRoIPool(4, 6, SIZE, 0.25, 2, gamma=0.3, classes=3).double())
     x = features()
     call = {"output_size": SIZE, "spatial_scale": 0.25, "sampling_ratio": 2, "mode": "align"}
@@ -76,7 +76,7 @@ def test_bins_of_each_class_move_where_its_offset_maps_say() -> None:
 
 
 @layers
-def test_every_parameter_gets_a_gradient_from_the_start(name: str) -> None:
+def test_every_parameter_gets_a_gradient_initially(name: str) -> None:
     layer = LAYERS[name]().double()
     layer(features(), BOXES).square().sum().backward()
     for key, parameter in layer.named_parameters():
@@ -84,7 +84,7 @@ def test_every_parameter_gets_a_gradient_from_the_start(name: str) -> None:
 
 
 @layers
-def test_boxes_may_come_by_image(name: str) -> None:
+def test_boxes_may_be_a_list(name: str) -> None:
     layer = with_offsets(LAYERS[name]().double())
     x = features()
     boxes = [BOXES[[0, 2], 1:], BOXES[[1], 1:]]
@@ -92,7 +92,7 @@ def test_boxes_may_come_by_image(name: str) -> None:
 
 
 @layers
-def test_no_box_at_all(name: str) -> None:
+def test_no_boxes(name: str) -> None:
     layer = LAYERS[name]().double()
     pooled = layer(features(), torch.zeros(0, 5))
     assert pooled.shape[0] == 0 and pooled.shape[2:] == SIZE
@@ -121,7 +121,7 @@ def test_channels_last_features_give_the_same(name: str) -> None:
 
 
 @layers
-def test_shapes_can_be_worked_out_without_numbers(name: str) -> None:
+def test_runs_on_meta_tensors(name: str) -> None:
     with torch.device("meta"):
         layer = LAYERS[name]()
         pooled = layer(torch.empty(2, 4, 16, 20), torch.empty(3, 5))
@@ -129,7 +129,7 @@ def test_shapes_can_be_worked_out_without_numbers(name: str) -> None:
 
 
 @layers
-def test_compiles_in_one_graph(name: str) -> None:
+def test_compiles_without_graph_breaks(name: str) -> None:
     layer = with_offsets(LAYERS[name]())
     x = features(torch.float32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -144,12 +144,12 @@ def test_compiles_in_one_graph(name: str) -> None:
         ({"mode": "max"}, "mode must be one of .*, got 'max'"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(name: str, settings: dict, message: str) -> None:
+def test_invalid_arguments_raise(name: str, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LAYERS[name](**settings)
 
 
-def test_sizes_that_do_not_fit_are_named() -> None:
+def test_invalid_sizes_raise() -> None:
     with pytest.raises(ValueError, match=r"output_size must be .* got \(7, 0\)"):
         DeformRoIPool(4, (7, 0), 0.25)
     with pytest.raises(ValueError, match=r"spatial_scale must be .* got 0"):
@@ -158,6 +158,6 @@ def test_sizes_that_do_not_fit_are_named() -> None:
         DeformPSRoIPool(4, 6, 7, 0.25, classes=4)
 
 
-def test_repr_says_what_it_is() -> None:
+def test_repr() -> None:
     text = repr(LAYERS["position-sensitive"]())
     assert "DeformPSRoIPool" in text and "output_size=(3, 2)" in text and "classes=3" in text

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Deformable convolutions to test with: everything asymmetric, so that no swap can pass."""
+"""Deformable convolutions to test: asymmetric in all sizes, so that swapped axes fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIFFERENTIABLE = ("input", "offset", "weight", "bias", "mask")
 
 @dataclass(frozen=True)
 class ConvCase:
-    """The shape of a call. Neither kind of group divides the other."""
+    """The sizes of a call. Neither number of groups divides the other."""
 
     batch: int = 2
     in_channels: int = 6
@@ -50,9 +50,10 @@ class ConvCase:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
     def draw(self, device: str = "cpu", dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-        """Returns the arguments of a call: float64 numbers rounded to `dtype`, no gradients.
+        """Returns random arguments: drawn in float64 and converted to `dtype`.
 
-        Positions reach beyond every border and keep 0.05 from integers before the rounding.
+        Sampling locations reach beyond every border, and are at least 0.05 away from integers
+        before the conversion.
         """
         kernel, out = self.kernel, self.out_size
         offsets = self.offset_groups * self.taps
@@ -90,7 +91,7 @@ CASES = {
 
 
 def cast(call: dict[str, Any], dtype: torch.dtype, names: Sequence[str] = DIFFERENTIABLE) -> dict:
-    """Returns the call with the tensors of these names in another dtype."""
+    """Converts the tensors with these names to another dtype."""
     return {k: v.to(dtype) if k in names and v is not None else v for k, v in call.items()}
 
 
@@ -102,8 +103,8 @@ def gradients(
     """Runs a function forward and backward.
 
     Returns:
-        its output, and the gradient of every tensor of the call by name. Without `grad_output`
-        one is drawn that depends on nothing but the output's shape.
+        its output, and the gradient of every tensor argument by name. The default of `grad_output`
+        is random and depends on the shape of the output only.
     """
     leaves = {k: v.detach().requires_grad_() for k, v in call.items() if isinstance(v, Tensor)}
     output = function(**{**call, **leaves})

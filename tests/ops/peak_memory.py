@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Measures what a call needs beside its results, in a process of its own.
+"""Measures the workspace of a call, in a subprocess.
 
 `python -m tests.ops.peak_memory DEVICE` prints one JSON object per line. With
-MALLOC_MMAP_THRESHOLD_=65536 in the environment, glibc gives memory back that is freed.
+MALLOC_MMAP_THRESHOLD_=65536 in the environment, glibc returns freed memory to the system.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SQUARE = {
     "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1),
     "groups": 1, "offset_groups": 1, "bias": False,
 }  # fmt: skip
-# Columns of all positions at once, in float32, would take 7 MiB for the first, 80 to 420 MiB
-# for the others.
+# The columns of all positions, in float32, have 7 MiB in the first case, 80 to 420 MiB in the
+# others.
 CASES = {
     "small": ConvCase(batch=1, in_channels=128, out_channels=64, size=(40, 40), **SQUARE),
     "many-images": ConvCase(batch=60, in_channels=128, out_channels=64, size=(40, 40), **SQUARE),
@@ -35,15 +35,15 @@ CASES = {
 
 
 def resident() -> int:
-    """Returns the bytes of this process that are in memory."""
+    """Returns the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class Peak:
-    """Bytes taken beyond what was taken before, at most.
+    """Peak memory beyond that at construction, in bytes.
 
-    On the CPU a thread looks every millisecond: the kernel's own record of the peak cannot be
-    reset everywhere, and PyTorch's allocator does not see what C++ allocates.
+    On the CPU a thread polls every millisecond: the peak that the kernel records cannot be reset
+    everywhere, and PyTorch's allocator does not count allocations of C++.
     """
 
     def __init__(self, device: str) -> None:
@@ -71,7 +71,7 @@ class Peak:
 
 
 def drawn(name: str, device: str, dtype: torch.dtype, layout: torch.memory_format) -> dict:
-    """Returns a call whose memory is all touched, drawn in its own dtype: float64 is slow."""
+    """Returns random arguments, drawn in `dtype`: float64 is slow."""
     case = CASES[name]
     planes = case.offset_groups * case.taps
 
@@ -89,7 +89,7 @@ def drawn(name: str, device: str, dtype: torch.dtype, layout: torch.memory_forma
 
 
 def measure(name: str, device: str, dtype: torch.dtype, layout: torch.memory_format) -> dict:
-    """Returns workspace and columns of forward and backward, in MiB."""
+    """Returns the workspace of forward and backward and the size of all columns, in MiB."""
     call = drawn(name, device, dtype, layout)
     leaves = list(call.values())
     peak = Peak(device)
@@ -106,7 +106,7 @@ def measure(name: str, device: str, dtype: torch.dtype, layout: torch.memory_for
 
 def main(device: str) -> None:
     torch.set_num_threads(2)
-    # Loads the GEMM library and everything else that is loaded at the first call.
+    # Warm-up: loads the GEMM library.
     measure("small", device, torch.float32, torch.contiguous_format)
     for name in CASES:
         for dtype in (torch.float32, torch.bfloat16):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""RoI poolings to test with: everything asymmetric, boxes over every border."""
+"""RoI poolings to test: asymmetric in all sizes, with boxes across every border."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ BOXES = {
     "tiny": (7.31, 8.22, 7.33, 8.25),
     "huge": (-311.3, -407.9, 523.2, 611.7),
 }
-# torchvision stands no others where the samples follow from the box alone.
-UPRIGHT_BOXES = {k: b for k, b in BOXES.items() if b[2] > b[0] and b[3] > b[1]}
-# Their corners, and the bins of most, are halves of the map's pixels: exact in every dtype.
+# With adaptive sampling torchvision supports these boxes only.
+NONEMPTY_BOXES = {k: b for k, b in BOXES.items() if b[2] > b[0] and b[3] > b[1]}
+# Corners, and most bins, are at multiples of half a pixel of the map: exact in every dtype.
 HALF_PIXEL_BOXES = {
     "inside": (1.0, 3.0, 9.0, 15.0),
     "over the top left": (-5.0, -3.0, 7.0, 5.0),
@@ -48,20 +48,20 @@ HALF_PIXEL_BOXES = {
 
 @dataclass(frozen=True)
 class RoiCase:
-    """The shape of a call. Neither of output, part and group size divides another."""
+    """The sizes of a call. None of output, part and group size divides another."""
 
     mode: str = "align"
     classes: int = 3  # 0: no offset
     channels: int = 6  # of the output
-    batch: int = 3  # the image in the middle has no RoI
+    batch: int = 3  # the second image has no RoI
     size: tuple[int, int] = (9, 8)
     output: tuple[int, int] = (3, 2)
     part: tuple[int, int] | None = None  # None: plain RoI pooling
     group: tuple[int, int] | None = None
     ratio: int = 0
     scale: float = 0.5
-    gamma: float = 0.117  # not round, so that no sample comes to lie on a pixel
-    spread: float = 4.3  # offsets go to here; 1 / gamma is a RoI's size
+    gamma: float = 0.117  # no sample is at integer coordinates
+    spread: float = 4.3  # largest offset; 1 / gamma is the size of a RoI
     boxes: tuple[tuple[float, ...], ...] = tuple(BOXES.values())
 
     @property
@@ -75,7 +75,7 @@ class RoiCase:
         return roi_reference.offset_gradient(grad_output, **self.to_ps(call))
 
     def to_ps(self, call: dict[str, Any]) -> dict[str, Any]:
-        """Returns the call of PS RoI pooling that does the same."""
+        """Returns the equivalent call of PS RoI pooling."""
         return {**call, "group_size": self.group or (1, 1), "part_size": self.part or self.output}
 
     @property
@@ -88,7 +88,7 @@ class RoiCase:
         return (len(self.boxes), self.channels, *self.output)
 
     def draw(self, device: str = "cpu", dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-        """Returns the arguments of a call: float64 numbers rounded to `dtype`, no gradients."""
+        """Returns random arguments: drawn in float64 and converted to `dtype`."""
         images = [(2 * k) % (self.batch + 1) for k in range(len(self.boxes))]  # 0, 2, 0, 2 ...
         rows = [(min(n, self.batch - 1), *box) for n, box in zip(images, self.boxes, strict=True)]
         boxes = torch.tensor(rows, dtype=torch.float64).reshape(-1, 5)
@@ -123,12 +123,12 @@ CASES = {
     for mode, kind, offsets, ratio in itertools.product(MODES, _KINDS, _CLASSES, (0, 3))
     if mode != "bin" or ratio == 0
 }
-# One for each mode, with all that can be asymmetric.
+# One case per mode, asymmetric in all sizes.
 ASYMMETRIC = {mode: RoiCase(mode=mode, **_KINDS["ps-group-other"]) for mode in MODES}
 PLAIN = {mode: RoiCase(mode=mode) for mode in MODES}
-# So many channels to a class that the CPU pools them together, and not class by class.
+# Enough channels per class for vector code over channels on the CPU.
 WIDE = {mode: replace(ASYMMETRIC[mode], channels=24) for mode in MODES}
-# More RoIs than the CPU takes side by side, on images in turn.
+# More RoIs than the CPU pools in one batch, on alternating images.
 MANY = {mode: replace(ASYMMETRIC[mode], boxes=tuple(BOXES.values()) * 4) for mode in MODES}
 BOTH = {f"{k}-{m}": c[m] for m in MODES for k, c in (("plain", PLAIN), ("ps", ASYMMETRIC))}
 BOTH["wide"] = WIDE["align"]
@@ -136,7 +136,7 @@ CASES |= {f"wide-{m}": WIDE[m] for m in MODES} | {f"many-{m}": MANY[m] for m in 
 
 
 def standard_grad_output(shape: tuple[int, ...]) -> Tensor:
-    """Returns the same numbers for the same shape."""
+    """Returns a random tensor that depends on the shape only."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -159,5 +159,5 @@ def gradients(
 
 
 def on_cpu_in_float64(call: dict[str, Any]) -> dict[str, Any]:
-    """Returns the same numbers in float64 on the CPU: what every dtype and device is held to."""
+    """Returns the same values in float64 on the CPU, the reference of all dtypes and devices."""
     return {k: v.cpu().double() if isinstance(v, Tensor) else v for k, v in call.items()}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Values and gradients, against pencil, the paper's equations, torchvision and F.conv2d."""
+"""Values and gradients, compared with the paper's equations, torchvision and F.conv2d."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torchvision
 
 from dcn_plugin.ops import deform_conv2d
 from tests import reference
-from tests.closeness import DTYPES, assert_near
 from tests.ops.conv_cases import ASYMMETRIC, CASES, EMPTY, ConvCase, gradients
+from tests.tolerances import DTYPES, assert_near
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -24,7 +24,7 @@ def on_cpu(call):
 
 
 @cases
-def test_equals_the_papers_equations(case, device):
+def test_equals_the_equations_of_the_paper(case, device):
     call = case.draw(device)
     output, found = gradients(deform_conv2d, call)
     expected, expected_gradients = gradients(reference.deform_conv2d, on_cpu(call))
@@ -33,10 +33,10 @@ def test_equals_the_papers_equations(case, device):
         assert_near(found[name], gradient, name)
 
 
-def test_half_a_pixel_by_pencil(device):
-    #  0  1  2  3  4     Half a pixel down and right averages four pixels: v + 3. In the last row
-    #  5  6  7  8  9     and column the neighbours outside count as zero: 9 at the upper right
-    # 10 11 12 13 14     is (4 + 9) / 4 = 3.25 of them.
+def test_half_a_pixel_by_hand(device):
+    #  0  1  2  3  4     Half a pixel down and right is the average of four pixels: v + 3. In the
+    #  5  6  7  8  9     last row and column, neighbours outside the map count as zero: 3.25 =
+    # 10 11 12 13 14     (4 + 9) / 4 at the upper right.
     # 15 16 17 18 19
     # 20 21 22 23 24
     input = torch.arange(25.0, device=device).reshape(1, 1, 5, 5)
@@ -53,8 +53,8 @@ def test_half_a_pixel_by_pencil(device):
     torch.testing.assert_close(output[0, 0].cpu(), torch.tensor(expected), rtol=0, atol=0)
 
 
-def test_offsets_are_dy_dx_per_tap_by_pencil(device):
-    # Tap (0, 0) moves one pixel down, tap (0, 1) two to the right; weights 100 and 1.
+def test_offsets_are_dy_dx_per_tap_by_hand(device):
+    # Tap (0, 0) is shifted one pixel down, tap (0, 1) two to the right; weights 100 and 1.
     input = torch.arange(25.0, device=device).reshape(1, 1, 5, 5)
     offset = torch.zeros(1, 4, 5, 4, device=device)
     offset[:, 0] = 1
@@ -92,12 +92,12 @@ def test_equals_torchvision(case, device):
 
 
 def integer_offsets(call, lowest=-12, highest=12):
-    """Puts every tap on an integer: on pixels, on -1 and H, and far outside."""
+    """Sets integer sampling locations: on pixels, at -1 and H, and far outside."""
     call["offset"] = torch.randint_like(call["offset"], lowest, highest + 1)
     return call
 
 
-def test_at_integers_equals_torchvision_but_for_the_offset(device):
+def test_at_integers_equals_torchvision_except_for_the_offset(device):
     call = integer_offsets(ASYMMETRIC.draw(device))
     output, found = gradients(deform_conv2d, call)
     expected, expected_gradients = gradients(torchvision.ops.deform_conv2d, call)
@@ -126,7 +126,7 @@ def test_equation_7_is_the_derivative_of_equation_2():
 
 
 def gradient_of_one_tap(function, y, x, device):
-    """Gradient (dy, dx) of a 1x1 convolution's only tap at (y, x), on a map of 10, 20; 30, 40."""
+    """Offset gradient (dy, dx) of a 1x1 convolution at (y, x), on the map 10, 20; 30, 40."""
     input = torch.tensor([[10.0, 20.0], [30.0, 40.0]], device=device).reshape(1, 1, 2, 2)
     offset = torch.tensor([y, x], device=device).reshape(1, 2, 1, 1).requires_grad_()
     one = torch.ones(1, 1, 1, 1, device=device)
@@ -137,7 +137,7 @@ def gradient_of_one_tap(function, y, x, device):
 @pytest.mark.parametrize(
     "y, x, ours, theirs",
     [
-        (-1.0, 0.0, [0, 0], [10, 0]),  # torchvision: from the right, where we are outside
+        (-1.0, 0.0, [0, 0], [10, 0]),  # torchvision: the right-hand derivative; here: outside
         (-1.0, 0.5, [0, 0], [15, 0]),
         (0.5, -1.0, [0, 0], [0, 20]),
         (-1.0, -1.0, [0, 0], [0, 0]),
@@ -151,7 +151,7 @@ def gradient_of_one_tap(function, y, x, device):
         (0.5, -7.0, [0, 0], [0, 0]),
     ],
 )
-def test_offset_gradient_at_the_border_ours_and_torchvisions(y, x, ours, theirs, device):
+def test_offset_gradient_at_the_border_here_and_in_torchvision(y, x, ours, theirs, device):
     assert gradient_of_one_tap(deform_conv2d, y, x, device) == ours
     assert gradient_of_one_tap(torchvision.ops.deform_conv2d, y, x, device) == theirs
 
@@ -166,20 +166,20 @@ def test_gradcheck(name, device):
         return deform_conv2d(**{**call, **dict(zip(keys, tensors, strict=True))})
 
     tensors = [call[k].requires_grad_() for k in keys]
-    # The scatter into grad_input on CUDA is summed in any order: a few eps of values near 10.
+    # On CUDA grad_input is accumulated in any order: a few eps of values near 10.
     torch.autograd.gradcheck(function, tensors, fast_mode=True, nondet_tol=1e-13)
 
 
-@pytest.mark.parametrize("wanted", ["input", "offset", "weight", "bias", "mask"])
-def test_one_gradient_alone_equals_the_same_among_all(wanted, device):
+@pytest.mark.parametrize("name", ["input", "offset", "weight", "bias", "mask"])
+def test_a_single_gradient_equals_that_computed_with_all(name, device):
     call = ASYMMETRIC.draw(device)
     _, together = gradients(deform_conv2d, call)
-    leaf = call[wanted].detach().requires_grad_()
-    output = deform_conv2d(**{**call, wanted: leaf})
+    leaf = call[name].detach().requires_grad_()
+    output = deform_conv2d(**{**call, name: leaf})
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    (alone,) = torch.autograd.grad(output, leaf, drawn.to(device))
-    assert_near(alone, together[wanted], wanted)
+    (single,) = torch.autograd.grad(output, leaf, drawn.to(device))
+    assert_near(single, together[name], name)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -197,35 +197,35 @@ def test_empty_batch_has_an_empty_output_and_zero_gradients(dtype, layout, devic
 @pytest.mark.parametrize(
     "case",
     [
-        # a slice of 64 channels is cut at group borders; 65 and 130 leave a rest of one
+        # slices of 64 channels end at group borders; 65 and 130 leave a slice of one channel
         ConvCase(in_channels=65, out_channels=2, groups=1, offset_groups=1),
         ConvCase(in_channels=130, out_channels=4, groups=2, offset_groups=1),
         ConvCase(in_channels=195, out_channels=5, groups=5, offset_groups=3),
-        # more positions than a block of columns, in the last a rest
+        # several im2col tiles, the last one smaller
         ConvCase(size=(41, 67), stride=(1, 1), padding=(2, 1)),
         ConvCase(
             batch=1, in_channels=2, out_channels=2, size=(151, 149), groups=1, offset_groups=2
         ),
-        # a map too large for a copy in channels-last
+        # a map too large for a channels-last copy
         ConvCase(batch=1, in_channels=4, size=(520, 530), kernel=(2, 1), offset_groups=1),
     ],
     ids=lambda case: f"{case.in_channels}x{case.size[0]}x{case.size[1]}",
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_many_blocks_equal_torchvision(case, layout, device):
+def test_many_tiles_equal_torchvision(case, layout, device):
     call = case.draw(device)
     call["input"] = call["input"].contiguous(memory_format=layout)
     output, found = gradients(deform_conv2d, call)
     expected, expected_gradients = gradients(torchvision.ops.deform_conv2d, call)
-    # Coordinates up to 530 lose 9 bits; gradients of weight and bias sum 3e5 positions, whose
-    # errors grow with the square root.
+    # Coordinates up to 530 lose 9 bits; the gradients of weight and bias are sums over 3e5
+    # positions, and their errors grow with the square root of that.
     allowed = 600 * torch.finfo(torch.float64).eps
     assert_near(output, expected, "output", allowed)
     for name, gradient in expected_gradients.items():
         assert_near(found[name], gradient, name, allowed)
 
 
-def test_one_number_serves_for_both_axes(device):
+def test_one_number_applies_to_both_axes(device):
     case = ConvCase(stride=(2, 2), padding=(1, 1), dilation=(1, 1))
     call = case.draw(device)
     expected = deform_conv2d(**call)
@@ -233,7 +233,7 @@ def test_one_number_serves_for_both_axes(device):
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
-def test_signature_is_torchvisions():
+def test_signature_equals_torchvision():
     ours = inspect.signature(deform_conv2d).parameters
     theirs = inspect.signature(torchvision.ops.deform_conv2d).parameters
     assert list(ours) == list(theirs)

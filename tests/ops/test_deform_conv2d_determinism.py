@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The same bits in every run, on the CPU for any number of threads."""
+"""The same bits in every run, and on the CPU for any number of threads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from dcn_plugin.ops import deform_conv2d
 from tests.ops.conv_cases import ConvCase, gradients
 
-# Four slices of channels, and more work than one thread is given.
+# Four slices of channels, and work for several threads.
 DEEP = ConvCase(
     in_channels=256, out_channels=64, size=(48, 48), kernel=(3, 3), stride=(1, 1), padding=(1, 1),
     dilation=(1, 1), groups=1, offset_groups=2,
 )  # fmt: skip
-# One slice only, and several tiles of output positions that add to the same pixels.
+# One slice, and several tiles of output positions that add to the same pixels.
 LARGE = ConvCase(
     batch=1, in_channels=3, out_channels=2, size=(230, 310), kernel=(3, 3), stride=(1, 1),
     padding=(1, 1), dilation=(1, 1), groups=1, offset_groups=1,
@@ -30,7 +30,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 
 def draw(case, device, dtype, layout):
     call = case.draw(device, dtype)
-    call["offset"] *= 5  # taps of far tiles reach the same pixels
+    call["offset"] *= 5  # taps of distant tiles read the same pixels
     call["input"] = call["input"].contiguous(memory_format=LAYOUTS[layout])
     return call
 
@@ -39,7 +39,7 @@ def assert_same_bits(first, second):
     (output, found), (other_output, other_found) = first, second
     for name, tensor in {"output": output, **found}.items():
         other = other_output if name == "output" else other_found[name]
-        # The bits, so that -0 is not 0.
+        # Compares bits, so that -0 differs from 0.
         bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
         assert torch.equal(tensor.view(bits), other.view(bits)), name
 
@@ -57,8 +57,8 @@ def test_same_bits_for_any_number_of_threads(case, dtype, layout):
         assert_same_bits(gradients(deform_conv2d, call), alone)
 
 
-def test_the_library_has_threads():
-    """Guards the test above: without OpenMP at::parallel_for silently runs on one thread."""
+def test_the_library_uses_threads():
+    """Without OpenMP, at::parallel_for silently uses one thread, and the test above is void."""
     library = Path(importlib.util.find_spec("dcn_plugin._C").origin).read_bytes()
     assert b"GOMP_parallel" in library or b"__kmpc_fork_call" in library
 
@@ -82,7 +82,7 @@ def test_same_bits_with_deterministic_algorithms_on(case, dtype, layout):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_on_cuda_all_but_the_gradient_of_the_input_is_deterministic_anyway(layout):
+def test_only_grad_input_is_nondeterministic_on_cuda(layout):
     call = draw(DEEP, "cuda", torch.float32, layout)
 
     def without_input(run):

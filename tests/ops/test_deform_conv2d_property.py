@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Draws calls of any shape, dtype and layout, and compares them with torchvision in float64."""
+"""Random shapes, dtypes and layouts, compared with torchvision in float64."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcn_plugin.ops import deform_conv2d
-from tests.closeness import DTYPES, assert_near, tolerance
 from tests.ops.conv_cases import ConvCase, cast, gradients
+from tests.tolerances import DTYPES, assert_near, tolerance
 
 EXAMPLES = int(os.environ.get("DCN_EXAMPLES", "120"))
 FORMATS = ("contiguous", "channels-last", "transposed", "every other")
@@ -22,7 +22,7 @@ FORMATS = ("contiguous", "channels-last", "transposed", "every other")
 
 @st.composite
 def conv_cases(draw: st.DrawFn) -> ConvCase:
-    """Any shape that is a deformable convolution; the input is as large as the kernel needs."""
+    """Draws valid sizes of a deformable convolution."""
     groups, offset_groups = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     kernel, stride, padding, dilation = (
         (draw(st.integers(*limits)), draw(st.integers(*limits)))
@@ -49,7 +49,7 @@ def conv_cases(draw: st.DrawFn) -> ConvCase:
 
 
 def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """Returns the same tensor with other strides."""
+    """Returns the tensor with other strides."""
     if tensor.dim() == 4 and layout == "channels-last":
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "transposed":
@@ -61,7 +61,7 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def packed_in_float64(call: dict[str, Any]) -> dict[str, Any]:
-    """Returns the call with plain strides: torchvision does not stand all the others."""
+    """Returns the call in float64 with plain strides: torchvision does not support all."""
     return {
         k: v.clone(memory_format=torch.contiguous_format) if isinstance(v, torch.Tensor) else v
         for k, v in cast(call, torch.float64).items()
@@ -78,8 +78,8 @@ def packed_in_float64(call: dict[str, Any]) -> dict[str, Any]:
 )
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,  # the first call is slow, and others run beside us
-    derandomize=True,  # the same examples in every run; DCN_EXAMPLES=10000 looks further
+    deadline=None,  # the first call is slow, and the machine may be busy
+    derandomize=True,  # the same examples in every run; DCN_EXAMPLES=10000 runs more
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     print_blob=True,
 )
@@ -98,7 +98,7 @@ def test_equals_torchvision_in_float64(device, case, dtype, coordinates, layouts
     expected, expected_gradients = gradients(
         torchvision.ops.deform_conv2d, packed_in_float64(call), grad_output.double()
     )
-    # Coordinates of up to 45 pixels lose 6 bits, at each of two roundings, and so do slopes.
+    # Coordinates of up to 45 pixels lose 6 bits at each of two roundings.
     exact = tolerance(dtype, device)
     if dtype in (torch.float64, torch.float32):
         exact = 256 * torch.finfo(dtype).eps
@@ -111,7 +111,7 @@ def test_equals_torchvision_in_float64(device, case, dtype, coordinates, layouts
 
 
 def test_examples_are_not_degenerate():
-    """Guards the test above: it must draw groups that do not divide each other, and so on."""
+    """The strategy must draw groups that do not divide each other, and so on."""
     drawn = []
 
     @settings(max_examples=EXAMPLES, derandomize=True, deadline=None)

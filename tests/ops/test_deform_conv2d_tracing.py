@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""torch.compile, torch.export, torch.jit.trace, opcheck; and what autograd refuses."""
+"""torch.compile, torch.export, torch.jit.trace, opcheck, double backward."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from dcn_plugin.ops import deform_conv2d
-from tests.closeness import assert_near
 from tests.ops.conv_cases import ASYMMETRIC, CASES, EMPTY, ConvCase, gradients
+from tests.tolerances import assert_near
 
-# What a user traces: an offset branch, the op, and something before and after it.
+# A typical model: an offset branch, the op, and layers before and after it.
 PLAIN = ConvCase(in_channels=4, out_channels=6, size=(8, 7), stride=(1, 1), offset_groups=2)
 
 
 class Network(nn.Module):
-    """Makes its offsets, as a layer does."""
+    """A model with an offset branch and the op."""
 
     def __init__(self, case: ConvCase = PLAIN) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def parameter_gradients(function, network, x):
 def test_compile_fullgraph_forward_and_backward(dynamic, layout, device):
     torch.compiler.reset()
     network = Network().to(device, torch.float64)
-    # aot_eager traces forward and backward as any backend does, without a C++ compiler.
+    # aot_eager traces forward and backward like other backends, without a C++ compiler.
     compiled = torch.compile(network, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in [(2, 8, 7), (3, 9, 11)]:
         x = drawn_input(device, *size).contiguous(memory_format=layout)
@@ -62,7 +62,7 @@ def test_compile_fullgraph_forward_and_backward(dynamic, layout, device):
 
 
 def test_compile_with_inductor(device):
-    """The default backend checks the strides of the fakes. The op alone: C++ compiles slowly."""
+    """The default backend checks the strides of fake kernels. Only the op: compiling is slow."""
     torch.compiler.reset()
     call = ASYMMETRIC.draw(device)
     call["input"] = call["input"].contiguous(memory_format=torch.channels_last)
@@ -90,7 +90,7 @@ def test_compile_under_autocast(device):
 
 @pytest.mark.cuda
 def test_cuda_graphs_after_a_linear_layer():
-    """Shows a kernel on a wrong stream: it would run before the layer it reads from."""
+    """A kernel on a wrong stream would run before the layer that it reads from."""
     torch.compiler.reset()
     linear = nn.Linear(7, 7).cuda()
     network = Network().cuda()
@@ -108,7 +108,7 @@ def test_cuda_graphs_after_a_linear_layer():
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_dynamic_batch_and_size(strict, device):
     network = Network().to(device, torch.float64)
-    # From 4 on, so that the output is more than one pixel wide: export specialises on one.
+    # At least 4, so that the output is wider than one pixel: export specializes on 1.
     sizes = {place: torch.export.Dim(f"size{place}", min=4, max=64) for place in (0, 2, 3)}
     program = torch.export.export(
         network, (drawn_input(device, 4),), dynamic_shapes={"x": sizes}, strict=strict
@@ -147,30 +147,30 @@ def test_opcheck_forward(name, layout, dtype, device):
     for place in (0, 1, 2, 3, 7):
         if arguments[place] is not None:
             arguments[place].requires_grad_()
-    # In half precision AOT and eager may differ by a rounding.
+    # In half precision AOT and eager results may differ by rounding.
     precision = {} if dtype == torch.float64 else {"atol": 0.1, "rtol": 0.02}
     torch.library.opcheck(torch.ops.dcn_plugin.deform_conv2d.default, arguments, **precision)
 
 
-@pytest.mark.parametrize("wanted", [[True] * 5, [False, True, False, True, False]], ids=str)
+@pytest.mark.parametrize("output_mask", [[True] * 5, [False, True, False, True, False]], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", OPCHECKED)
-def test_opcheck_backward(name, layout, wanted, device):
+def test_opcheck_backward(name, layout, output_mask, device):
     case = OPCHECKED[name]
     input, offset, weight, bias, *geometry, mask = op_arguments(case, device)
     input = input.contiguous(memory_format=layout)
     output = deform_conv2d(input, offset, weight, bias, *geometry, mask)
-    wanted = [
+    output_mask = [
         w and tensor is not None
-        for w, tensor in zip(wanted, (input, offset, weight, bias, mask), strict=True)
+        for w, tensor in zip(output_mask, (input, offset, weight, bias, mask), strict=True)
     ]
     torch.library.opcheck(
         torch.ops.dcn_plugin._deform_conv2d_backward.default,
-        (torch.randn_like(output), input, offset, weight, *geometry, mask, wanted),
+        (torch.randn_like(output), input, offset, weight, *geometry, mask, output_mask),
     )
 
 
-def test_double_backward_is_refused_by_name(device):
+def test_double_backward_raises(device):
     call = ASYMMETRIC.draw(device)
     leaf = call["input"].requires_grad_()
     output = deform_conv2d(**call)
@@ -189,7 +189,7 @@ def test_saves_no_more_than_its_arguments(device):
     assert {t.data_ptr() for t in saved} <= mine
 
 
-def test_no_graph_where_no_gradient_is_wanted(device):
+def test_no_graph_without_requires_grad(device):
     call = ASYMMETRIC.draw(device)
     assert not deform_conv2d(**call).requires_grad
     call["weight"].requires_grad_()

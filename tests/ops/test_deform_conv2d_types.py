@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from dcn_plugin.ops import deform_conv2d
-from tests.closeness import DTYPES, assert_near, relative_error, tolerance
 from tests.ops.conv_cases import ASYMMETRIC, CASES, ConvCase, cast, gradients
-from tests.ops.strange_strides import expanded, grad_outputs, holes, offcut, transposed
+from tests.ops.strides import expanded, gaps, grad_outputs, sliced, transposed
+from tests.tolerances import DTYPES, assert_near, relative_error, tolerance
 
 HALVES = (torch.float16, torch.bfloat16)
 LARGE = ConvCase(in_channels=6, size=(171, 163), stride=(1, 1), padding=(2, 1), groups=1)
 
 
 def in_float64(call):
-    """Returns the same numbers in float64 on the CPU: what every dtype and device is held to."""
+    """Returns the same values in float64 on the CPU, the reference of all dtypes and devices."""
     return cast(
         {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in call.items()}, torch.float64
     )
@@ -54,7 +54,7 @@ def test_every_dtype_equals_float64(name, dtype, layout, device):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_a_large_map_in_every_dtype_equals_float64(dtype, device):
-    # Coordinates up to 200 in float32 lose 8 bits, and a weight's gradient sums 6e4 products.
+    # Coordinates up to 200 in float32 lose 8 bits; the weight gradient sums 6e4 products.
     coordinates = 4096 * torch.finfo(torch.float32).eps
     call = LARGE.draw(device, dtype)
     assert_equals_float64(call, LARGE, max(tolerance(dtype, device), coordinates))
@@ -63,7 +63,7 @@ def test_a_large_map_in_every_dtype_equals_float64(dtype, device):
 @pytest.mark.parametrize("name", ["offset", "mask"])
 @pytest.mark.parametrize("other", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_offset_and_mask_may_be_of_another_dtype(dtype, other, name, device):
+def test_offset_and_mask_may_have_another_dtype(dtype, other, name, device):
     call = cast(ASYMMETRIC.draw(device, dtype), other, [name])
     grad_output = grad_output_for(call, ASYMMETRIC)
     output, found = gradients(deform_conv2d, call, grad_output)
@@ -73,14 +73,14 @@ def test_offset_and_mask_may_be_of_another_dtype(dtype, other, name, device):
     assert output.dtype == dtype
     for key, gradient in expected_gradients.items():
         assert found[key].dtype == call[key].dtype
-        # Everything is computed in the precision of the input and rounded when it is stored.
+        # Computed in the precision of the input, and rounded when stored.
         allowed = max(tolerance(dtype, device), tolerance(found[key].dtype, device))
         assert_near(found[key], gradient, key, allowed)
     assert_near(output, expected, "output")
 
 
 def autocast_call(device):
-    """A call whose taps move 200 pixels: bfloat16 would lose half a pixel, float16 1/16."""
+    """A call with offsets of 200 pixels: the error of bfloat16 is half a pixel, of float16 1/16."""
     case = ConvCase(batch=1, size=(230, 7), stride=(20, 1), offset_groups=1, groups=1)
     call = case.draw(device, torch.float32)
     down = torch.arange(230, device=device)[case.padding[0] :: case.stride[0]]
@@ -109,11 +109,13 @@ def test_autocast_keeps_coordinates_in_float32(dtype, device):
         assert found[name].dtype == torch.float32
         assert_near(found[name], gradient, name, tolerance(dtype, device))
     lost = deform_conv2d(**in_float64(cast(rounded, dtype, ["offset"])))
-    assert relative_error(lost, expected) > 4 * tolerance(dtype, device)  # the test would see it
+    assert relative_error(lost, expected) > 4 * tolerance(
+        dtype, device
+    )  # rounded offsets would fail the test
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_autocast_leaves_float64_and_disabled_regions_alone(dtype, device):
+def test_autocast_does_not_cast_float64_or_in_disabled_regions(dtype, device):
     call = ASYMMETRIC.draw(device)
     with torch.autocast(device, dtype):
         assert deform_conv2d(**call).dtype == torch.float64
@@ -123,7 +125,7 @@ def test_autocast_leaves_float64_and_disabled_regions_alone(dtype, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_memory_format_in_is_memory_format_out(layout, dtype, device):
+def test_output_has_the_memory_format_of_the_input(layout, dtype, device):
     call = ASYMMETRIC.draw(device, dtype)
     call["input"] = call["input"].contiguous(memory_format=layout)
     output, found = gradients(deform_conv2d, call)
@@ -145,9 +147,9 @@ def test_gradients_have_the_memory_format_of_their_tensor(name, device):
         assert_near(found[key], gradient, key)
 
 
-@pytest.mark.parametrize("strides", [holes, transposed, offcut, expanded])
+@pytest.mark.parametrize("strides", [gaps, transposed, sliced, expanded])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_any_strides_equal_contiguous(dtype, strides, device):
+def test_any_strides_give_the_results_of_contiguous(dtype, strides, device):
     call = ASYMMETRIC.draw(device, dtype)
     call = {k: strides(v) if isinstance(v, torch.Tensor) else v for k, v in call.items()}
     packed = {k: v.contiguous() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
@@ -158,9 +160,9 @@ def test_any_strides_equal_contiguous(dtype, strides, device):
         assert_near(found[name], gradient, name)
 
 
-# With one row or column a tensor counts as contiguous whatever that axis' stride.
+# A tensor with one row or column is contiguous whatever the stride of that axis.
 @pytest.mark.parametrize("size", [(9, 7), (9, 1), (1, 7), (1, 1)], ids=str)
-# float32, and bfloat16 where the processor multiplies it, are read in place: no copy repairs them.
+# float32, and bfloat16 on processors with bfloat16 instructions, are read in place.
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_grad_output(dtype, channels, size, device):

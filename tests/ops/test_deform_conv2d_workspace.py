@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Workspace within a budget, and tensors of more than 2**31 elements."""
+"""Workspace budget, and tensors of more than 2**31 elements."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dcn_plugin.ops import deform_conv2d
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
-# On the CPU copies take 24 MiB forward and all buffers 48 MiB backward; columns and taps of the
-# forward pass a few per thread, of which there are two.
+# On the CPU: 24 MiB of copies in the forward pass, 48 MiB of buffers in the backward pass, and a
+# few MiB of columns and taps for each of two threads.
 BUDGET_MIB = {"cpu": {"forward": 40, "backward": 64}, "cuda": {"forward": 256, "backward": 256}}
 
 
-def test_workspace_is_bounded_whatever_the_batch_and_the_map(device):
+def test_workspace_is_bounded_for_any_batch_and_map_size(device):
     if device == "cpu" and not Path("/proc/self/statm").exists():
-        pytest.skip("needs /proc to see the memory of a process")
+        pytest.skip("measuring the memory of a process requires /proc")
     result = subprocess.run(
         [sys.executable, "-m", "tests.ops.peak_memory", device],
         cwd=ROOT,
@@ -40,7 +40,7 @@ def test_workspace_is_bounded_whatever_the_batch_and_the_map(device):
     for row in measured:
         for direction, budget in BUDGET_MIB[device].items():
             assert row[direction] < budget, row
-    # The measure sees memory, and the columns of a whole map would not pass.
+    # The measurement works, and the columns of a whole map would exceed the budget.
     assert max(row["forward"] for row in measured) > 1
     assert max(row["columns"] for row in measured) > max(BUDGET_MIB[device].values())
 
@@ -50,7 +50,7 @@ def free_memory(device):
         return torch.cuda.mem_get_info()[0]
     found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     free = int(found[1]) * 1024
-    group = Path("/sys/fs/cgroup")  # a container may be given less than the machine has
+    group = Path("/sys/fs/cgroup")  # a container may have less memory than the machine
     try:
         used = int((group / "memory.current").read_text())
         return min(free, int((group / "memory.max").read_text()) - used)
@@ -61,7 +61,7 @@ def free_memory(device):
 def need_memory(device, gib):
     free = free_memory(device) / GIB
     if free < gib:
-        pytest.skip(f"needs {gib} GiB of memory, and {free:.0f} are free")
+        pytest.skip(f"requires {gib} GiB of memory, {free:.0f} GiB are free")
 
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -72,7 +72,7 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
     "shape, layout",
     [
         ((1, 1, 46400, 46400), "nchw"),
-        # also where the last image or channel begins
+        # also at the start of the last image or channel
         ((24, 1, 9700, 9700), "nchw"),
         ((1, 24, 9700, 9700), "nchw"),
         ((1, 24, 9700, 9700), "nhwc"),
@@ -87,7 +87,7 @@ def test_input_of_more_than_2_31_elements(shape, layout, device):
     else:
         input = torch.zeros(shape, device=device)
     assert input.numel() > 2**31
-    # The last tap of all reads the last four pixels of all, at their middle.
+    # The very last tap reads the last four pixels, at their centre.
     input[-1, -1, -2:, -2:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     stride = (height // 4, width // 4)
     out = [(size - 1) // s + 1 for size, s in zip(shape[2:], stride, strict=True)]
@@ -111,8 +111,8 @@ def test_input_of_more_than_2_31_elements(shape, layout, device):
 @pytest.mark.slow
 def test_output_of_more_than_2_31_elements(device):
     need_memory(device, 6)
-    # Far more padding than input; the offset, the same everywhere and so of one element, moves
-    # the input's four pixels under the last four positions.
+    # Much more padding than input. The offset, expanded from one element, shifts the four pixels
+    # of the input to the last four positions.
     padding = 23171
     input = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=device).half()[None, None]
     side = 2 + 2 * padding

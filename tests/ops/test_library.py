@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Loading the compiled library: alone, and what is said where it does not load."""
+"""Loading the compiled library, and the errors if that fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ sys.meta_path[:] = [Hides(finder) for finder in sys.meta_path]
 
 
 def run(code, folder=PACKAGE.parent):
-    """Runs a program in a process of its own, in a folder that it imports from."""
+    """Runs a program in a subprocess, with `folder` in its import path."""
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
     )
@@ -52,7 +52,7 @@ def test_imports_where_detectron2_is_not_installed(modules):
         "print(ops.deform_conv2d(x, torch.zeros(1, 2, 3, 3), w).sum().item())"
     )
     assert (result.returncode, result.stdout.strip()) == (0, "9.0"), result.stderr
-    assert result.stderr == ""  # and nothing is said of it
+    assert result.stderr == ""  # no warning
 
 
 def test_ops_import_torch_and_nothing_heavier():
@@ -69,7 +69,7 @@ def test_ops_import_torch_and_nothing_heavier():
 
 @pytest.fixture
 def broken_package(tmp_path):
-    """The Python side of `ops` in a folder of its own, without a library."""
+    """A copy of the Python files of `ops`, without the library."""
     shutil.copytree(PACKAGE / "ops", tmp_path / "dcn_plugin" / "ops")
     (tmp_path / "dcn_plugin" / "__init__.py").touch()
     return tmp_path
@@ -84,28 +84,28 @@ def import_error(folder):
     return last
 
 
-def test_a_missing_library_is_said_to_be_missing(broken_package):
+def test_missing_library(broken_package):
     assert "compiled ops are missing" in import_error(broken_package)
 
 
-def pretend_to_be_built(folder, torch_version):
+def fake_build(folder, torch_version):
     (folder / "dcn_plugin" / "_C.abi3.so").write_bytes(b"no library")
     info = json.dumps({"torch": torch_version})
     (folder / "dcn_plugin" / "_build_info.json").write_text(info)
 
 
-def test_a_library_for_another_pytorch_names_both(broken_package):
-    pretend_to_be_built(broken_package, "1.2.3+cu001")
+def test_library_for_another_pytorch_names_both_versions(broken_package):
+    fake_build(broken_package, "1.2.3+cu001")
     message = import_error(broken_package)
     assert "compiled for PyTorch 1.2.3+cu001" in message
     assert torch.__version__ in message
 
 
-def test_a_library_that_does_not_load_gives_the_cause(broken_package):
-    pretend_to_be_built(broken_package, torch.__version__)
+def test_library_that_cannot_be_loaded_reports_the_cause(broken_package):
+    fake_build(broken_package, torch.__version__)
     message = import_error(broken_package)
-    assert "do not load" in message
-    assert "_C.abi3.so" in message  # the loader's own words
+    assert "cannot be loaded" in message
+    assert "_C.abi3.so" in message  # the message of the loader
 
 
 def test_every_op_of_the_library_has_a_backward():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Values and gradients, against the reference, torchvision and pencil."""
+"""Values and gradients, compared with the reference and torchvision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 import torchvision
 
 from dcn_plugin.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
-from tests.closeness import assert_near
 from tests.ops.roi_cases import (
     ASYMMETRIC,
     BOTH,
@@ -25,16 +24,17 @@ from tests.ops.roi_cases import (
     on_cpu_in_float64,
     standard_grad_output,
 )
+from tests.tolerances import assert_near
 
 modes = pytest.mark.parametrize("mode", MODES)
 both = pytest.mark.parametrize("case", BOTH.values(), ids=BOTH)
-# A bin of the huge box starts at a coordinate up to 500, which loses 9 bits, and all its samples
-# are displaced by that together.
+# A bin of the huge box starts at a coordinate up to 500, which loses 9 bits for all its samples
+# alike.
 EXACT = 512 * torch.finfo(torch.float64).eps
 
 
 def assert_equals_reference(case, call):
-    """Compares the output, the input's gradient and, by Eq. 8, the offset's."""
+    """Compares the output, the gradient of the input and, by Eq. 8, that of the offset."""
     output, found = gradients(case.function, call)
     there = on_cpu_in_float64(call)
     expected, expected_gradients = gradients(case.reference, there)
@@ -53,7 +53,7 @@ def test_equals_the_reference(case, device):
 @modes
 @pytest.mark.parametrize("name", BOXES)
 def test_one_box_equals_the_reference(name, mode, device):
-    """So that no large gradient of another box hides it."""
+    """One box at a time: gradients of larger boxes would hide errors."""
     case = replace(ASYMMETRIC[mode], boxes=(BOXES[name],))
     assert_equals_reference(case, case.draw(device))
 
@@ -63,7 +63,7 @@ def test_one_box_equals_the_reference(name, mode, device):
 @pytest.mark.parametrize("name", HALF_PIXEL_BOXES)
 @pytest.mark.parametrize("offsets", ["zero", "eighths"])
 def test_half_pixel_boxes_equal_the_reference(offsets, name, ratio, mode, device):
-    """Everything is exact, and samples lie on pixels, on the border, at -1 and at W."""
+    """All coordinates are exact; samples are at pixels, on the border, at -1 and at W."""
     case = RoiCase(
         mode, output=(4, 2), ratio=ratio, gamma=0.5, boxes=(HALF_PIXEL_BOXES[name],), spread=1.0
     )
@@ -79,20 +79,20 @@ def test_narrow_maps_equal_the_reference(size, mode, device):
     assert_equals_reference(case, case.draw(device))
 
 
-def torchvisions_roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, **others):
+def torchvision_roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, **others):
     return torchvision.ops.roi_align(
         input, boxes, output_size, spatial_scale, sampling_ratio, aligned=True
     )
 
 
-def torchvisions_ps_roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, **others):
+def torchvision_ps_roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, **others):
     return torchvision.ops.ps_roi_align(input, boxes, output_size, spatial_scale, sampling_ratio)
 
 
 def assert_equals_torchvision(case, call, allowed=EXACT):
     output, found = gradients(case.function, call)
     plain = case.part is None
-    theirs = torchvisions_roi_align if plain else torchvisions_ps_roi_align
+    theirs = torchvision_roi_align if plain else torchvision_ps_roi_align
     expected, expected_gradients = gradients(theirs, {**call, "offset": None})
     assert_near(output, expected, "output", allowed)
     assert_near(found["input"], expected_gradients["input"], "input", allowed)
@@ -103,7 +103,7 @@ def assert_equals_torchvision(case, call, allowed=EXACT):
 @pytest.mark.parametrize("boxes", [BOXES, HALF_PIXEL_BOXES], ids=["any", "half-pixel"])
 @pytest.mark.parametrize("kind", ["plain", "ps"])
 def test_zero_offset_equals_torchvision(kind, boxes, ratio, classes, device):
-    # With samples from the box alone, torchvision stands only boxes that have some.
+    # With adaptive sampling torchvision supports only boxes with at least one sample.
     drawn = [b for b in boxes.values() if ratio or (b[2] > b[0] and b[3] > b[1])]
     sizes = {"part": (2, 3), "group": (3, 2)} if kind == "ps" else {}
     case = RoiCase(classes=classes, ratio=ratio, spread=0.0, boxes=tuple(drawn), **sizes)
@@ -127,13 +127,13 @@ def test_zero_offset_equals_torchvision_in_a_huge_box(part, name, device):
         channels=1, classes=1, batch=1, size=size, output=(2, 2), part=part, group=part,
         ratio=ratio, scale=1.0, spread=0.0, boxes=(box,),
     )  # fmt: skip
-    # Coordinates up to 1e6 lose 20 bits; torchvision adds up 1e6 samples one by one.
+    # Coordinates up to 1e6 lose 20 bits; torchvision sums 1e6 samples one by one.
     assert_equals_torchvision(case, case.draw(device), 1e-9)
 
 
 @modes
-def test_a_huge_box_keeps_its_grid_and_its_divisor(mode, device):
-    """No cap on the samples: a bin of 1e6 by 5e5 pixels has 5e11 of them."""
+def test_a_huge_box_has_its_exact_grid_and_divisor(mode, device):
+    """The number of samples is not limited: a bin of 1e6 by 5e5 pixels has 5e11."""
     side = 1e6
     box = (-side / 2 - 2.5, -side / 2 - 1.5, side / 2 + 7.5, side / 2 + 4.5)
     case = RoiCase(
@@ -151,8 +151,8 @@ def test_a_huge_box_keeps_its_grid_and_its_divisor(mode, device):
 
 @both
 def test_a_uniform_offset_equals_a_shifted_box(case, device):
-    """By two pixels of the map to the right and one up, four and two of the image."""
-    # Whole numbers: a half is rounded to another side where the shift takes it over zero.
+    """Two pixels of the map to the right and one up: four and two pixels of the image."""
+    # Integers: halves would be rounded differently after a shift across zero.
     boxes = tuple(HALF_PIXEL_BOXES.values())[:3]
     case = replace(case, boxes=boxes, gamma=0.5, classes=1)
     call = case.draw(device)
@@ -163,13 +163,13 @@ def test_a_uniform_offset_equals_a_shifted_box(case, device):
     shifted["boxes"] = call["boxes"] + torch.tensor([0.0, 4.0, -2.0, 4.0, -2.0], device=device)
     output, found = gradients(case.function, call)
     expected, expected_gradients = gradients(case.function, shifted)
-    # 2 / (0.5 w) * 0.5 * w is 2 but for a rounding
+    # 2 / (0.5 w) * 0.5 * w is 2 up to rounding
     assert_near(output, expected, "output", EXACT)
     assert_near(found["input"], expected_gradients["input"], "input", EXACT)
 
 
 def box_sizes(mode, boxes, scale=0.5):
-    """Width and height on the map, of boxes with whole image pixels."""
+    """Returns width and height on the map of boxes with integer coordinates."""
     low, high = boxes[:, :2], boxes[:, 2:]
     if mode == "align":
         return (high - low) * scale
@@ -204,7 +204,7 @@ def test_boxes_as_a_list_equal_the_tensor(case, device):
 
 
 def test_a_long_list_in_half_precision_reads_the_right_images(device):
-    """bfloat16 does not tell 257 from 256."""
+    """bfloat16 cannot represent 257."""
     input = torch.arange(300.0, device=device)[:, None, None, None].expand(300, 1, 2, 2)
     box = torch.tensor([[0.0, 0.0, 2.0, 2.0]], device=device, dtype=torch.bfloat16)
     output = roi_pool(input, [box] * 300, 1)
@@ -226,7 +226,7 @@ def test_plain_functions_equal_the_deformable_ones(mode, device):
     assert torch.equal(roi_pool(input, boxes, (3, 2), 0.5, 2, mode), one)
 
 
-def test_one_number_serves_for_both_axes_and_sizes_default_to_the_output(device):
+def test_one_number_applies_to_both_axes_and_sizes_default_to_the_output(device):
     input = torch.rand(1, 8, 9, 8, device=device)
     boxes = torch.tensor([[0.0, 1, 2, 7, 6]], device=device)
     offset = torch.rand(1, 4, 2, 2, device=device)
@@ -237,15 +237,15 @@ def test_one_number_serves_for_both_axes_and_sizes_default_to_the_output(device)
     )
 
 
-@pytest.mark.parametrize("wanted", ["input", "offset"])
+@pytest.mark.parametrize("name", ["input", "offset"])
 @both
-def test_one_gradient_alone_equals_the_same_with_the_other(case, wanted, device):
+def test_a_single_gradient_equals_that_computed_with_both(case, name, device):
     call = case.draw(device)
     output, together = gradients(case.function, call)
-    leaf = call[wanted].requires_grad_()
+    leaf = call[name].requires_grad_()
     drawn = standard_grad_output(output.shape).to(device)
-    (alone,) = torch.autograd.grad(case.function(**call), leaf, drawn)
-    assert_near(alone, together[wanted], wanted)
+    (single,) = torch.autograd.grad(case.function(**call), leaf, drawn)
+    assert_near(single, together[name], name)
 
 
 @pytest.mark.parametrize("case", [replace(c, boxes=()) for c in BOTH.values()], ids=BOTH)
@@ -262,7 +262,7 @@ def test_no_rois_give_an_empty_output_and_zero_gradients(batch, case, device):
 
 @both
 def test_gradcheck(case, device):
-    # Without the largest and the smallest box, whose offsets move by too much or too little.
+    # Without the largest and smallest boxes, which finite differences do not suit.
     case = replace(case, boxes=tuple(BOXES.values())[:7])
     call = case.draw(device)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The same bits in every run, on the CPU for any number of threads."""
+"""The same bits in every run, and on the CPU for any number of threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ops.test_deform_conv2d_determinism import LAYOUTS, assert_same_bits
 
 
 def spread_boxes(count, height, width):
-    """Boxes of all sizes all over an image and its borders, many on the same pixels."""
+    """Returns overlapping boxes of all sizes, on the image and across its borders."""
     boxes = []
     for k in range(count):
         x, y = width * (k * 0.618 % 1.2 - 0.1), height * (k * 0.414 % 1.2 - 0.1)
@@ -24,17 +24,17 @@ def spread_boxes(count, height, width):
     return tuple(boxes)
 
 
-# Faster R-CNN's shape: many channels, and more RoIs than one thread is given.
+# As in Faster R-CNN: many channels, and RoIs for several threads.
 DEEP = RoiCase(
     classes=1, channels=256, batch=2, size=(38, 50), output=(7, 7), scale=1 / 16,
     boxes=spread_boxes(60, 608, 800),
 )  # fmt: skip
-# Few channels, so that RoIs or images must be split.
+# Few channels and many RoIs.
 MANY = RoiCase(
     classes=3, channels=3, batch=1, size=(60, 80), output=(7, 5), scale=1 / 8,
     boxes=spread_boxes(300, 480, 640),
 )  # fmt: skip
-# R-FCN's: score maps per bin, offsets per class.
+# As in R-FCN: score maps per bin, offsets per class.
 SCORES = RoiCase(
     classes=21, channels=21, batch=3, size=(38, 50), output=(7, 7), part=(7, 7), group=(7, 7),
     scale=1 / 16, boxes=spread_boxes(40, 608, 800),
@@ -85,7 +85,7 @@ def test_same_bits_with_deterministic_algorithms_on(name, mode, dtype, layout):
 @pytest.mark.cuda
 @pytest.mark.parametrize("layout", LAYOUTS)
 @cases
-def test_on_cuda_all_but_the_gradient_of_the_input_is_deterministic_anyway(name, layout):
+def test_only_grad_input_is_nondeterministic_on_cuda(name, layout):
     case, call = draw(name, "align", "cuda", torch.float32, layout)
 
     def without_input(run):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Draws calls of any shape, dtype and layout, and compares them with the reference in float64."""
+"""Random shapes, dtypes and layouts, compared with the reference in float64."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.closeness import DTYPES, assert_near, tolerance
 from tests.ops.conv_cases import cast
 from tests.ops.roi_cases import MODES, TENSORS, RoiCase, gradients, on_cpu_in_float64
 from tests.ops.test_deform_conv2d_property import FORMATS, laid_out
+from tests.tolerances import DTYPES, assert_near, tolerance
 
 EXAMPLES = int(os.environ.get("DCN_EXAMPLES", "120"))
 small = st.integers(1, 4)
@@ -22,13 +22,13 @@ pairs = st.tuples(small, small)
 
 @st.composite
 def roi_cases(draw: st.DrawFn) -> RoiCase:
-    """Any shape that is a RoI pooling, and boxes with any corners around the map."""
+    """Draws valid sizes of a RoI pooling, and boxes inside, across and outside the map."""
     size = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
     scale = draw(st.sampled_from([1.0, 0.5, 1 / 16]))
     position_sensitive = draw(st.booleans())
     classes = draw(st.integers(0, 3))
-    # Odd multiples of 1/64: no sample of an exact bin comes to lie on a pixel of the map, but
-    # those of "msra" and "bin", whose boxes are rounded.
+    # Odd multiples of 1/64: no sample is at integer coordinates, except in "msra" and "bin",
+    # which round boxes.
     corner = st.integers(-8 * 32, 20 * 32).map(lambda n: (2 * n + 1) / 64 / scale)
     box = st.tuples(corner, corner, corner, corner)
     return RoiCase(
@@ -57,8 +57,8 @@ def roi_cases(draw: st.DrawFn) -> RoiCase:
 )
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,  # the first call is slow, and others run beside us
-    derandomize=True,  # the same examples in every run; DCN_EXAMPLES=10000 looks further
+    deadline=None,  # the first call is slow, and the machine may be busy
+    derandomize=True,  # the same examples in every run; DCN_EXAMPLES=10000 runs more
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     print_blob=True,
 )
@@ -76,7 +76,7 @@ def test_equals_the_reference_in_float64(device, case, dtype, coordinates, layou
         expected_gradients["offset"] = case.reference_offset_gradient(
             grad_output.double().cpu(), there
         )
-    # Coordinates of up to 200 pixels lose 8 bits, at each of four roundings.
+    # Coordinates of up to 200 pixels lose 8 bits at each of four roundings.
     computed_in = torch.float64 if dtype == torch.float64 else torch.float32
     exact = max(1024 * torch.finfo(computed_in).eps, tolerance(dtype, device))
     assert output.dtype == dtype
@@ -88,7 +88,7 @@ def test_equals_the_reference_in_float64(device, case, dtype, coordinates, layou
 
 
 def test_examples_are_not_degenerate():
-    """Guards the test above: it must draw sizes that do not divide each other, and so on."""
+    """The strategy must draw sizes that do not divide each other, and so on."""
     drawn = []
 
     @settings(max_examples=EXAMPLES, derandomize=True, deadline=None)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""torch.compile, torch.export, torch.jit.trace, opcheck; and what autograd refuses."""
+"""torch.compile, torch.export, torch.jit.trace, opcheck, double backward."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from dcn_plugin.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
-from tests.closeness import assert_near
 from tests.ops.roi_cases import ASYMMETRIC, BOTH, BOXES, PLAIN, gradients
+from tests.tolerances import assert_near
 
 both = pytest.mark.parametrize("case", BOTH.values(), ids=BOTH)
 SCALE = 0.5
 
 
 class Head(nn.Module):
-    """What a user traces: RoI pooling, an offset branch, deformable RoI pooling; both kinds."""
+    """A typical head: RoI pooling, an offset branch, deformable RoI pooling."""
 
     def __init__(self, mode: str = "align", as_list: bool = False) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ def parameter_gradients(function, head, *arguments):
 
 
 def assert_same(function, head, *arguments):
-    """Compares a traced head with itself, forward and backward."""
+    """Compares a traced head with the original, forward and backward."""
     output, expected = function(*arguments), head(*arguments)
     assert_near(output, expected)
     assert output.stride() == expected.stride()
     found = parameter_gradients(function, head, *arguments)
-    for gradient, wanted in zip(found, parameter_gradients(head, head, *arguments), strict=True):
-        assert_near(gradient, wanted)
+    for gradient, expected in zip(found, parameter_gradients(head, head, *arguments), strict=True):
+        assert_near(gradient, expected)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -68,7 +68,7 @@ def assert_same(function, head, *arguments):
 def test_compile_fullgraph_forward_and_backward(dynamic, layout, device):
     torch.compiler.reset()
     head = Head().to(device, torch.float64)
-    # aot_eager traces forward and backward as any backend does, without a C++ compiler.
+    # aot_eager traces forward and backward like other backends, without a C++ compiler.
     compiled = torch.compile(head, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in [(2, 9, 8, 7), (3, 11, 13, 30)]:
         x, boxes = drawn(device, *size)
@@ -84,7 +84,7 @@ def test_compile_with_a_list_of_boxes(device):
 
 @both
 def test_compile_with_inductor(case, device):
-    """The default backend checks the strides of the fakes. The op alone: C++ compiles slowly."""
+    """The default backend checks the strides of fake kernels. Only the op: compiling is slow."""
     torch.compiler.reset()
     call = case.draw(device)
     call["input"] = call["input"].contiguous(memory_format=torch.channels_last)
@@ -112,7 +112,7 @@ def test_compile_under_autocast(device):
 
 @pytest.mark.cuda
 def test_cuda_graphs_after_a_linear_layer():
-    """Shows a kernel on a wrong stream: it would run before the layer it reads from."""
+    """A kernel on a wrong stream would run before the layer that it reads from."""
     torch.compiler.reset()
     linear, head = nn.Linear(8, 8).cuda(), Head().cuda()
 
@@ -155,7 +155,7 @@ def test_fake_tensors_give_shapes_without_data(as_list):
 
 
 def op_arguments(case, device, dtype=torch.float64):
-    """Returns the arguments of the registered op, in its order."""
+    """Returns the arguments of the registered op in order."""
     call = case.to_ps(case.draw(device, dtype))
     sizes = [list(call[k]) for k in ("output_size", "part_size", "group_size")]
     settings = [call[k] for k in ("spatial_scale", "sampling_ratio", "gamma", "mode")]
@@ -183,13 +183,13 @@ def test_opcheck_forward(name, layout, dtype, device):
     for place in (0, 2):
         if arguments[place] is not None:
             arguments[place].requires_grad_()
-    # In half precision AOT and eager may differ by a rounding.
+    # In half precision AOT and eager results may differ by rounding.
     precision = {} if dtype == torch.float64 else {"atol": 0.1, "rtol": 0.02}
     torch.library.opcheck(torch.ops.dcn_plugin.deform_roi_pool.default, arguments, **precision)
 
 
 @pytest.mark.parametrize(
-    "wanted, layout",
+    "output_mask, layout",
     [
         ([True, True], torch.channels_last),
         ([True, False], torch.contiguous_format),
@@ -198,20 +198,20 @@ def test_opcheck_forward(name, layout, dtype, device):
     ids=["both-nhwc", "input-nchw", "offset-nchw"],
 )
 @pytest.mark.parametrize("name", OPCHECKED)
-def test_opcheck_backward(name, layout, wanted, device):
+def test_opcheck_backward(name, layout, output_mask, device):
     case = OPCHECKED[name]
     input, boxes, offset, *settings = op_arguments(case, device)
     input = input.contiguous(memory_format=layout)
     output = torch.ops.dcn_plugin.deform_roi_pool(input, boxes, offset, *settings)
-    wanted = [wanted[0], wanted[1] and offset is not None]
+    output_mask = [output_mask[0], output_mask[1] and offset is not None]
     torch.library.opcheck(
         torch.ops.dcn_plugin._deform_roi_pool_backward.default,
-        (torch.randn_like(output), input, boxes, offset, *settings, wanted),
+        (torch.randn_like(output), input, boxes, offset, *settings, output_mask),
     )
 
 
 @both
-def test_double_backward_is_refused_by_name(case, device):
+def test_double_backward_raises(case, device):
     call = case.draw(device)
     leaf = call["input"].requires_grad_()
     output = case.function(**call)
@@ -231,7 +231,7 @@ def test_saves_no_more_than_its_arguments(case, device):
     assert {t.data_ptr() for t in saved} <= mine
 
 
-def test_no_graph_where_no_gradient_is_wanted(device):
+def test_no_graph_without_requires_grad(device):
     case = ASYMMETRIC["align"]
     call = case.draw(device)
     assert not case.function(**call).requires_grad

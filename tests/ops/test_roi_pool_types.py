@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.closeness import DTYPES, assert_near, relative_error, tolerance
 from tests.ops.conv_cases import cast
 from tests.ops.roi_cases import (
     ASYMMETRIC,
@@ -22,11 +21,12 @@ from tests.ops.roi_cases import (
     on_cpu_in_float64,
     standard_grad_output,
 )
-from tests.ops.strange_strides import expanded, grad_outputs, holes, offcut, transposed
+from tests.ops.strides import expanded, gaps, grad_outputs, sliced, transposed
+from tests.tolerances import DTYPES, assert_near, relative_error, tolerance
 
 HALVES = (torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-# Without the huge box: its coordinates lose five bits more.
+# Without the huge box, whose coordinates lose five more bits.
 USUAL_BOXES = tuple(box for name, box in BOXES.items() if name != "huge")
 USUAL = {name: replace(case, boxes=USUAL_BOXES) for name, case in BOTH.items()}
 usual = pytest.mark.parametrize("case", USUAL.values(), ids=USUAL)
@@ -34,7 +34,7 @@ modes = pytest.mark.parametrize("mode", MODES)
 
 
 def allowed_for(dtype, device):
-    """Returns the error allowed: a bin starts at a sum of coordinates that loses five bits."""
+    """Returns the tolerance: the start of a bin is a sum of coordinates that loses five bits."""
     computed_in = torch.float64 if dtype == torch.float64 else torch.float32
     return max(32 * torch.finfo(computed_in).eps, tolerance(dtype, device))
 
@@ -75,13 +75,13 @@ def test_a_huge_box_in_every_dtype_equals_float64(mode, dtype, device):
 @pytest.mark.parametrize("names", [("boxes",), ("offset",), ("boxes", "offset")], ids=str)
 @pytest.mark.parametrize("other", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_boxes_and_offsets_may_be_of_another_dtype(dtype, other, names, device):
+def test_boxes_and_offsets_may_have_another_dtype(dtype, other, names, device):
     case = USUAL["ps-align"]
     assert_equals_float64(case, cast(case.draw(device, dtype), other, names))
 
 
 def autocast_case(mode):
-    """Boxes at 2200 pixels of the image: bfloat16 would lose eight of them, float16 one."""
+    """Boxes at 2200 pixels of the image: the error of bfloat16 is eight pixels, of float16 one."""
     boxes = ((2203.2, 9.8, 2244.9, 57.4), (2181.3, 6.6, 2251.2, 67.2), (2219.1, 16.8, 2286.6, 60.4))
     return RoiCase(mode, batch=1, size=(9, 290), scale=0.125, boxes=boxes, spread=1.0)
 
@@ -106,7 +106,9 @@ def test_autocast_keeps_boxes_and_offsets_in_float32(mode, dtype, device):
         assert found[name].dtype == torch.float32
         assert_near(found[name], gradient, name, tolerance(dtype, device))
     lost = case.function(**{**rounded, "boxes": rounded["boxes"].to(dtype).double()})
-    assert relative_error(lost, expected) > 4 * tolerance(dtype, device)  # the test would see it
+    assert relative_error(lost, expected) > 4 * tolerance(
+        dtype, device
+    )  # rounded boxes would fail the test
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -121,7 +123,7 @@ def test_autocast_takes_boxes_as_a_list(dtype, device):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_autocast_leaves_float64_and_disabled_regions_alone(dtype, device):
+def test_autocast_does_not_cast_float64_or_in_disabled_regions(dtype, device):
     case = ASYMMETRIC["align"]
     call = case.draw(device)
     with torch.autocast(device, dtype):
@@ -134,7 +136,7 @@ def test_autocast_leaves_float64_and_disabled_regions_alone(dtype, device):
 @usual
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_memory_format_in_is_memory_format_out(layout, dtype, case, device):
+def test_output_has_the_memory_format_of_the_input(layout, dtype, case, device):
     call = case.draw(device, dtype)
     call["input"] = call["input"].contiguous(memory_format=layout)
     output, found = gradients(case.function, call)
@@ -157,9 +159,9 @@ def test_gradients_have_the_memory_format_of_their_tensor(name, case, device):
 
 
 @usual
-@pytest.mark.parametrize("strides", [holes, transposed, offcut, expanded])
+@pytest.mark.parametrize("strides", [gaps, transposed, sliced, expanded])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_any_strides_equal_contiguous(dtype, strides, case, device):
+def test_any_strides_give_the_results_of_contiguous(dtype, strides, case, device):
     call = case.draw(device, dtype)
     call = {k: strides(v) if isinstance(v, torch.Tensor) else v for k, v in call.items()}
     packed = {k: v.contiguous() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
@@ -170,7 +172,7 @@ def test_any_strides_equal_contiguous(dtype, strides, case, device):
         assert_near(found[name], gradient, name)
 
 
-# With one row or column a tensor counts as contiguous whatever that axis' stride.
+# A tensor with one row or column is contiguous whatever the stride of that axis.
 @pytest.mark.parametrize("size", [(3, 2), (3, 1), (1, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("channels", [3, 6])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -187,7 +189,7 @@ def test_any_grad_output(dtype, channels, size, device):
 
 @usual
 def test_backward_of_a_mean(case, device):
-    """The R-FCN heads average over the bins: an expanded grad_output."""
+    """R-FCN heads average over the bins, so grad_output is expanded."""
     call = case.draw(device)
     leaf = call["input"].requires_grad_()
     output = case.function(**call)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""How close is close: one tolerance per dtype, in units of its eps."""
+"""Tolerances per dtype, in units of its eps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# Largest error allowed, in eps of the dtype, relative to the largest value of the tensor.
+# Largest error, in eps of the dtype, relative to the largest value of the tensor.
 #
-# float64, float32: coordinates below 16 lose 4 bits against offsets below 1; sums of about 100
-# products whose signs vary, in another order than the reference's, lose less.
-# float16, bfloat16: accumulated in float32, so that only the one rounding of the result counts
-# (half an eps). On CUDA, and on the CPU where it multiplies bfloat16 by itself, the columns are
-# rounded too before they are multiplied: half an eps for each term. On the CPU their signs vary
-# enough for that to vanish in sums; on CUDA the terms may come to about twice the largest sum.
+# float64, float32: coordinates below 16 lose 4 bits compared with offsets below 1. Sums of about
+# 100 products with varying signs, in another order than in the reference, lose less.
+# float16, bfloat16: accumulated in float32, so the result is rounded once (half an eps). On CUDA,
+# and on CPUs with bfloat16 instructions, the columns are rounded too: half an eps per term. On the
+# CPU the signs of the terms vary enough that this is negligible in sums; on CUDA the terms may be
+# twice the largest sum.
 _EPS = {
     "cpu": {torch.float64: 16, torch.float32: 16, torch.float16: 1, torch.bfloat16: 1},
     "cuda": {torch.float64: 16, torch.float32: 16, torch.float16: 4, torch.bfloat16: 4},
@@ -24,12 +24,12 @@ _EPS = {
 
 
 def tolerance(dtype: torch.dtype, device: str = "cpu") -> float:
-    """Returns the error allowed relative to the largest value of a tensor."""
+    """Returns the tolerance relative to the largest value of a tensor."""
     return _EPS[torch.device(device).type][dtype] * torch.finfo(dtype).eps
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Returns the largest error over the largest expected value; NaN if any value is."""
+    """Returns the largest error divided by the largest expected value; NaN if any value is NaN."""
     if expected.numel() == 0:
         return 0.0
     expected = expected.detach().double().cpu()
@@ -39,7 +39,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def assert_near(actual: Tensor, expected: Tensor, name: str = "", allowed: float | None = None):
-    """Compares a result with a float64 one, within the tolerance of the result's dtype."""
+    """Compares a result with a float64 reference, with the tolerance of its dtype."""
     assert actual.shape == expected.shape, name
     if allowed is None:
         allowed = tolerance(actual.dtype, actual.device.type)

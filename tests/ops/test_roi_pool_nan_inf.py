@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""What NaN, infinities, huge numbers and missing RoIs do, and where they stay."""
+"""NaN, infinities, huge numbers and missing RoIs: which results they affect."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from dcn_plugin.ops import deform_roi_pool
-from tests.closeness import DTYPES, assert_near
 from tests.ops import roi_bad_inputs
 from tests.ops.conv_cases import cast
 from tests.ops.roi_cases import BOTH, BOXES, MODES, RoiCase, gradients
+from tests.tolerances import DTYPES, assert_near
 
 NAN, INF = float("nan"), float("inf")
-ROI = 5  # whom the tests below change: over all borders of the map
-CLASS, ROW, COLUMN = 1, 2, 2  # the cell of its offset
+ROI = 5  # the RoI changed by the tests below, across all borders of the map
+CLASS, ROW, COLUMN = 1, 2, 2  # the element of its offset
 both = pytest.mark.parametrize("case", BOTH.values(), ids=BOTH)
 modes = pytest.mark.parametrize("mode", MODES)
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
@@ -29,7 +29,7 @@ forms = pytest.mark.parametrize(
 )
 
 
-def sane_call(case, device, dtype, layout):
+def valid_call(case, device, dtype, layout):
     torch.manual_seed(1)
     call = case.draw(device, dtype)
     call["input"] = call["input"].contiguous(memory_format=layout)
@@ -37,22 +37,22 @@ def sane_call(case, device, dtype, layout):
 
 
 def without_roi(case, call):
-    """Returns what a call gives where one RoI gives and gets nothing."""
+    """Returns the results of a call in which one RoI contributes nothing."""
     boxes = call["boxes"].clone()
     boxes[ROI, 1:] = torch.tensor([1e4, 1e4, 1e4 + 8, 1e4 + 8])
     return gradients(case.function, {**call, "boxes": boxes})
 
 
 def assert_nan_exactly_at(tensor, where, expected, name):
-    """NaN where it should be, the expected numbers elsewhere."""
+    """Checks for NaN at `where`, and for the expected values elsewhere."""
     tensor, expected = tensor.cpu(), expected.cpu()
     assert torch.equal(tensor.isnan(), where), name
-    # On the CPU the same sums in the same order; CUDA scatters in any order.
+    # Exactly equal on the CPU; atomics on CUDA sum in any order.
     assert_near(tensor.masked_fill(where, 0), expected.masked_fill(where, 0).double(), name)
 
 
 def used_cells(case):
-    """Rows and columns of the offset that some bin reads, as a mask."""
+    """Returns a mask of the elements of the offset that bins read."""
     part, cells = case.part or case.output, torch.zeros(case.part or case.output, dtype=torch.bool)
     for i in range(case.output[0]):
         for j in range(case.output[1]):
@@ -64,7 +64,7 @@ def used_cells(case):
 @pytest.mark.parametrize("columns", [(1,), (4,), (1, 2, 3, 4)], ids=str)
 @both
 def test_nan_in_a_box_stays_in_its_roi(case, columns, dtype, layout, device):
-    call = sane_call(case, device, dtype, layout)
+    call = valid_call(case, device, dtype, layout)
     expected, expected_gradients = without_roi(case, call)
     call["boxes"][ROI, list(columns)] = NAN
     output, found = gradients(case.function, call)
@@ -73,7 +73,7 @@ def test_nan_in_a_box_stays_in_its_roi(case, columns, dtype, layout, device):
     assert_nan_exactly_at(output, where, expected, "output")
     nowhere = torch.zeros(found["input"].shape, dtype=torch.bool)
     assert_nan_exactly_at(found["input"], nowhere, expected_gradients["input"], "input")
-    # Of cells that no bin reads there is nothing to say.
+    # Elements that no bin reads have gradient 0.
     where = torch.zeros(found["offset"].shape, dtype=torch.bool)
     where[ROI] = used_cells(case)
     gradient = found["offset"].cpu().masked_fill(~(where | (used_cells(case))), 0)
@@ -81,7 +81,7 @@ def test_nan_in_a_box_stays_in_its_roi(case, columns, dtype, layout, device):
 
 
 def bins_of_cell(case):
-    """The output positions that read the changed cell, as a mask of the output."""
+    """Returns a mask of the output positions that read the changed element."""
     part = case.part or case.output
     where = torch.zeros(case.output_shape, dtype=torch.bool)
     per_class = case.channels // case.classes
@@ -107,10 +107,10 @@ BAD_OFFSETS = {
 @pytest.mark.parametrize("bad", BAD_OFFSETS)
 @both
 def test_nan_in_an_offset_stays_at_its_position(case, bad, dtype, layout, device):
-    """As if the bins lay outside, but NaN in them and in both components of that offset."""
+    """Like bins outside the map, but with NaN in them and in both components of the offset."""
     column = COLUMN % (case.part or case.output)[1]
     planes = slice(2 * CLASS, 2 * CLASS + 2)
-    call = sane_call(case, device, dtype, layout)
+    call = valid_call(case, device, dtype, layout)
     call["offset"][ROI, planes, ROW, column] = 6e4
     expected, expected_gradients = gradients(case.function, call)
     call["offset"][ROI, planes, ROW, column] = torch.tensor(BAD_OFFSETS[bad]).to(call["offset"])
@@ -130,7 +130,7 @@ def test_nan_in_an_offset_stays_at_its_position(case, bad, dtype, layout, device
 def test_infinite_and_huge_offsets_are_outside(case, axes, huge, dtype, layout, device):
     column = COLUMN % (case.part or case.output)[1]
     planes = slice(2 * CLASS, 2 * CLASS + 2)
-    call = sane_call(case, device, dtype, layout)
+    call = valid_call(case, device, dtype, layout)
     call["offset"][ROI, planes, ROW, column] = 6e4
     expected, expected_gradients = gradients(case.function, call)
     bad = torch.tensor([huge * axis if axis else 0.0 for axis in axes], dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_infinite_and_huge_offsets_are_outside(case, axes, huge, dtype, layout, 
 @pytest.mark.parametrize("columns", [(1,), (4,), (1, 3), (1, 2, 3, 4)], ids=str)
 @both
 def test_a_box_with_an_infinite_coordinate_gives_zero(case, columns, value, dtype, layout, device):
-    call = sane_call(case, device, dtype, layout)
+    call = valid_call(case, device, dtype, layout)
     expected, expected_gradients = without_roi(case, call)
     call["boxes"][ROI, list(columns)] = value
     output, found = gradients(case.function, call)
@@ -162,21 +162,21 @@ def test_a_box_with_an_infinite_coordinate_gives_zero(case, columns, value, dtyp
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("side", [1e15, 1e30])
 @modes
-def test_an_enormous_box_is_soon_done(mode, side, dtype, device):
-    """Samples too many for any integer: what falls on the map is next to nothing of them."""
+def test_an_enormous_box_is_fast(mode, side, dtype, device):
+    """More samples than any integer holds, of which only a few are on the map."""
     box = (-side, -side, side, side)
     case = RoiCase(mode, classes=1, boxes=(box,), scale=1.0, spread=0.0)
     call = case.draw(device, dtype)
     output, found = gradients(case.function, call)
     for tensor in (output, *found.values()):
         assert tensor.isfinite().all()
-    if mode != "msra":  # whose four samples of a bin may meet the map
+    if mode != "msra":  # its four samples of a bin may be on the map
         assert output.abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("offset", [(INF, 0.0), (0.0, -INF), (INF, INF)], ids=str)
 def test_an_infinite_offset_is_outside_also_for_an_empty_box(offset, device):
-    """Infinity times a width of 0 is no reason for NaN."""
+    """Infinity times a width of 0 must not give NaN."""
     input = torch.rand(1, 1, 9, 8, device=device)
     box = torch.tensor([[0.0, 4.0, 4.0, 4.0, 4.0]], device=device)
     bad = torch.tensor(offset, device=device).reshape(1, 2, 1, 1).requires_grad_()
@@ -188,7 +188,7 @@ def test_an_infinite_offset_is_outside_also_for_an_empty_box(offset, device):
 
 @modes
 def test_nan_in_the_offset_of_a_box_without_samples(mode, device):
-    """Also where the output would be 0: nobody may miss a NaN."""
+    """The output is NaN, even if it would be 0 otherwise."""
     input = torch.rand(1, 1, 9, 8, device=device)
     boxes = torch.tensor([[0.0, *BOXES["inverted"]], [0.0, 80.0, 4.0, 89.0, 9.0]], device=device)
     bad = torch.full((2, 2, 1, 1), NAN, device=device, requires_grad=True)
@@ -201,8 +201,8 @@ def test_nan_in_the_offset_of_a_box_without_samples(mode, device):
 @layouts
 @both
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_a_bad_pixel_stays_in_its_image_and_map(case, value, layout, device):
-    call = sane_call(case, device, torch.float64, layout)
+def test_a_nan_pixel_stays_in_its_image_and_channel(case, value, layout, device):
+    call = valid_call(case, device, torch.float64, layout)
     good, good_gradients = gradients(case.function, call)
     call["input"][0, 0, 4, 3] = value
     output, found = gradients(case.function, call)
@@ -211,7 +211,7 @@ def test_a_bad_pixel_stays_in_its_image_and_map(case, value, layout, device):
     of_image = call["boxes"][:, 0].cpu() == 0
     assert not bad[~of_image].any() and not bad[:, 1:].any()
     assert_near(output.cpu().masked_fill(bad, 0), good.cpu().masked_fill(bad, 0))
-    # Linear in the input, so its own gradient does not know of the pixel.
+    # The op is linear in the input, so grad_input does not depend on the pixel.
     assert_near(found["input"], good_gradients["input"], "input")
     assert found["offset"].cpu()[~of_image].isfinite().all()
     assert found["offset"][:, 2:].isfinite().all()
@@ -221,8 +221,8 @@ def test_a_bad_pixel_stays_in_its_image_and_map(case, value, layout, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", roi_bad_inputs.BATCH_INDICES)
 @both
-def test_on_cuda_a_bad_batch_index_gives_nan_and_no_gradient(case, name, dtype):
-    call = sane_call(case, "cuda", dtype, torch.contiguous_format)
+def test_an_invalid_batch_index_gives_nan_and_no_gradient_on_cuda(case, name, dtype):
+    call = valid_call(case, "cuda", dtype, torch.contiguous_format)
     expected, expected_gradients = without_roi(case, call)
     call = cast(call, torch.float32, ["boxes"])
     call["boxes"][ROI, 0] = roi_bad_inputs.BATCH_INDICES[name]

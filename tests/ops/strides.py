@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Tensors that lie in memory as users' tensors do: with holes, transposed, cut out, expanded."""
+"""Tensors with unusual strides: with gaps, transposed, sliced, expanded."""
 
 from __future__ import annotations
 
 import torch
 
 
-def holes(tensor):
+def gaps(tensor):
     return tensor.repeat_interleave(2, dim=-1)[..., ::2]
 
 
@@ -16,7 +16,7 @@ def transposed(tensor, axis=0, other=-1):
     return swapped.transpose(axis, other)
 
 
-def offcut(tensor):
+def sliced(tensor):
     return torch.nn.functional.pad(tensor, [1, 2] * min(tensor.dim(), 2))[
         (..., *[slice(1, -2)] * min(tensor.dim(), 2))
     ]
@@ -27,7 +27,7 @@ def expanded(tensor):
 
 
 def grad_outputs(shape, dtype, device):
-    """grad_output as autograd makes it, and as strange as a contiguous tensor can be."""
+    """Yields grad_output as autograd creates it, and contiguous tensors with unusual strides."""
     drawn = torch.randn(shape, dtype=torch.float64).to(device, dtype)
     yield "expanded scalar", torch.ones((), dtype=dtype, device=device).expand(shape)
     yield "expanded over channels", drawn[:, :1].expand(shape)
@@ -37,7 +37,7 @@ def grad_outputs(shape, dtype, device):
     for layout in (torch.contiguous_format, torch.channels_last):
         packed = drawn.clone(memory_format=layout)
         yield f"{layout}", packed
-        for stride in (0, 1, 100):  # of an axis of size 1, which is contiguous whatever its stride
+        for stride in (0, 1, 100):  # at axes of size 1, whose stride does not count for contiguity
             axes = zip(packed.shape, packed.stride(), strict=True)
             strides = [stride if size == 1 else kept for size, kept in axes]
             yield f"{layout}, stride {stride}", packed.as_strided(packed.shape, strides)
