@@ -51,7 +51,7 @@ def test_weights_are_loaded_for_each(tmp_path: Path, capsys) -> None:
         (("--size", "8", "64"), r"--size must be at least 32 32, got 8 64"),
         (("--weights", "a", "--weights", "b"), r"--weights must be given for each of the 1 models"),
         (("--weights", "none.pth"), r"none.pth"),
-        (("--config-file", "nothing.yaml"), r"--config-file must be a file, got 'nothing.yaml'"),
+        (("--config-file", "nothing.yaml"), r"nothing.yaml' does not exist"),
     ],
 )
 def test_what_is_wrong_is_one_line(words: tuple[str, ...], message: str) -> None:

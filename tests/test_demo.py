@@ -66,7 +66,7 @@ def test_a_second_run_starts_anew_and_may_have_no_detections(folder: Path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config-file", "configs/Shapes/ca_rpn.yaml"], r"demo: .*No such file.*ca_rpn\.yaml"),
+        (["--config-file", "configs/Shapes/ca_rpn.yaml"], r"demo: .*ca_rpn\.yaml' does not exist"),
         (["SOLVER.MAX_ITTER", "3"], r"demo: .*SOLVER.MAX_ITTER; the nearest: SOLVER.MAX_I"),
         (
             ["--config-file", "configs/Shapes/deeplab_slim_plain.yaml"],

@@ -179,7 +179,7 @@ def test_folders_videos_and_data_sets(weights, image: Path, tmp_path: Path) -> N
             r"a layer must be one.*got 'backbone.res4.1.conv2'",
         ),
         (["--limit", "0"], r"--limit must be at least 1, got 0"),
-        (["--weights", "none.pth"], r"--weights must be a file, or an address, got 'none.pth'"),
+        (["--weights", "none.pth"], r"--weights must be a file or an address, got 'none.pth'"),
         (["--weights", "{tmp}/broken.jpg"], r"broken.jpg must be a checkpoint, \w+: [^\n]+$"),
         (
             ["--config-file", config("ca_rpn_slim_plain")],

@@ -12,6 +12,7 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
+from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import OffsetBranch, OffsetLinear
 from dcn_plugin.messages import got
 
@@ -22,11 +23,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Builds SGD or AdamW, with separate learning rates for offset branches.
 
     Args:
-        cfg: SOLVER.OPTIMIZER, OFFSET_LR_FACTOR and ROI_OFFSET_LR_FACTOR, and the keys of
-            Detectron2's `build_optimizer`, gradient clipping among them.
+        cfg: SOLVER.OPTIMIZER, OFFSET_LR_FACTOR and ROI_OFFSET_LR_FACTOR (default: those of
+            `add_dcn_config`), and the keys of Detectron2's `build_optimizer`.
         model: its parameters are optimized.
     """
-    solver = cfg.SOLVER
+    solver = with_dcn_defaults(cfg).SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         known = " or ".join(OPTIMIZERS)
         raise ValueError(f"SOLVER.OPTIMIZER must be {known}, {got(solver.OPTIMIZER, OPTIMIZERS)}")
