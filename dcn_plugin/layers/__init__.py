@@ -2,8 +2,8 @@
 # Copyright (c) dcn_plugin contributors
 """Modules of deformable convolution and deformable RoI pooling. Require PyTorch only."""
 
-from .convert import make_deformable
 from .deform_conv import DeformConv2d, DeformConv2dPack
+from .make_deformable import make_deformable
 from .offset_branch import OffsetBranch, OffsetConv2d, OffsetLinear
 from .roi_pool import DeformPSRoIPool, DeformRoIPool, PSRoIPool, RoIPool
 

@@ -10,8 +10,8 @@ from .backbone import (
     build_deform_resnet_fpn_backbone,
     build_retinanet_deform_resnet_fpn_backbone,
 )
-from .config_checks import check_deformable
 from .meta_arch import RFCN, CategoryAwareRPN, DeepLab
+from .model_config_checks import check_deformable
 from .poolers import AverageROIPooler, DeformROIPooler
 from .proposal_generator import CategoryRPN
 from .roi_heads import DeformROIHeads, RFCNROIHeads

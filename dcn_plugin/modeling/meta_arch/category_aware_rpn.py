@@ -12,9 +12,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_backbone
 from detectron2.structures import ImageList, Instances
 
-from ..config_checks import check_only_boxes
+from ..model_config_checks import check_only_boxes
 from ..proposal_generator import CategoryDetector
-from ..roi_heads.boxes_only import BoxesOnly
+from ..roi_heads.box_only_heads import BoxesOnly
 
 
 @META_ARCH_REGISTRY.register()

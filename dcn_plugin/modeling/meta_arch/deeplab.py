@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, Sema
 
 from dcn_plugin.config import with_dcn_defaults
 
-from ..config_checks import check_class, check_features
+from ..model_config_checks import check_class, check_features
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

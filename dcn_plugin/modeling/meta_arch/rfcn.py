@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
-from ..config_checks import check_class
+from ..model_config_checks import check_class
 from ..roi_heads import RFCNROIHeads
 
 

@@ -23,7 +23,7 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
-from ..config_checks import check_class, check_features
+from ..model_config_checks import check_class, check_features
 
 """
 Shape shorthand in this module:

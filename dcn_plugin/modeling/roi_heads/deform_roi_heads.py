@@ -17,7 +17,7 @@ from detectron2.structures import Boxes
 
 from dcn_plugin.config import with_dcn_defaults
 
-from ..config_checks import check_features
+from ..model_config_checks import check_features
 from ..poolers import AverageROIPooler, DeformROIPooler
 
 

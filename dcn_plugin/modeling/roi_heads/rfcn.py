@@ -20,8 +20,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
-from ..config_checks import check_features, check_only_boxes
-from .boxes_only import BoxesOnly
+from ..model_config_checks import check_features, check_only_boxes
+from .box_only_heads import BoxesOnly
 from .ohem import select_hard_rois
 
 
