@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,6 +30,12 @@ from dcn_plugin.messages import got
 # Attributes of Detectron2's metadata that are paths, of images and of ground truth.
 IMAGES = ("image_root", "image_dir", "list_file", "dirname")
 GROUND_TRUTH = ("json_file", "gt_dir", "panoptic_root", "panoptic_json", "sem_seg_root")
+# Packages that Detectron2's evaluators need, by evaluator_type.
+EVALUATOR_PACKAGES = {
+    "lvis": "lvis",
+    "coco_panoptic_seg": "panopticapi",
+    "cityscapes_instance": "cityscapesscripts",
+}
 # Architectures, their section of the config, and the metadata that names their classes.
 CLASSES = (
     (GeneralizedRCNN, "ROI_HEADS", "thing_classes"),
@@ -82,6 +89,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
 
     Raises:
         FileNotFoundError: if a file does not exist.
+        ModuleNotFoundError: if an evaluator's package is not installed.
         ValueError: if a name is unknown, or the data set has labels that the model lacks.
     """
     parts = ("TRAIN", "TEST") if training else ("TEST",)
@@ -94,6 +102,8 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
                 raise ValueError(f"{key} must be registered, {got(name, DatasetCatalog.list())}")
             _check_files(name, key)
             _check_classes(cfg, name, key)
+            if part == "TEST":
+                _check_evaluator(name, key)
         if cfg.MODEL.LOAD_PROPOSALS:
             files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
             if len(files) != len(names):
@@ -121,6 +131,16 @@ def _check_files(name: str, key: str) -> None:
             f"{key}: {name} is incomplete, missing {', '.join(missing)}. Detectron2 looks for data "
             f"sets in DETECTRON2_DATASETS, now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}; "
             "docs/data.md says where to get them"
+        )
+
+
+def _check_evaluator(name: str, key: str) -> None:
+    evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
+    package = EVALUATOR_PACKAGES.get(evaluator_type)
+    if package and package not in sys.modules and find_spec(package) is None:
+        raise ModuleNotFoundError(
+            f"{key}: the {evaluator_type} evaluator of {name} needs the package {package}: install "
+            f"it, or train without evaluation, {key} '()'"
         )
 
 

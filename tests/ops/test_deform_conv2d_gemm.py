@@ -22,9 +22,7 @@ SQUARE = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1,
 ONE_GROUP = {"groups": 1, "offset_groups": 1}
 WIDE = {
     # A tap has more channels than a K block.
-    "more-than-a-k-block": ConvCase(
-        1, 1301, 5, (5, 4), (2, 1), (1, 1), (0, 0), (1, 1), **ONE_GROUP
-    ),
+    "beyond-a-k-block": ConvCase(1, 1301, 5, (5, 4), (2, 1), (1, 1), (0, 0), (1, 1), **ONE_GROUP),
     # Several taps in a K block; depth, outputs and positions are odd.
     "odd": ConvCase(1, 35, 7, (7, 11), **SQUARE, **ONE_GROUP),
     "odd-sizes": ConvCase(2, 129, 33, (7, 7), **SQUARE, **ONE_GROUP),
