@@ -19,13 +19,16 @@ from detectron2.engine import default_argument_parser
 
 import train_net
 from dcn_plugin.engine import Trainer
+from tests.datasets import tiny_keypoints, tiny_lvis, tiny_panoptic
 
 CONFIG = "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
 ROOT = Path(__file__).resolve().parent.parent
 ITERATIONS = 3
 
 
-def arguments(data: str, output: Path, *flags: str, **more: object) -> argparse.Namespace:
+def arguments(
+    data: str, output: Path, *flags: str, config: str = CONFIG, **more: object
+) -> argparse.Namespace:
     """Returns a command line for a small model with random weights; more: other config keys."""
     overrides = {
         "MODEL.WEIGHTS": "",
@@ -57,13 +60,59 @@ def arguments(data: str, output: Path, *flags: str, **more: object) -> argparse.
     }
     options = [str(word) for pair in overrides.items() for word in pair]
     return default_argument_parser().parse_args(
-        ["--config-file", str(ROOT / CONFIG), *flags, *options]
+        ["--config-file", str(ROOT / config), *flags, *options]
     )
 
 
 def run(data: str, output: Path, *flags: str, **more: object) -> dict | None:
     """Runs train_net.py's main."""
     return train_net.main(arguments(data, output, *flags, **more))
+
+
+MASK_RCNN = "configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml"
+PANOPTIC_FPN = "configs/COCO-PanopticSegmentation/panoptic_fpn_R_50_3x_dconv_c3-c5.yaml"
+SMALL_FPN = {
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": "[16]",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
+}
+KEYPOINTS = {"MODEL.ROI_HEADS.NUM_CLASSES": 1, "MODEL.KEYPOINT_ON": True}
+LVIS = {"MODEL.ROI_HEADS.NUM_CLASSES": 1203}
+STOCK_DATA = {
+    "keypoints": (tiny_keypoints, MASK_RCNN, KEYPOINTS, "loss_keypoint"),
+    "lvis": (tiny_lvis, MASK_RCNN, LVIS, "loss_mask"),
+    "panoptic": (tiny_panoptic, PANOPTIC_FPN, {}, "loss_sem_seg"),
+}
+STOCK_METRICS = {
+    "keypoints": {"bbox", "segm", "keypoints"},
+    "lvis": {"bbox", "segm"},
+    "panoptic": {"sem_seg", "bbox", "segm", "panoptic_seg"},
+}
+
+
+@pytest.mark.parametrize("kind", STOCK_DATA)
+def test_trains_on_every_kind_of_data(kind: str, tmp_path: Path) -> None:
+    registered, config, keys, loss = STOCK_DATA[kind]
+    with registered(tmp_path / "data", 4) as data:
+        no_test = {"DATASETS.TEST": "()"}  # the next test evaluates
+        run(data, tmp_path / "output", config=config, **SMALL_FPN, **keys, **no_test)
+    (metrics,) = [m for m in read_metrics(tmp_path / "output") if "total_loss" in m]
+    assert math.isfinite(metrics["total_loss"]) and metrics[loss] > 0
+
+
+@pytest.mark.parametrize("kind", STOCK_DATA)
+def test_evaluates_every_kind_of_data(kind: str, tmp_path: Path) -> None:
+    packages = {"lvis": "lvis", "panoptic": "panopticapi"}
+    if kind in packages:
+        # Not on PyPI, or, lvis, not for NumPy 2.
+        pytest.importorskip(packages[kind], reason=f"this evaluator needs {packages[kind]}")
+    registered, config, keys, _ = STOCK_DATA[kind]
+    with registered(tmp_path / "data", 4) as data:
+        output = tmp_path / "output"
+        results = run(data, output, "--eval-only", config=config, **SMALL_FPN, **keys)
+    assert results.keys() == STOCK_METRICS[kind]
 
 
 def read_metrics(output: Path) -> list[dict[str, float]]:

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -209,3 +211,17 @@ def test_custom_data_needs_two_paths_only(tmp_path: Path) -> None:
     assert cfg.DATASETS.TRAIN == ("custom_train",) and cfg.DATASETS.TEST == ("custom_test",)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     check_config(cfg, training=True)
+
+
+def test_packages_of_evaluators_are_needed_before_training(tiny_coco, monkeypatch) -> None:
+    MetadataCatalog.get(tiny_coco).evaluator_type = "lvis"
+    words = on(tiny_coco, "MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    monkeypatch.setitem(sys.modules, "lvis", ModuleType("lvis"))
+    checked(*words)
+    monkeypatch.delitem(sys.modules, "lvis")
+    monkeypatch.setattr("dcn_plugin.engine.config_checks.find_spec", lambda name: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"the lvis evaluator of tiny_coco needs"
+    ):
+        checked(*words)
+    checked(*words, "DATASETS.TEST", "()")

@@ -9,10 +9,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -20,22 +19,14 @@ pytest.importorskip("detectron2", reason="configs are Detectron2's")
 
 import detectron2
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_sem_seg
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import (
-    COCOEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-    inference_on_dataset,
-)
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.layers import OffsetBranch
 from dcn_plugin.modeling import check_deformable
+from tests.datasets import tiny_panoptic
 from tests.tiny_coco import CLASSES, write_tiny_coco
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -74,41 +65,10 @@ SLIM = {
 }
 
 
-def write_masks(path: Path) -> None:
-    """Adds polygons to the annotations, and labels of things and stuff beside the images."""
-    content = json.loads(path.read_text())
-    labels = {item["id"]: np.ones((96, 96), np.uint8) for item in content["images"]}
-    for item in content["annotations"]:
-        x, y, width, height = item["bbox"]
-        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-        item["segmentation"] = [corners]
-        labels[item["image_id"]][y : y + height, x : x + width] = 0  # a thing
-    (path.parent / "stuff").mkdir()
-    for item in content["images"]:
-        cv2.imwrite(str(path.parent / "stuff" / item["file_name"]), labels[item["id"]])
-    path.write_text(json.dumps(content))
-
-
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("coco") / "images"
-    path = write_tiny_coco(folder, images=4)
-    write_masks(path)
-    name = "tiny_panoptic_separated"
-
-    def load() -> list[dict]:
-        return merge_to_panoptic(
-            load_coco_json(str(path), str(folder), name),
-            load_sem_seg(str(folder / "stuff"), str(folder), image_ext="png"),
-        )
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        json_file=str(path), stuff_classes=["things", "background"], ignore_label=255
-    )
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tiny_panoptic(tmp_path_factory.mktemp("tiny") / "data") as name:
+        yield name
 
 
 def read(name: str, dataset: str, output: Path) -> CfgNode:
@@ -149,38 +109,6 @@ def test_trains_and_evaluates(name: str, tiny: str, tmp_path: Path) -> None:
     assert results["bbox"].keys() >= {"AP", "AP50", "AP-disc"}
     assert ("segm" in results) == cfg.MODEL.MASK_ON
     assert ("sem_seg" in results) == (name == PANOPTIC)
-
-
-def test_panoptic_quality(tiny: str, tmp_path: Path) -> None:
-    pytest.importorskip("panopticapi", reason="panoptic quality needs panopticapi (not on PyPI)")
-    metadata = MetadataCatalog.get(tiny)
-    content = json.loads(Path(metadata.json_file).read_text())
-    categories = [
-        *({**c, "isthing": 1} for c in content["categories"]),
-        {"id": 3, "name": "background", "isthing": 0},
-    ]
-    truth = tmp_path / "truth"
-    truth.mkdir()
-    annotations = []
-    for image in content["images"]:  # the ground truth is all background, as segment 1
-        cv2.imwrite(str(truth / image["file_name"]), np.full((96, 96, 3), (0, 0, 1), np.uint8))
-        segment = {"id": 1, "category_id": 3, "iscrowd": 0, "area": 96 * 96}
-        annotations.append(
-            {"image_id": image["id"], "file_name": image["file_name"], "segments_info": [segment]}
-        )
-    content |= {"categories": categories, "annotations": annotations}
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    metadata.set(
-        panoptic_root=str(truth),
-        panoptic_json=str(tmp_path / "truth.json"),
-        stuff_dataset_id_to_contiguous_id={3: 1},
-    )
-    cfg = read(PANOPTIC, tiny, tmp_path)
-    trainer = DefaultTrainer(cfg)
-    evaluator = COCOPanopticEvaluator(tiny, str(tmp_path))
-    loader = DefaultTrainer.build_test_loader(cfg, tiny)
-    results = inference_on_dataset(trainer.model, loader, evaluator)
-    assert 0 <= results["panoptic_seg"]["PQ"] <= 100
 
 
 def test_lazy_config_runs_in_detectron2s_script(tmp_path: Path) -> None:
