@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -47,12 +48,14 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             for class_id, detections in predictions.items():
                 lines[class_id].extend(detections)
         objects = self._count_objects()
-        files = self._write(lines)
-        aps = {
-            name: {iou: self._compute_ap(files, name, iou) for iou in IOU_THRESHOLDS}
-            for name in self._class_names
-            if objects[name] > 0
-        }
+        self._write(lines, self.output_folder)
+        with tempfile.TemporaryDirectory() as folder:  # voc_eval reads local files only
+            files = self._write(lines, folder)
+            aps = {
+                name: {iou: self._compute_ap(files, name, iou) for iou in IOU_THRESHOLDS}
+                for name in self._class_names
+                if objects[name] > 0
+            }
         return {"bbox": self._summarize(aps)}
 
     def _count_objects(self) -> Counter[str]:
@@ -65,10 +68,10 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             if not item["difficult"]
         )
 
-    def _write(self, lines: dict[int, list[str]]) -> str:
+    def _write(self, lines: dict[int, list[str]], folder: str) -> str:
         """Writes the detections; returns a pattern of the file names."""
-        PathManager.mkdirs(self.output_folder)
-        pattern = os.path.join(self.output_folder, f"comp4_det_{self._dataset_name}_{{}}.txt")
+        PathManager.mkdirs(folder)
+        pattern = os.path.join(folder, f"comp4_det_{self._dataset_name}_{{}}.txt")
         for class_id, name in enumerate(self._class_names):
             with PathManager.open(pattern.format(name), "w") as file:
                 file.write("\n".join(lines[class_id]))

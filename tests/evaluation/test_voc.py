@@ -16,9 +16,11 @@ pytest.importorskip("detectron2", reason="the evaluator is Detectron2's")
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.evaluation import VOCEvaluator
 from tests.datasets import data_sets_in
+from tests.engine.test_trainer import Remote
 from tests.tiny_voc import SIZE, write_tiny_voc
 
 NAME = "voc_2007_trainval"
@@ -56,7 +58,7 @@ def random_detections(seed: int, name: str = NAME) -> list[tuple[str, int, list[
     return [(*item, float(score)) for item, score in zip(found, scores, strict=True)]
 
 
-def evaluate(detections: list, folder: Path, name: str = NAME) -> dict[str, float]:
+def evaluate(detections: list, folder: Path | str, name: str = NAME) -> dict[str, float]:
     evaluator = VOCEvaluator(name, str(folder))
     evaluator.reset()
     for image in {record["image_id"] for record in DatasetCatalog.get(name)}:
@@ -145,9 +147,15 @@ def test_no_detections_at_all(tmp_path: Path) -> None:
     assert found["AP50"] == found["AP70"] == found["AP"] == 0
 
 
-def test_detections_are_written_for_the_evaluation_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("remote", [False, True])
+def test_detections_are_written_for_the_evaluation_server(
+    remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PathManager, "_path_handlers", {**PathManager._path_handlers})
+    PathManager.register_handler(Remote(tmp_path))
     detections = random_detections(2)
-    evaluate(detections, tmp_path)
+    metrics = evaluate(detections, "remote://" if remote else tmp_path)
+    assert metrics["AP50"] > 0
     lines = (tmp_path / f"comp4_det_{NAME}_bird.txt").read_text().splitlines()
     expected = {
         f"{image} {score:.3f} {x1 + 1:.1f} {y1 + 1:.1f} {x2:.1f} {y2:.1f}"
