@@ -78,7 +78,12 @@ SMALL_FPN = {
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
 }
-KEYPOINTS = {"MODEL.ROI_HEADS.NUM_CLASSES": 1, "MODEL.KEYPOINT_ON": True}
+KEYPOINTS = {
+    "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+    "MODEL.KEYPOINT_ON": True,
+    # Untrained BatchNorm does not normalize: logits of heatmaps must not underflow in exp().
+    "MODEL.PIXEL_STD": "[1000.0, 1000.0, 1000.0]",
+}
 LVIS = {"MODEL.ROI_HEADS.NUM_CLASSES": 1203}
 STOCK_DATA = {
     "keypoints": (tiny_keypoints, MASK_RCNN, KEYPOINTS, "loss_keypoint"),
