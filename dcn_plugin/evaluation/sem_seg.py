@@ -8,13 +8,13 @@ import os
 import tempfile
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils.file_io import PathManager
 
 
 def at_network_size(cfg: CfgNode, dataset_name: str) -> bool:
@@ -41,20 +41,26 @@ class NetworkSizeMapper(DatasetMapper):
 
 
 class NetworkSizeSemSegEvaluator(SemSegEvaluator):
-    """Detectron2's evaluator, with the ground truth that `NetworkSizeMapper` has resized."""
+    """Detectron2's evaluator, with the ground truth resized to the size of the predictions."""
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Tensor]]) -> None:
         """Adds images to the confusion matrices.
 
         Args:
-            inputs: with `sem_seg`, Tensor[H, W], as `NetworkSizeMapper` returns it.
-            outputs: with `sem_seg`, Tensor[C, H, W].
+            inputs: with `file_name`, and `height` and `width` as `NetworkSizeMapper` returns them.
+            outputs: with `sem_seg`, Tensor[C, height, width].
         """
-        # Detectron2 reads the ground truth of an image from a file: main has a hook for another
-        # loading function, 0.6 has not. PGM files are uncompressed.
+        # Detectron2 reads the ground truth of an image from a file. The mapper's `sem_seg` is
+        # unsuitable: it has 8 bits. TIFF files keep all dtypes.
+        files = self.input_file_to_gt_file
         with tempfile.TemporaryDirectory() as folder:
+            self.input_file_to_gt_file = {}
             for index, image in enumerate(inputs):
-                path = os.path.join(folder, f"{index}.pgm")
-                Image.fromarray(image["sem_seg"].numpy().astype(np.uint8)).save(path)
+                path = os.path.join(folder, f"{index}.tiff")
+                with PathManager.open(files[image["file_name"]], "rb") as file:
+                    labels = Image.open(file)
+                    size = image["width"], image["height"]
+                    labels.resize(size, Image.Resampling.NEAREST).save(path)
                 self.input_file_to_gt_file[image["file_name"]] = path
             super().process(inputs, outputs)
+        self.input_file_to_gt_file = files

@@ -21,7 +21,7 @@ from detectron2.evaluation import SemSegEvaluator
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import Trainer
 from dcn_plugin.evaluation import NetworkSizeSemSegEvaluator, build_evaluator
-from tests.datasets import data_sets_in
+from tests.datasets import data_sets_in, unregister
 from tests.tiny_voc import write_tiny_cityscapes
 
 NAME = "cityscapes_fine_sem_seg_train"
@@ -109,3 +109,30 @@ def test_process_is_detectron2s(monkeypatch, tmp_path: Path) -> None:
     (item,) = next(iter(Trainer.build_test_loader(cfg, NAME)))
     evaluator.process([item], [{"sem_seg": torch.zeros(CLASSES, 40, 40)}])
     assert shapes == [(40, 40)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_labels_above_255_are_compared(dtype: type, tmp_path: Path) -> None:
+    ground_truth = np.repeat(np.arange(0, 64, dtype=dtype), 64).reshape(64, 64) + dtype(240)
+    Image.fromarray(ground_truth).save(tmp_path / "labels.tiff")
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    files = {"file_name": "image.png", "sem_seg_file_name": "labels.tiff"}
+    record = {name: str(tmp_path / file) for name, file in files.items()}
+    DatasetCatalog.register("many_classes", lambda: [{**record, "height": 64, "width": 64}])
+    classes = [str(label) for label in range(304)]
+    MetadataCatalog.get("many_classes").set(
+        stuff_classes=classes, ignore_label=65535, evaluator_type="sem_seg"
+    )
+    try:
+        cfg = config(at_network_size=True)
+        evaluator = build_evaluator(cfg, "many_classes", str(tmp_path / "results"))
+        evaluator.reset()
+        (item,) = next(iter(Trainer.build_test_loader(cfg, "many_classes")))
+        resized = Image.fromarray(ground_truth).resize((40, 40), Image.Resampling.NEAREST)
+        labels = torch.from_numpy(np.array(resized, dtype=int))
+        scores = torch.nn.functional.one_hot(labels, len(classes)).permute(2, 0, 1)
+        evaluator.process([item], [{"sem_seg": scores}])
+        results = evaluator.evaluate()["sem_seg"]
+    finally:
+        unregister("many_classes")
+    assert results["mIoU"] == 100 and results["IoU-303"] == 100
