@@ -68,7 +68,7 @@ def use_custom_data(
 def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list[str]:
     """Registers and checks a data set; returns its classes."""
     name, option = f"custom_{split}", f"--{split}-data"
-    if _is_missing(json_file) or ("://" not in image_root and not PathManager.isdir(image_root)):
+    if is_missing(json_file) or is_missing(image_root):
         raise FileNotFoundError(
             f"{option} must be a JSON file and a folder of images, got {json_file} and {image_root}"
         )
@@ -95,7 +95,7 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
                     f"{option}: annotations in {json_file} must have {', '.join(REQUIRED[split])}; "
                     f"one of image {record['image_id']} has no {', '.join(missing)}"
                 )
-    lost = [record["file_name"] for record in records if _is_missing(record["file_name"])]
+    lost = [record["file_name"] for record in records if is_missing(record["file_name"])]
     if lost:
         raise FileNotFoundError(
             f"{option}: {len(lost)} of {len(records)} images in {json_file} do not exist, the "
@@ -104,5 +104,6 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
     return MetadataCatalog.get(name).thing_classes
 
 
-def _is_missing(path: str) -> bool:
-    return "://" not in path and not PathManager.isfile(path)
+def is_missing(path: str) -> bool:
+    """Returns whether a path does not exist; URLs pass, since not all handlers can tell."""
+    return "://" not in path and not PathManager.exists(path)

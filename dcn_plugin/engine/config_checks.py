@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 
@@ -25,6 +26,7 @@ from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
+from dcn_plugin.data.custom_coco import is_missing
 from dcn_plugin.messages import got
 
 # Attributes of Detectron2's metadata that are paths, of images and of ground truth.
@@ -125,7 +127,7 @@ def _check_files(name: str, key: str) -> None:
     paths = [metadata.get(attribute) for attribute in IMAGES + GROUND_TRUTH]
     if metadata.get("evaluator_type") == "pascal_voc":
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
-    missing = [path for path in paths if path and not PathManager.exists(path)]
+    missing = [path for path in paths if path and is_missing(path)]
     if missing:
         raise FileNotFoundError(
             f"{key}: {name} is incomplete, missing {', '.join(missing)}. Detectron2 looks for data "
@@ -168,7 +170,8 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
 
 def check_weights(key: str, path: str) -> None:
     """Raises FileNotFoundError if a path is neither empty, nor a file, nor an address."""
-    if path and "://" not in path and not PathManager.isfile(path):
+    # Detectron2's main accepts model.pth?matching_heuristics=True.
+    if path and is_missing(urlparse(path)._replace(query="").geturl()):
         raise FileNotFoundError(f"{key} must be a file or an address, got {path!r}")
 
 

@@ -16,9 +16,11 @@ pytest.importorskip("detectron2", reason="configs are Detectron2's")
 
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from dcn_plugin.engine import check_config, exit_on_error, read_config
+from tests.datasets import unregister
 from tests.tiny_coco import write_tiny_coco
 
 CONFIG = "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
@@ -153,6 +155,20 @@ def test_weights_are_not_needed_if_there_is_a_checkpoint(tiny_coco, tmp_path: Pa
             checked(*words, resume=True)
         with pytest.raises(FileNotFoundError, match=r"got 'gone\.pth'"):
             checked(*words, resume=not exists)
+
+
+def test_addresses_are_not_looked_up(tiny_coco) -> None:
+    address = "https://example.org/instances.json"
+    register_coco_instances("tiny_remote", {}, address, "https://example.org/images")
+    try:
+        checked(*on("tiny_remote"))
+    finally:
+        unregister("tiny_remote")
+
+
+def test_weights_may_have_a_query(tiny_coco, tmp_path: Path) -> None:
+    (tmp_path / "R-50.pth").touch()
+    checked(*on(tiny_coco, "MODEL.WEIGHTS", f"{tmp_path}/R-50.pth?matching_heuristics=True"))
 
 
 ARCHITECTURES = {
