@@ -20,7 +20,7 @@ from .config_checks import check_device, check_weights, refuse_proposals
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """Reads the config of a command line; without a GPU, MODEL.DEVICE is cpu by default.
+    """Reads the config of a command line; without a GPU, cuda in the config file becomes cpu.
 
     Args:
         args: `config_file` and `opts` of Detectron2's parser; optionally `train_data` and
@@ -30,14 +30,15 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         the config, not frozen.
 
     Raises:
-        OSError: if a file does not exist.
-        ValueError: if a key is unknown, with the nearest known ones, or a value has another type.
+        OSError: if a base config, or a file of `train_data` or `test_data`, does not exist.
+        ValueError: if the config file does not exist, a key is unknown (with the nearest known
+            ones), or a value has another type.
     """
     cfg = get_cfg()
     add_dcn_config(cfg)
     try:
         cfg.merge_from_file(args.config_file)
-        if not torch.cuda.is_available():
+        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
         cfg.merge_from_list(args.opts or [])
     except (KeyError, AssertionError) as error:  # of an unknown key, which its message ends with

@@ -29,9 +29,11 @@ from detectron2.utils.file_io import PathManager
 from dcn_plugin.data.custom_coco import is_missing
 from dcn_plugin.messages import got
 
-# Attributes of Detectron2's metadata that are paths, of images and of ground truth.
+# Attributes of Detectron2's metadata that are paths: of images, of ground truth, and of what only
+# evaluation needs.
 IMAGES = ("image_root", "image_dir", "list_file", "dirname")
-GROUND_TRUTH = ("json_file", "gt_dir", "panoptic_root", "panoptic_json", "sem_seg_root")
+GROUND_TRUTH = ("json_file", "gt_dir", "sem_seg_root")
+EVALUATION = ("panoptic_root", "panoptic_json")
 # Packages that Detectron2's evaluators need, by evaluator_type.
 EVALUATOR_PACKAGES = {
     "lvis": "lvis",
@@ -124,7 +126,8 @@ def _check_files(name: str, key: str) -> None:
         if not PathManager.exists(metadata.json_file) and not _can_write(folder):
             raise PermissionError(f"{key}: {name} is generated in {folder}, which is not writable")
         return
-    paths = [metadata.get(attribute) for attribute in IMAGES + GROUND_TRUTH]
+    attributes = IMAGES + GROUND_TRUTH + (EVALUATION if key == "DATASETS.TEST" else ())
+    paths = [metadata.get(attribute) for attribute in attributes]
     if metadata.get("evaluator_type") == "pascal_voc":
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
     missing = [path for path in paths if path and is_missing(path)]

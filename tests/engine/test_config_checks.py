@@ -20,7 +20,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from dcn_plugin.engine import check_config, exit_on_error, read_config
-from tests.datasets import unregister
+from tests.datasets import tiny_panoptic, unregister
 from tests.tiny_coco import write_tiny_coco
 
 CONFIG = "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
@@ -39,6 +39,16 @@ def test_keys_at_the_end_override_the_file() -> None:
     cfg = read_config(arguments("SOLVER.BASE_LR", "0.5", "MODEL.RESNETS.DEFORM_LAST", "[0,0,1,3]"))
     assert cfg.SOLVER.BASE_LR == 0.5 and cfg.MODEL.RESNETS.DEFORM_LAST == [0, 0, 1, 3]
     assert cfg.MODEL.BACKBONE.NAME == "build_deform_resnet_backbone"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", "mps", "xla"])
+def test_only_cuda_in_the_file_is_replaced_without_a_gpu(device, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "config.yaml").write_text(f"VERSION: 2\nMODEL: {{DEVICE: '{device}'}}\n")
+    cfg = read_config(arguments(config=str(tmp_path / "config.yaml")))
+    assert cfg.MODEL.DEVICE == ("cpu" if "cuda" in device else device)
+    cfg = read_config(arguments("MODEL.DEVICE", "cuda", config=str(tmp_path / "config.yaml")))
+    assert cfg.MODEL.DEVICE == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +174,15 @@ def test_addresses_are_not_looked_up(tiny_coco) -> None:
         checked(*on("tiny_remote"))
     finally:
         unregister("tiny_remote")
+
+
+def test_panoptic_files_are_for_evaluation(tmp_path: Path) -> None:
+    with tiny_panoptic(tmp_path) as name:
+        (tmp_path / "panoptic.json").unlink()
+        words = ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"]
+        checked(*on(name, *words, "DATASETS.TEST", "()"))
+        with pytest.raises(FileNotFoundError, match=r"DATASETS\.TEST: .*panoptic\.json"):
+            checked(*on(name, *words))
 
 
 def test_weights_may_have_a_query(tiny_coco, tmp_path: Path) -> None:
