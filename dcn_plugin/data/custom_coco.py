@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 # What training and COCO's evaluation read of an annotation, without which they fail hours later.
@@ -83,6 +84,9 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
             f"{option}: {json_file} must be in COCO's format, with lists of images, annotations "
             f"and categories, but Detectron2 cannot load it: {type(error).__name__}: {error}"
         ) from error
+    classes: list[str] = MetadataCatalog.get(name).thing_classes
+    if not comm.is_main_process():  # has checked the files
+        return classes
     if split == "train" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
     if not records:
@@ -101,7 +105,7 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
             f"{option}: {len(lost)} of {len(records)} images in {json_file} do not exist, the "
             f"first is {lost[0]}"
         )
-    return MetadataCatalog.get(name).thing_classes
+    return classes
 
 
 def is_missing(path: str) -> bool:

@@ -36,11 +36,12 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_cfg()
     add_dcn_config(cfg)
+    options = args.opts or []
     try:
         cfg.merge_from_file(args.config_file)
         if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
-        cfg.merge_from_list(args.opts or [])
+        cfg.merge_from_list(options)
     except (KeyError, AssertionError) as error:  # of an unknown key, which its message ends with
         message = " ".join(str(part) for part in error.args)
         hint = nearest(message.rpartition(" ")[2], _keys(cfg))
@@ -50,6 +51,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     data = getattr(args, "train_data", None), getattr(args, "test_data", None)
     if any(data):
         use_custom_data(cfg, *data)
+        cfg.merge_from_list(options)  # keys on the command line override those that it has set
     return cfg
 
 

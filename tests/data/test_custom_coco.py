@@ -130,6 +130,12 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         used(train=[str(damaged), str(damaged.parent)])
 
 
+def test_only_the_main_process_checks_images(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("detectron2.utils.comm.is_main_process", lambda: False)
+    cfg = used(test=write(tmp_path, images=[LOST]))
+    assert cfg.DATASETS.TEST == ("custom_test",) and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+
+
 def test_categories_must_agree(tmp_path: Path) -> None:
     train = write(tmp_path, "a")
     test = write(tmp_path, "b", categories=[CATEGORY, {"id": 2, "name": "cube"}])

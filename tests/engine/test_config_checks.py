@@ -46,7 +46,8 @@ def test_only_cuda_in_the_file_is_replaced_without_a_gpu(device, tmp_path, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "config.yaml").write_text(f"VERSION: 2\nMODEL: {{DEVICE: '{device}'}}\n")
     cfg = read_config(arguments(config=str(tmp_path / "config.yaml")))
-    assert cfg.MODEL.DEVICE == ("cpu" if "cuda" in device else device)
+    expected = "cpu" if device == "cuda:1" else device
+    assert cfg.MODEL.DEVICE == expected
     cfg = read_config(arguments("MODEL.DEVICE", "cuda", config=str(tmp_path / "config.yaml")))
     assert cfg.MODEL.DEVICE == "cuda"
 
@@ -246,6 +247,10 @@ def test_custom_data_needs_two_paths_only(tmp_path: Path) -> None:
     assert cfg.DATASETS.TRAIN == ("custom_train",) and cfg.DATASETS.TEST == ("custom_test",)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     check_config(cfg, training=True)
+    words = ["DATASETS.TEST", "()", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    cfg = read_config(arguments(*words, train_data=train, test_data=test))
+    assert cfg.DATASETS.TEST == () and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 2
 
 
 def test_packages_of_evaluators_are_needed_before_training(tiny_coco, monkeypatch) -> None:
