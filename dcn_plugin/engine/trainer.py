@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -84,18 +85,18 @@ class Trainer(DefaultTrainer):
             model: not yet wrapped for augmentation.
 
         Returns:
-            results by task, with `_TTA` at the end of their names.
+            results by task, with `_TTA` at the end of their names; their files are in
+            OUTPUT_DIR/inference_TTA.
         """
         wrapped = build_model_with_tta(cfg, model)
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         if not cfg.TEST.SEM_SEG_AT_NETWORK_SIZE:
             # TTA resizes: an image that the loader has resized already would lose detail.
-            cfg = cfg.clone()
-            cfg.defrost()
             cfg.INPUT.MIN_SIZE_TEST = 0
-            cfg.freeze()
-        results = cls.test(cfg, wrapped, evaluators)
+        cfg.freeze()
+        results = cls.test(cfg, wrapped)
         return {f"{name}_TTA": value for name, value in results.items()}
 
     def _test_with_tta(self) -> dict[str, Any]:
@@ -131,11 +132,11 @@ class Trainer(DefaultTrainer):
         """
         if resume:
             files = comm.all_gather(self.checkpointer.get_checkpoint_file())
-            found = {os.path.basename(file) for file in files}
-            if len(found) > 1:
+            checkpoints = {os.path.basename(file) for file in files}
+            if len(checkpoints) > 1:
                 raise ValueError(
                     "OUTPUT_DIR must be one folder that all machines share, to resume: their last "
-                    f"checkpoints are {', '.join(sorted(name or 'none' for name in found))}"
+                    f"checkpoints are {', '.join(sorted(name or 'none' for name in checkpoints))}"
                 )
         super().resume_or_load(resume)
 
@@ -147,7 +148,7 @@ class Trainer(DefaultTrainer):
         """
         super().train()
         results = getattr(self, "_last_eval_results", None)
-        if results:
+        if results is not None:  # it may be empty, such as on COCO's test-dev
             write_results(self.cfg, results)
         return results
 
@@ -156,9 +157,9 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), INNER_TRAINER: self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resumes from checkpoints of Detectron2's main, of 0.6 without momentum, and of ours.
+        """Loads checkpoints of Detectron2's main, of 0.6 (without the optimizer's state) and ours.
 
-        Learning rates stay those of the config, which may have changed since.
+        With Detectron2's `LRMultiplier`, learning rates stay those of the config.
 
         Args:
             state_dict: a trainer's state.
@@ -166,16 +167,18 @@ class Trainer(DefaultTrainer):
         if "seed" in state_dict:  # of dcn_plugin 0.1
             state = {"ExactResume": {"seed": state_dict["seed"]}}
             state_dict = {**state_dict, "hooks": {**state_dict.get("hooks", {}), **state}}
-        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
+        rates = [group.get("initial_lr") for group in self.optimizer.param_groups]
         # Not DefaultTrainer's, which on Detectron2's main needs the state that 0.6 does not save.
         TrainerBase.load_state_dict(self, state_dict)
         if INNER_TRAINER in state_dict:
             self._trainer.load_state_dict(state_dict[INNER_TRAINER])
             match_memory_format(self.optimizer)
-        self.scheduler.base_lrs = rates
-        now = self.scheduler.get_lr()
-        for group, rate, lr in zip(self.optimizer.param_groups, rates, now, strict=True):
-            group["initial_lr"], group["lr"] = rate, lr
+        # Other schedulers may compute learning rates from the last ones, which are loaded.
+        if isinstance(self.scheduler, LRMultiplier):
+            self.scheduler.base_lrs = rates
+            now = self.scheduler.get_lr()
+            for group, rate, lr in zip(self.optimizer.param_groups, rates, now, strict=True):
+                group["initial_lr"], group["lr"] = rate, lr
 
 
 def uses_tta(cfg: CfgNode) -> bool:

@@ -16,12 +16,15 @@ import torch
 pytest.importorskip("detectron2", reason="the trainer is Detectron2's")
 
 from iopath.common.file_io import PathHandler
+from torch.optim.lr_scheduler import MultiStepLR, _LRScheduler
 
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.file_io import PathManager
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from dcn_plugin.engine import Trainer, read_config
+from dcn_plugin.evaluation import DetectionEvaluator
 from tests.test_train_net import ITERATIONS, arguments, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +86,52 @@ def test_a_backbone_that_ignores_deform_last_is_an_error(tiny_coco, tmp_path) ->
     keys = {"MODEL.BACKBONE.NAME": "build_resnet_backbone", "DATASETS.TEST": "()"}
     with pytest.raises(ValueError, match="DEFORM_LAST"):
         Trainer(read_config(arguments(tiny_coco, tmp_path, **keys)))
+
+
+def test_a_custom_evaluator_is_used_with_augmentation(tiny_coco, tmp_path) -> None:
+    class Custom(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):  # with the arguments of DefaultTrainer
+            return DetectionEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR)
+
+    class Without(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            raise NotImplementedError
+
+    cfg = read_config(arguments(tiny_coco, tmp_path, **{"TEST.AUG.MIN_SIZES": "(64,)"}))
+    model = Trainer.build_model(cfg)
+    assert Custom.test_with_TTA(cfg, model).keys() == {"bbox_TTA"}
+    assert (tmp_path / "inference_TTA/coco_instances_results.json").is_file()
+    assert Without.test_with_TTA(cfg, model) == {}
+
+
+def test_empty_results_are_written(tiny_coco, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(DetectionEvaluator, "evaluate", lambda self: {})  # as on COCO's test-dev
+    Trainer(read_config(arguments(tiny_coco, tmp_path, **{"SOLVER.MAX_ITER": 1}))).train()
+    assert json.loads((tmp_path / "results.json").read_text()) == {}
+
+
+def multi_step_multiplier(optimizer: torch.optim.Optimizer) -> MultiStepParamScheduler:
+    return MultiStepParamScheduler([1, 0.1, 0.01], milestones=[1, 2], num_updates=4)
+
+
+class RecursiveScheduler(MultiStepLR, _LRScheduler):  # Detectron2 0.6 saves _LRSchedulers only
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer, [1, 2])
+
+
+@pytest.mark.parametrize("build_scheduler", [multi_step_multiplier, RecursiveScheduler])
+def test_custom_schedulers_resume(build_scheduler, tiny_coco, tmp_path) -> None:
+    class Custom(Trainer):
+        @classmethod
+        def build_lr_scheduler(cls, cfg, optimizer):
+            return build_scheduler(optimizer)
+
+    train(Custom, tiny_coco, tmp_path, 2)
+    resumed = train(Custom, tiny_coco, tmp_path, 3)
+    assert resumed.start_iter == 2
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.001 * 0.01)
 
 
 class Remote(PathHandler):
