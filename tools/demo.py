@@ -37,7 +37,7 @@ from detectron2.data.detection_utils import read_image
 
 from dcn_plugin.analysis.figures import Panel, save_panels
 from dcn_plugin.engine import check_config, read_config
-from dcn_plugin.engine.config_checks import refuse_proposals
+from dcn_plugin.engine.config_checks import check_no_precomputed_proposals
 
 CONFIG, PLAIN = (
     ROOT / f"configs/Shapes/ca_rpn_slim_{difference}_demo.yaml"
@@ -168,7 +168,7 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
     cfg = read_config(args)
     check_config(cfg, True)
-    refuse_proposals(cfg)
+    check_no_precomputed_proposals(cfg)
     if len(cfg.DATASETS.TEST) != 1:
         raise ValueError(f"DATASETS.TEST must be one data set, got {cfg.DATASETS.TEST}")
     if MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type") != "coco":

@@ -16,7 +16,7 @@ from dcn_plugin.config import add_dcn_config
 from dcn_plugin.data import use_custom_data
 from dcn_plugin.messages import nearest
 
-from .config_checks import check_device, check_weights, refuse_proposals
+from .config_checks import check_device, check_no_precomputed_proposals, check_weights
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -70,7 +70,7 @@ def read_trained_config(args: argparse.Namespace) -> CfgNode:
         raise ValueError("--weights must name the weights of a trained model, got none")
     check_weights("--weights", args.weights)
     cfg.MODEL.WEIGHTS = args.weights
-    refuse_proposals(cfg)
+    check_no_precomputed_proposals(cfg)
     check_device(cfg.MODEL.DEVICE)
     return cfg
 

@@ -121,7 +121,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
 
 def _check_files(name: str, key: str) -> None:
     metadata = MetadataCatalog.get(name)
-    if metadata.get("made_in"):  # a folder where it is generated on first use
+    if metadata.get("generated_in"):  # a folder where it is generated on first use
         folder = Path(metadata.json_file).parents[1]
         if not PathManager.exists(metadata.json_file) and not _can_write(folder):
             raise PermissionError(f"{key}: {name} is generated in {folder}, which is not writable")
@@ -178,7 +178,7 @@ def check_weights(key: str, path: str) -> None:
         raise FileNotFoundError(f"{key} must be a file or an address, got {path!r}")
 
 
-def refuse_proposals(cfg: CfgNode) -> None:
+def check_no_precomputed_proposals(cfg: CfgNode) -> None:
     """Raises ValueError if a model needs precomputed proposals, for programs that have none."""
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(

@@ -77,7 +77,7 @@ def register_set(root: str, name: str, settings: Settings) -> None:
         paths = {
             "json_file": os.fspath(folder / ANNOTATIONS),
             "image_root": os.fspath(folder / IMAGES),
-            "made_in": os.path.join(root, FOLDER),  # generated there: its files may be missing
+            "generated_in": os.path.join(root, FOLDER),  # generated there: its files may be missing
         }
         detection, sem_seg = f"shapes_{name}_{split}", f"shapes_{name}_{split}_sem_seg"
         DatasetCatalog.register(detection, load)
