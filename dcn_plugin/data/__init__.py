@@ -10,6 +10,6 @@ from .voc import register_voc
 
 __all__ = ["add_custom_data_option", "use_custom_data"]
 
-ROOT = os.getenv("DETECTRON2_DATASETS", "datasets")  # as in Detectron2
+ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))  # as in Detectron2's main
 register_voc(ROOT)
 register_shapes(ROOT)

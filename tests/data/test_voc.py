@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +72,15 @@ def test_classes_and_colours() -> None:
 def test_generated_labels_have_ignored_borders() -> None:
     found = draw_labels([{"bbox": [10, 20, 30, 40], "category_id": 1}], (3, 7), 0)
     assert set(np.unique(found)) == {0, 3, 255} and found[30, 20] == 3 and found[20, 10] == 255
+
+
+def test_the_root_may_be_below_home(tmp_path: Path) -> None:
+    # In another process: data sets are registered once.
+    code = "from detectron2.data import MetadataCatalog as m; import dcn_plugin.data; "
+    code += "print(m.get('voc_2007_train_no_difficult').dirname)"
+    home = {"HOME": str(tmp_path), "DETECTRON2_DATASETS": "~/datasets"}
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(
+        command, env={**os.environ, **home}, capture_output=True, check=True
+    ).stdout
+    assert out.decode().strip() == str(tmp_path / "datasets/VOC2007")
