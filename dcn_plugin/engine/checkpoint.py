@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Any:
         try:
             return super()._load_file(filename)
-        except Exception as error:  # unpickling a truncated file raises errors of any type
-            first_sentence = re.split(r"\.\s|\n", str(error), maxsplit=1)[0]
+        except (EOFError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
+            message = " ".join(str(error).split())  # torch.load's has several lines
             raise ValueError(
-                f"{filename} must be a checkpoint, {type(error).__name__}: {first_sentence}"
+                f"{filename} must be a checkpoint, {type(error).__name__}: {message}"
             ) from error
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -117,7 +118,7 @@ class TorchvisionWeights(PathHandler):
             url = torchvision.models.get_weight(name).url
         except (KeyError, ValueError, AttributeError) as error:
             raise FileNotFoundError(
-                f"torchvision has no weights named {name!r}: names look like "
+                f"torchvision has no weights named {name!r}: use for example "
                 "ResNet50_Weights.IMAGENET1K_V1"
             ) from error
         return PathManager.get_local_path(url, **options)

@@ -204,6 +204,20 @@ def test_the_classifier_loads_into_the_backbone(tmp_path, caplog) -> None:
 
 
 def test_a_damaged_file_is_an_error(tmp_path) -> None:
-    (tmp_path / "half.pth").write_bytes(b"half of a file")
-    with pytest.raises(ValueError, match=r"half\.pth must be a checkpoint, \w+: "):
-        Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "half.pth"))
+    path = tmp_path / "half.pth"
+    torch.save({"model": {}, "Path": path}, path)
+    whole = path.read_bytes()
+    for content, message in (
+        (b"", "EOFError: "),
+        (b"half of a file", "KeyError: "),
+        (whole[: len(whole) // 2], "RuntimeError: "),
+        (whole, "UnpicklingError: .*weights_only"),  # PyTorch's advice is part of the message
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"half\.pth must be a checkpoint, {message}"):
+            Checkpointer(torch.nn.Linear(1, 1)).load(str(path))
+
+
+def test_other_errors_in_loading_are_not_changed(tmp_path) -> None:
+    with pytest.raises(IsADirectoryError):
+        Checkpointer(torch.nn.Linear(1, 1))._load_file(str(tmp_path))
