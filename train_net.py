@@ -53,7 +53,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dcn_plugin")
-    logger.info("Revision of dcn_plugin: %s", git_revision())
+    if comm.is_main_process():
+        logger.info("Revision of dcn_plugin: %s", git_revision())
     return cfg
 
 
