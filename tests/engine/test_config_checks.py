@@ -92,10 +92,10 @@ def test_a_bad_config_file_is_an_error(text: str | None, message: str, tmp_path:
         (
             "MODEL.META_ARCHITECTURE",
             "RCFN",
-            "registered in META_ARCH, got 'RCFN'; the nearest: RFCN",
+            "program: No object named 'RCFN' found in 'META_ARCH' registry",
         ),
-        ("MODEL.BACKBONE.NAME", "nothing", "registered in BACKBONE, got 'nothing'$"),
-        ("MODEL.ROI_HEADS.NAME", "DeformRoIHeads", "the nearest: DeformROIHeads"),
+        ("MODEL.BACKBONE.NAME", "nothing", "'nothing' found in 'BACKBONE' registry"),
+        ("MODEL.ROI_HEADS.NAME", "DeformRoIHeads", "'DeformRoIHeads' found in 'ROI_HEADS'"),
     ],
 )
 def test_unregistered_names_end_the_program_with_one_line(
