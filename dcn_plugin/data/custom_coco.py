@@ -14,7 +14,7 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-# What training and COCO's evaluation read of an annotation, without which they fail hours later.
+# Annotation keys that training and COCOeval require.
 REQUIRED = {"train": ("bbox",), "test": ("bbox", "area", "iscrowd")}
 
 

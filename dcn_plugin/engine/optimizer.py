@@ -59,7 +59,7 @@ def get_offset_optimizer_params(
     roi_offset_lr_factor: float = 0.01,
     **arguments: Any,
 ) -> list[dict[str, Any]]:
-    """Returns Detectron2's parameter groups, with groups of their own for offset branches.
+    """Returns Detectron2's parameter groups, with separate groups for offset branches.
 
     Args:
         model: its parameters are optimized.
