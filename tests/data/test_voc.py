@@ -80,7 +80,5 @@ def test_the_root_may_be_below_home(tmp_path: Path) -> None:
     code += "print(m.get('voc_2007_train_no_difficult').dirname)"
     home = {"HOME": str(tmp_path), "DETECTRON2_DATASETS": "~/datasets"}
     command = [sys.executable, "-c", code]
-    out = subprocess.run(
-        command, env={**os.environ, **home}, capture_output=True, check=True
-    ).stdout
-    assert out.decode().strip() == str(tmp_path / "datasets/VOC2007")
+    out = subprocess.check_output(command, env={**os.environ, **home}, text=True)
+    assert out.strip() == str(tmp_path / "datasets/VOC2007")
