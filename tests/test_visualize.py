@@ -217,7 +217,7 @@ def test_custom_data_have_class_names(weights, tmp_path: Path) -> None:
     output = tmp_path / "output"
     name = "ca_rpn_slim_dconv3"
     given = ["--limit", "1", "--output", output, "--format", "html", "--score", "0.0"]
-    run(name, weights[name], *words, *given, *FEW, "DATASETS.TEST", "('nowhere',)")
+    run(name, weights[name], *words, *given, *FEW)
     (page,) = output.iterdir()
     labels = set(re.findall(r'"label": "(.*?) \d+ %"', page.read_text()))
     assert labels and labels <= set(metadata.thing_classes)
