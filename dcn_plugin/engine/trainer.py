@@ -157,9 +157,10 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), INNER_TRAINER: self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads checkpoints of Detectron2's main, of 0.6 (without the optimizer's state) and ours.
+        """Loads the state in checkpoints of this trainer and of Detectron2's.
 
-        With Detectron2's `LRMultiplier`, learning rates stay those of the config.
+        Those of Detectron2 0.6 lack the optimizer's state. With Detectron2's `LRMultiplier`,
+        learning rates stay those of the config.
 
         Args:
             state_dict: a trainer's state.

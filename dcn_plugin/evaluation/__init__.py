@@ -41,14 +41,12 @@ def build_evaluator(
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type in ("coco", "coco_panoptic_seg"):
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-        detection = DetectionEvaluator(
-            dataset_name, output_dir=output_folder, kpt_oks_sigmas=sigmas
-        )
+        coco = DetectionEvaluator(dataset_name, output_dir=output_folder, kpt_oks_sigmas=sigmas)
         if evaluator_type == "coco":
-            return detection
+            return coco
         sem_seg = d2_evaluation.SemSegEvaluator(dataset_name, output_dir=output_folder)
         panoptic = d2_evaluation.COCOPanopticEvaluator(dataset_name, output_folder)
-        return d2_evaluation.DatasetEvaluators([sem_seg, detection, panoptic])
+        return d2_evaluation.DatasetEvaluators([sem_seg, coco, panoptic])
     if at_network_size(cfg, dataset_name):
         return NetworkSizeSemSegEvaluator(dataset_name, output_dir=output_folder)
     if evaluator_type in ("sem_seg", "cityscapes_sem_seg"):
