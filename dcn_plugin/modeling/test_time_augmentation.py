@@ -17,8 +17,10 @@ from detectron2.modeling import (
     DatasetMapperTTA,
     GeneralizedRCNN,
     GeneralizedRCNNWithTTA,
+    PanopticFPN,
     SemanticSegmentor,
 )
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.transforms import HFlipTransform
 
@@ -37,29 +39,37 @@ def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
         a module with the inputs and outputs of the model.
 
     Raises:
-        ValueError: if boxes are to be averaged but the model cannot score boxes again.
+        ValueError: if the model does not support what the config asks for.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     cfg = with_dcn_defaults(cfg)
+    if isinstance(model, PanopticFPN):  # a GeneralizedRCNN with another inference()
+        raise ValueError(
+            "TEST.AUG.ENABLED and TEST.BOX_AVERAGING.ENABLED must be False for a "
+            f"{type(model).__name__}, which Detectron2's GeneralizedRCNNWithTTA does not support"
+        )
+    wrapper_class: type[nn.Module] = GeneralizedRCNNWithTTA
     if cfg.TEST.BOX_AVERAGING.ENABLED:
         if not hasattr(getattr(model, "roi_heads", None), "predict_regions"):
             raise ValueError(
                 "TEST.BOX_AVERAGING.ENABLED must be False for a model without DeformROIHeads or "
                 f"RFCNROIHeads, which score boxes again; this is a {type(model).__name__}"
             )
-        wrapper: nn.Module = BoxAveragingRCNN(cfg, model)
+        wrapper_class = BoxAveragingRCNN
     elif isinstance(model, SemanticSegmentor):
-        wrapper = SemanticSegmentorWithTTA(cfg, model)
-    else:
-        wrapper = GeneralizedRCNNWithTTA(cfg, model)
+        wrapper_class = SemanticSegmentorWithTTA
+    try:
+        wrapper = wrapper_class(cfg, model)
+    except AssertionError as error:  # how GeneralizedRCNNWithTTA refuses models and keys
+        raise ValueError(f"TEST.AUG.ENABLED must be False: {error}") from error
     # `inference_on_dataset` restores the mode of the module it is given, and of its children.
     wrapper.training = model.training
     return wrapper
 
 
-def views(cfg: CfgNode) -> DatasetMapperTTA:
-    """Returns the mapper that makes the augmented versions of an image."""
+def build_tta_mapper(cfg: CfgNode) -> DatasetMapperTTA:
+    """Returns the mapper that augments an image; without TEST.AUG, it only resizes it."""
     if cfg.TEST.AUG.ENABLED:
         return DatasetMapperTTA(cfg)
     return DatasetMapperTTA((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST, flip=False)
@@ -80,7 +90,7 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
             cfg: the config, with TEST.BOX_AVERAGING.
             model: a detector whose RoI heads have `predict_regions`.
         """
-        super().__init__(cfg, model, views(cfg))
+        super().__init__(cfg, model, build_tta_mapper(cfg))
         settings = cfg.TEST.BOX_AVERAGING
         self.rounds = settings.ROUNDS
         self.candidates = settings.CANDIDATES
@@ -95,8 +105,8 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
         self, augmented_inputs: list[dict[str, Any]], tfms: list[Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         boxes, scores, classes = [], [], []
-        for version, transform in zip(augmented_inputs, tfms, strict=True):
-            for detections in self.refine(version):
+        for augmented_input, transform in zip(augmented_inputs, tfms, strict=True):
+            for detections in self.refine(augmented_input):
                 augmented = detections.pred_boxes.tensor.cpu().numpy()
                 original = np.ascontiguousarray(transform.inverse().apply_box(augmented))
                 boxes.append(torch.from_numpy(original).to(detections.scores.device))
@@ -108,22 +118,22 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
         self, all_boxes: Tensor, all_scores: Tensor, all_classes: Tensor, shape_hw: tuple[int, int]
     ) -> Instances:
         merged = super()._merge_detections(all_boxes, all_scores, all_classes, shape_hw)
-        voters = Boxes(all_boxes)
-        voters.clip(shape_hw)
+        candidates = Boxes(all_boxes)
+        candidates.clip(shape_hw)
         merged.pred_boxes = Boxes(
-            vote(merged, voters.tensor, all_scores, all_classes, self.vote_thresh)
+            average_boxes(merged, candidates.tensor, all_scores, all_classes, self.vote_thresh)
         )
         return merged
 
     @torch.no_grad()
-    def refine(self, version: dict[str, Any]) -> list[Instances]:
+    def refine(self, augmented_input: dict[str, Any]) -> list[Instances]:
         """Returns the boxes, scores and classes of each round, before non-maximum suppression.
 
         Args:
-            version: one augmented image, as an input of the model.
+            augmented_input: one augmented image, as an input of the model.
         """
         model = self.model
-        images = model.preprocess_image([version])
+        images = model.preprocess_image([augmented_input])
         features = model.backbone(images.tensor)
         (proposals,), _ = model.proposal_generator(images, features, None)
         first = self._score(features, proposals.image_size, proposals.proposal_boxes)
@@ -148,22 +158,16 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
         predictions = heads.predict_regions(features, [regions])
         (scores,) = heads.box_predictor.predict_probs(predictions, proposals)
         (boxes,) = heads.box_predictor.predict_boxes(predictions, proposals)
-        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-        keep = (scores[:, :-1] > heads.box_predictor.test_score_thresh) & finite[:, None]
         if classes is not None:
-            keep &= F.one_hot(classes, keep.shape[1]).bool()
-        rows, classes = keep.nonzero().unbind(dim=1)
-        best = scores[rows, classes].topk(min(self.candidates, len(rows))).indices
-        rows, classes = rows[best], classes[best]
-        per_class = boxes.unflatten(1, (-1, 4))  # (R, C * 4) -> (R, C, 4); C is 1 if agnostic
-        refined = Boxes(per_class[rows, classes if per_class.shape[1] > 1 else 0])
-        refined.clip(size)
-        return Instances(
-            size, pred_boxes=refined, scores=scores[rows, classes], pred_classes=classes
-        )
+            scores = scores * F.one_hot(classes, scores.shape[1])
+        # No IoU exceeds 2: the candidates with the highest scores, without suppression.
+        threshold = heads.box_predictor.test_score_thresh
+        return fast_rcnn_inference_single_image(
+            boxes, scores, size, threshold, 2.0, self.candidates
+        )[0]
 
 
-def vote(
+def average_boxes(
     kept: Instances, boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: float
 ) -> Tensor:
     """Replaces each box by the score-weighted mean of the boxes of its class that overlap it.
@@ -178,10 +182,10 @@ def vote(
     Returns:
         Tensor[M, 4].
     """
-    votes = pairwise_iou(kept.pred_boxes, Boxes(boxes)) >= iou_thresh
-    votes &= kept.pred_classes[:, None] == classes[None]
+    overlapping = pairwise_iou(kept.pred_boxes, Boxes(boxes)) >= iou_thresh
+    overlapping &= kept.pred_classes[:, None] == classes[None]
     with without_autocast(boxes):  # coordinates need float32
-        weights = votes * scores
+        weights = overlapping * scores
         total = weights.sum(dim=1, keepdim=True)
         # An empty box has no IoU even with itself; it is kept.
         return torch.where(total > 0, weights @ boxes / total, kept.pred_boxes.tensor)
@@ -199,7 +203,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         """
         super().__init__()
         self.model = model
-        self.views = views(cfg)
+        self.tta_mapper = build_tta_mapper(cfg)
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
@@ -215,14 +219,14 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     def _average(self, item: dict[str, Any]) -> Tensor:
         height, width = item["image"].shape[1:]
-        versions = self.views({"height": height, "width": width, **item})
+        augmented_inputs = self.tta_mapper({"height": height, "width": width, **item})
         total: Tensor | float = 0.0
-        for version in versions:
-            transforms = version.pop("transforms")
-            (result,) = self.model([version])
+        for augmented_input in augmented_inputs:
+            transforms = augmented_input.pop("transforms")
+            (result,) = self.model([augmented_input])
             probabilities = result["sem_seg"]
             if not getattr(self.model.sem_seg_head, "probabilities", False):
                 probabilities = probabilities.softmax(dim=0)
             flipped = any(isinstance(t, HFlipTransform) for t in transforms.transforms)
             total = total + (probabilities.flip(2) if flipped else probabilities)
-        return total / len(versions)
+        return total / len(augmented_inputs)
