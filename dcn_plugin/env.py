@@ -7,29 +7,12 @@ It works without Detectron2, and if the compiled ops are missing or do not load.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import os
-import platform
-import re
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
 import torch
-
-Row = tuple[str, str]
-
-# Module, label, distribution (None: the version is in the module).
-PACKAGES = (
-    ("torchvision", "torchvision", "torchvision"),
-    ("detectron2", "Detectron2", "detectron2"),
-    ("numpy", "NumPy", "numpy"),
-    ("PIL", "Pillow", "pillow"),
-    ("cv2", "OpenCV", None),
-    ("pycocotools", "pycocotools", "pycocotools"),
-)
+from torch.utils.collect_env import get_pretty_env_info
 
 
 def load_library_module() -> ModuleType:
@@ -42,62 +25,18 @@ def load_library_module() -> ModuleType:
     return module
 
 
-def package_version(module: str, distribution: str | None) -> str:
-    """Returns the version of a package, or why it cannot be imported."""
+def environment() -> str:
+    """Returns the report of Detectron2, or that of PyTorch if Detectron2 cannot be imported."""
     try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == module:
-            return "not installed"
-        return f"broken: {error}"
+        from detectron2.utils.collect_env import collect_env_info
+
+        return collect_env_info()
     except Exception as error:  # the report continues whatever an import raises
-        return f"broken: {type(error).__name__}: {error}"
-    try:
-        found = version(distribution) if distribution else None
-    except PackageNotFoundError:
-        found = None
-    return found or getattr(loaded, "__version__", "unknown version")
+        problem = f"Detectron2 cannot be imported: {type(error).__name__}: {error}"
+        return f"{problem}\n{get_pretty_env_info()}"
 
 
-def versions() -> list[Row]:
-    """Returns the versions of Python, PyTorch and the packages."""
-    rows = [("Python", f"{platform.python_version()} ({sys.executable})"), ("System", system())]
-    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-    rows.append(("PyTorch", f"{torch.__version__}, {cuda}"))
-    rows += [(label, package_version(module, name)) for module, label, name in PACKAGES]
-    return rows
-
-
-def system() -> str:
-    """Returns the name of the operating system."""
-    try:
-        name = platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        name = platform.system()
-    return f"{name}, {platform.machine()}"
-
-
-def devices() -> list[Row]:
-    """Returns the CPU and the GPUs."""
-    try:
-        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        model = None
-    capability = torch.backends.cpu.get_cpu_capability()
-    rows = [
-        ("CPU", f"{model[1] if model else platform.processor() or 'unknown'}, {capability}"),
-        ("Threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"),
-    ]
-    if not torch.cuda.is_available():
-        return [*rows, ("GPU", "none that PyTorch can use")]
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
-        rows.append((f"GPU {index}", f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {memory}"))
-    return rows
-
-
-def compiled(library: ModuleType) -> list[Row]:
+def compiled(library: ModuleType) -> list[tuple[str, str]]:
     """Returns the record of the build."""
     info = library.build_info()
     if info is None:
@@ -114,7 +53,7 @@ def compiled(library: ModuleType) -> list[Row]:
     return rows
 
 
-def loaded(library: ModuleType) -> list[Row]:
+def loaded(library: ModuleType) -> list[tuple[str, str]]:
     """Loads the library; returns how many ops it registered, and for which devices."""
     try:
         library.load()
@@ -129,11 +68,12 @@ def loaded(library: ModuleType) -> list[Row]:
 
 
 def report() -> str:
-    """Returns the whole report."""
+    """Returns the whole report; what was compiled comes last."""
     library = load_library_module()
-    rows = [*versions(), *devices(), *compiled(library), *loaded(library)]
+    rows = [*compiled(library), *loaded(library)]
     width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+    lines = [f"{label:<{width}}  {value}" for label, value in rows]
+    return "\n".join([environment(), *lines])
 
 
 if __name__ == "__main__":

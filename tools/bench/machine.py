@@ -4,8 +4,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import subprocess
+import sys
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -45,9 +51,20 @@ class Peak:
 
 def environment() -> dict[str, str]:
     """Returns versions, processors and the compiled ops by name."""
-    library = env.load_library_module()
-    rows = [*env.versions(), *env.devices(), *env.compiled(library)]
-    return {**dict(rows), "Commit": commit() or "unknown"}
+    cpuinfo = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.M)
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "Python": f"{platform.python_version()} ({platform.platform()})",
+        "PyTorch": f"{torch.__version__}, CUDA {torch.version.cuda}",
+        "torchvision": version("torchvision") if find_spec("torchvision") else "not installed",
+        "CPU": f"{model[1] if model else platform.processor() or 'unknown'}, "
+        + torch.backends.cpu.get_cpu_capability(),
+        "Threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+        "GPU": ", ".join(f"{gpu.name} (sm_{gpu.major}{gpu.minor})" for gpu in gpus) or "none",
+        **dict(env.compiled(env.load_library_module())),
+        "Commit": commit() or "unknown",
+    }
 
 
 def commit() -> str | None:
