@@ -10,7 +10,6 @@ from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.modeling import ROIHeads
-from fvcore.common.registry import Registry
 
 from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import OffsetBranch
@@ -80,17 +79,3 @@ def check_only_boxes(cfg: CfgNode, name: str) -> None:
     for key in ("MASK_ON", "KEYPOINT_ON"):
         if cfg.MODEL[key]:
             raise ValueError(f"MODEL.{key} must be False for {name}, which predicts only boxes")
-
-
-def check_class(key: str, name: str, registry: Registry, base: type, user: str) -> None:
-    """Raises a ValueError if a component is not of the class that another one needs.
-
-    Args:
-        key: the config key that names the component.
-        name: its value.
-        registry: where the component is registered.
-        base: the class that it must be derived from.
-        user: name of the component that needs it, for the message.
-    """
-    if not issubclass(registry.get(name), base):
-        raise ValueError(f"{key} must be {base.__name__} for {user}, got {name}")

@@ -117,11 +117,21 @@ def test_ca_rpn_computes_training_proposals_only_to_visualize() -> None:
             assert len(storage._vis_data) == iteration // 2 + 1
 
 
+@torch.no_grad()
+def test_stock_heads_work_under_our_architectures() -> None:
+    cfg = network_config("deeplab", deformable=True)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NAME, head.CONVS_DIM, head.COMMON_STRIDE = "SemSegFPNHead", 32, 16
+    result = build_model(cfg).eval()(inputs()[:1])[0]["sem_seg"]
+    assert result.shape[0] == head.NUM_CLASSES
+    cfg = network_config("faster_rcnn", deformable=True)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = "RFCN", "StandardROIHeads"
+    assert len(build_model(cfg).eval()(inputs()[:1])[0]["instances"])
+
+
 REFUSED = [
     ("rfcn", "MASK_ON", True, "MASK_ON must be False for RFCNROIHeads"),
     ("ca_rpn", "KEYPOINT_ON", True, "KEYPOINT_ON must be False for CategoryAwareRPN"),
-    ("rfcn", "ROI_HEADS.NAME", "Res5ROIHeads", "NAME must be RFCNROIHeads for RFCN, got Res5ROI"),
-    ("deeplab", "SEM_SEG_HEAD.NAME", "SemSegFPNHead", "must be DeepLabHead for DeepLab, got SemS"),
     ("ca_rpn", "RPN.HEAD_NAME", "StandardRPNHead", "must be CategoryRPNHead for CategoryDetector"),
     (
         "rfcn",

@@ -14,7 +14,6 @@ from detectron2.structures import ImageList, Instances
 
 from ..model_config_checks import check_only_boxes
 from ..proposal_generator import CategoryDetector
-from ..roi_heads.box_only_heads import BoxesOnly
 
 
 @META_ARCH_REGISTRY.register()
@@ -55,7 +54,7 @@ class CategoryAwareRPN(GeneralizedRCNN):
         }
 
 
-class NoHeads(BoxesOnly, nn.Module):
+class NoHeads(nn.Module):
     """RoI heads that return the detections of the proposal generator unchanged."""
 
     def forward(

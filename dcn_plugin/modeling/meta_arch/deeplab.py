@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, Sema
 
 from dcn_plugin.config import with_dcn_defaults
 
-from ..model_config_checks import check_class, check_features
+from ..model_config_checks import check_features
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -119,15 +119,4 @@ class DeepLabHead(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class DeepLab(SemanticSegmentor):
-    """`SemanticSegmentor` with a `DeepLabHead`, which also works under the former itself."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads the keys of `SemanticSegmentor`.
-
-        Args:
-            cfg: the config; MODEL.SEM_SEG_HEAD.NAME must be DeepLabHead.
-        """
-        name, heads = cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY
-        check_class("MODEL.SEM_SEG_HEAD.NAME", name, heads, DeepLabHead, cls.__name__)
-        return super().from_config(cfg)
+    """`SemanticSegmentor`, for MODEL.SEM_SEG_HEAD.NAME DeepLabHead."""

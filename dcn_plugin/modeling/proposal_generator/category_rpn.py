@@ -23,7 +23,7 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
-from ..model_config_checks import check_class, check_features
+from ..model_config_checks import check_features
 
 """
 Shape shorthand in this module:
@@ -98,8 +98,11 @@ class CategoryRPN(RPN):
             cfg: the config.
             input_shape: shapes of the backbone's features.
         """
-        name, heads = cfg.MODEL.RPN.HEAD_NAME, RPN_HEAD_REGISTRY
-        check_class("MODEL.RPN.HEAD_NAME", name, heads, CategoryRPNHead, cls.__name__)
+        head = cfg.MODEL.RPN.HEAD_NAME
+        if not issubclass(RPN_HEAD_REGISTRY.get(head), CategoryRPNHead):
+            raise ValueError(
+                f"MODEL.RPN.HEAD_NAME must be CategoryRPNHead for {cls.__name__}, got {head}"
+            )
         check_features("MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES, input_shape, False)
         settings = super().from_config(cfg, input_shape)
         return {**settings, "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}

@@ -21,7 +21,6 @@ from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
 
 from ..model_config_checks import check_features, check_only_boxes
-from .box_only_heads import BoxesOnly
 from .ohem import select_hard_rois
 
 
@@ -79,7 +78,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RFCNROIHeads(BoxesOnly, ROIHeads):
+class RFCNROIHeads(ROIHeads):
     """RoI heads of R-FCN, trained by online hard example mining (OHEM)."""
 
     @configurable
