@@ -21,7 +21,10 @@ def command(*names: str, words: tuple[str, ...] = ()) -> list[str]:
     return [*configs, "--size", "64", "96", "--seconds", "0.1", *words]
 
 
-@pytest.mark.parametrize("network", ["ca_rpn", "deeplab", "faster_rcnn", "rfcn"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ca_rpn", "faster_rcnn")]
+
+
+@pytest.mark.parametrize("network", ["deeplab", "rfcn", *SLOW])
 def test_a_deformable_model_costs_more_than_the_plain_one(network: str, capsys) -> None:
     last = f"{network}_slim_dconv3" + ("_droi" if "fcn" in network or "rcnn" in network else "")
     complexity.main(command(f"{network}_slim_plain", last))

@@ -39,10 +39,7 @@ from dcn_plugin.analysis.figures import Panel, save_panels
 from dcn_plugin.engine import check_config, read_config
 from dcn_plugin.engine.config_checks import check_no_precomputed_proposals
 
-CONFIG, PLAIN = (
-    ROOT / f"configs/Shapes/ca_rpn_slim_{difference}_demo.yaml"
-    for difference in ("dconv3", "plain")
-)
+CONFIG = ROOT / "configs/Shapes/ca_rpn_slim_dconv3_demo.yaml"
 MIN_SCORE = 0.5  # of detections that are drawn
 IMAGES = 6  # in a picture
 MAX_TRIED = 50  # images, to find some with detections
@@ -143,25 +140,13 @@ def report(args: argparse.Namespace, times: dict[str, float], pictures: list[str
     print(*pictures, f"{args.output / RESULTS}, log.txt: metrics and log", sep="\n")
 
 
-def suggest(args: argparse.Namespace, dataset: str, deformable: bool) -> None:
-    """Prints commands to try next."""
-    other = PLAIN if deformable else CONFIG
-    print("What to try next:")
-    print(f"  # a model with{'out' if deformable else ''} deformable convolutions")
-    words = ["--config-file", os.path.relpath(other), "--output", f"output/{other.stem}"]
-    print_command("demo.py", *words)
-    if deformable:
-        print("  # HTML pages that show the sampling locations of any position you click")
-        files = ["--weights", str(args.output / WEIGHTS), "--output", f"{args.output}_visualize"]
-        config = os.path.relpath(args.config_file)
-        words = ["--config-file", config, "--input", dataset, *files, *args.opts]
-        print_command("visualize.py", *words)
-
-
-def print_command(tool: str, *words: str) -> None:
-    """Prints the command line of a tool."""
-    programs = [os.path.relpath(path) for path in (sys.executable, ROOT / "tools" / tool)]
-    print(f"  {shlex.join([*programs, *words])}")
+def print_visualize_command(args: argparse.Namespace, dataset: str) -> None:
+    """Prints how to make HTML pages that show the sampling locations of clicked positions."""
+    config, weights = os.path.relpath(args.config_file), str(args.output / WEIGHTS)
+    words = ["--config-file", config, "--weights", weights, "--input", dataset]
+    words += ["--output", f"{args.output}_visualize", *args.opts]
+    program = [os.path.relpath(path) for path in (sys.executable, ROOT / "tools/visualize.py")]
+    print(f"pages to click on: {shlex.join([*program, *words])}")
 
 
 def read_settings(args: argparse.Namespace) -> CfgNode:
@@ -194,7 +179,8 @@ def run(args: argparse.Namespace) -> None:
         predictor = RecordingPredictor(cfg, MIN_SCORE)
         pictures = save_pictures(predictor, dataset, args.output)
     report(args, times, pictures)
-    suggest(args, dataset, predictor.is_deformable)
+    if predictor.is_deformable:
+        print_visualize_command(args, dataset)
 
 
 def main(words: list[str] | None = None) -> None:
