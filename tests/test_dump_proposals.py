@@ -75,5 +75,5 @@ def test_wrong_arguments_are_one_line_errors(tiny_coco, tmp_path, network, more,
 def test_an_unknown_data_set_is_an_error(tmp_path) -> None:
     config, weights = saved_network("rfcn", tmp_path)
     words = ["--config-file", config, "--dataset", "nothing", "--output", str(tmp_path / "new")]
-    with pytest.raises(SystemExit, match=r"DATASETS\.TEST must name data sets .* got 'nothing'"):
+    with pytest.raises(SystemExit, match=r"DATASETS\.TEST must be registered, got 'nothing'"):
         dump_proposals.main([*words, "MODEL.WEIGHTS", weights])

@@ -87,8 +87,11 @@ def test_custom_data_are_measured_without_crowds(weights: str, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset", "shapes_tinny_test"], r"DATASETS.TEST must name.*nearest: shapes_tiny_test"),
-        (["--dataset", "voc_2007_test"], r"voc_2007_test is not complete"),
+        (
+            ["--dataset", "shapes_tinny_test"],
+            r"DATASETS.TEST must be registered.*nearest: shapes_tiny_test",
+        ),
+        (["--dataset", "voc_2007_test"], r"voc_2007_test is incomplete"),
         (["--areas", "45", "30"], r"areas must be two ascending numbers"),
         (["--limit", "-1"], r"--limit must be 0 or more, got -1"),
         (["--weights", "none.pth"], r"--weights must be a file"),
