@@ -57,8 +57,8 @@ def test_precomputed_proposals_train_a_detector(tiny_coco, tmp_path, capsys) -> 
 @pytest.mark.parametrize(
     ("network", "more", "message"),
     [
-        ("deeplab", [], "a model with a proposal generator, got a DeepLab"),
-        ("ca_rpn", [], "a two-stage model; .*NAME CategoryRPN"),
+        ("deeplab", [], "an RPN or a two-stage model, got a DeepLab"),
+        ("ca_rpn", [], "an RPN or a two-stage model, got a CategoryAwareRPN"),
         ("rfcn", ["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS must name the weights"),
         ("rfcn", ["MODEL.WEIGHTS", "nowhere.pth"], "got 'nowhere.pth'"),
         ("rfcn", ["MODEL.LOAD_PROPOSALS", "True"], "LOAD_PROPOSALS must be False"),

@@ -89,7 +89,7 @@ def test_custom_data_are_measured_without_crowds(weights: str, tmp_path, capsys)
     [
         (
             ["--dataset", "shapes_tinny_test"],
-            r"DATASETS.TEST must be registered.*nearest: shapes_tiny_test",
+            r"must be registered.*nearest: shapes_tiny_test",
         ),
         (["--dataset", "voc_2007_test"], r"voc_2007_test is incomplete"),
         (["--areas", "45", "30"], r"areas must be two ascending numbers"),

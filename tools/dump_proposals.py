@@ -30,15 +30,14 @@ from tqdm import tqdm
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import ProposalNetwork
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import setup_logger
 
-from dcn_plugin.engine import Checkpointer, check_config, read_config
+from dcn_plugin.engine import check_config, load_model, read_config
 from dcn_plugin.files import atomic_write
-from dcn_plugin.modeling import CategoryAwareRPN
+from dcn_plugin.modeling.proposal_generator import CategoryDetector
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -54,8 +53,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def load_model(args: argparse.Namespace) -> tuple[CfgNode, nn.Module]:
-    """Builds and loads the model; ValueError if it has no proposals to write."""
+def read_settings(args: argparse.Namespace) -> CfgNode:
+    """Reads and checks the config."""
     cfg = read_config(args)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError("MODEL.LOAD_PROPOSALS must be False: the RPN has to compute the proposals")
@@ -63,19 +62,18 @@ def load_model(args: argparse.Namespace) -> tuple[CfgNode, nn.Module]:
         raise ValueError("MODEL.WEIGHTS must name the weights of a trained model, got none")
     cfg.DATASETS.TEST = tuple(args.dataset)
     check_config(cfg, training=False)
-    model = build_model(cfg).eval()
-    if isinstance(model, CategoryAwareRPN):
+    return cfg
+
+
+def load_proposal_model(cfg: CfgNode) -> nn.Module:
+    """Builds and loads the model; ValueError if it computes no proposals."""
+    model = load_model(cfg)
+    generator = getattr(model, "proposal_generator", None)
+    if generator is None or isinstance(generator, CategoryDetector):  # returns detections
         raise ValueError(
-            "--config-file must be of a two-stage model; the weights of a CategoryAwareRPN "
-            "fit a GeneralizedRCNN with MODEL.PROPOSAL_GENERATOR.NAME CategoryRPN"
+            f"--config-file must be of an RPN or a two-stage model, got a {type(model).__name__}"
         )
-    if getattr(model, "proposal_generator", None) is None:
-        raise ValueError(
-            "--config-file must be of a model with a proposal generator, got a "
-            f"{type(model).__name__}"
-        )
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    return cfg, model
+    return model
 
 
 @torch.no_grad()
@@ -94,13 +92,13 @@ def propose(model: nn.Module, batch: list[dict[str, Any]]) -> list[Instances]:
 
 def collect(cfg: CfgNode, model: nn.Module, dataset: str) -> dict[str, Any]:
     """Returns the proposals of a data set in Detectron2's format, the highest scores first."""
-    found: dict[str, Any] = {"ids": [], "boxes": [], "objectness_logits": []}
+    columns: dict[str, Any] = {"ids": [], "boxes": [], "objectness_logits": []}
     for batch in tqdm(build_detection_test_loader(cfg, dataset), f"proposals in {dataset}"):
         for item, proposals in zip(batch, propose(model, batch), strict=True):
-            found["ids"].append(item["image_id"])
-            found["boxes"].append(proposals.proposal_boxes.tensor.cpu().numpy())
-            found["objectness_logits"].append(proposals.objectness_logits.cpu().numpy())
-    return {**found, "bbox_mode": BoxMode.XYXY_ABS.value}
+            columns["ids"].append(item["image_id"])
+            columns["boxes"].append(proposals.proposal_boxes.tensor.cpu().numpy())
+            columns["objectness_logits"].append(proposals.objectness_logits.cpu().numpy())
+    return {**columns, "bbox_mode": BoxMode.XYXY_ABS.value}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -108,17 +106,18 @@ def main(words: list[str] | None = None) -> None:
     args = parse_arguments(words)
     setup_logger()
     try:
-        cfg, model = load_model(args)
+        cfg = read_settings(args)
+        model = load_proposal_model(cfg)
     except (OSError, ValueError, KeyError, AssertionError) as error:
         sys.exit(f"dump_proposals: {error}")
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.dataset:
-        found = collect(cfg, model, name)
+        proposals = collect(cfg, model, name)
         path = args.output / f"{name}.pkl"
         with atomic_write(path) as temporary:
-            temporary.write_bytes(pickle.dumps(found))
-        count = sum(len(boxes) for boxes in found["boxes"])
-        print(f"{path}: {count} proposals in {len(found['ids'])} images")
+            temporary.write_bytes(pickle.dumps(proposals))
+        count = sum(len(boxes) for boxes in proposals["boxes"])
+        print(f"{path}: {count} proposals in {len(proposals['ids'])} images")
 
 
 if __name__ == "__main__":

@@ -135,13 +135,11 @@ def default_jobs(cuda: bool) -> int:
 
 
 def find_compiler() -> str:
-    """Returns the command of the C++ compiler."""
-    command = os.environ.get("CXX")
-    for name in [command] if command else ["c++", "g++", "clang++"]:
-        words = shlex.split(name)
-        if words and shutil.which(words[0]):
-            return name
-    raise SystemExit(
-        "dcn_plugin needs a C++17 compiler: install one (on Debian and Ubuntu `apt install g++`), "
-        "or name it in CXX" + (f" (CXX={command} was not found)" if command else "")
-    )
+    """Returns the command of the C++ compiler: CXX, or PyTorch's default."""
+    command = os.environ.get("CXX") or "c++"
+    if not shutil.which(shlex.split(command)[0]):
+        raise SystemExit(
+            f"dcn_plugin needs a C++17 compiler, {command} was not found: install one (on Debian "
+            "and Ubuntu `apt install g++`), or name it in CXX"
+        )
+    return command
