@@ -64,7 +64,6 @@ def files(*patterns: str) -> list[str]:
 def configure() -> None:
     """Sets the variables that PyTorch's build reads: compiler, architectures and parallel jobs."""
     os.environ["CXX"] = toolchain.find_compiler()
-    os.environ.setdefault("MAX_JOBS", str(toolchain.default_jobs(CUDA)))
     # ninja is not in PATH if the environment is not activated.
     os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()

@@ -64,7 +64,7 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
             f"--weights must be given for each of the {len(args.configs)} models, or for none, "
             f"got {len(args.weights)}"
         )
-    found = {}
+    cfgs = {}
     for number, path in enumerate(args.configs):
         cfg = read_config(argparse.Namespace(config_file=path, opts=args.opts))
         cfg.MODEL.WEIGHTS = args.weights[number] if args.weights else ""
@@ -73,9 +73,9 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
         check_device(cfg.MODEL.DEVICE)
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = min(args.size), max(args.size)
         name = f"{Path(path).parent.name}/{Path(path).stem}"
-        again = sum(known.partition(" (")[0] == name for known in found)
-        found[f"{name} ({again + 1})" if again else name] = cfg
-    return found
+        again = sum(known.partition(" (")[0] == name for known in cfgs)
+        cfgs[f"{name} ({again + 1})" if again else name] = cfg
+    return cfgs
 
 
 @torch.no_grad()

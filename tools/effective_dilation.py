@@ -9,7 +9,7 @@
 Filters are grouped by what they are centred on: background, or a small, medium or large object; the
 areas of objects are split at the squares of --areas, in pixels of the model's input. With
 --on-object a second table has the share of sampling locations, traced from the centre of each
-object through all layers, that lie on the object. Custom data in COCO format are given as for
+object through all layers, that are on the object. Custom data in COCO format are given as for
 train_net.py, by --test-data and two paths instead of --dataset. Config keys can be overridden at
 the end of the command line.
 """
@@ -108,13 +108,13 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def dilation_table(found: dict[str, dict[str, Dilation]]) -> str:
+def dilation_table(dilations: dict[str, dict[str, Dilation]]) -> str:
     """Returns mean and standard deviation by layer and category."""
     rows = [
         [name, *(f"{d.mean:.2f} ± {d.std:.2f}" if d.filters else "none" for d in row.values())]
-        for name, row in found.items()
+        for name, row in dilations.items()
     ]
-    first = next(iter(found.values())).values()
+    first = next(iter(dilations.values())).values()
     counts = ["filters of the first", *(str(d.filters) for d in first)]
     return markdown(["layer", *CATEGORIES], [*rows, counts])
 

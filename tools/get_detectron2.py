@@ -110,10 +110,10 @@ def apply_edits(root: Path, edits: tuple[Edit, ...] = EDITS) -> None:
         if not path.is_file():
             raise InstallError(f"{edit.file} is not in the distribution: is it {NAME} {VERSION}?")
         text = path.read_text(encoding="utf-8")
-        found = text.count(edit.old)
-        if found != edit.count:
+        count = text.count(edit.old)
+        if count != edit.count:
             raise InstallError(
-                f"{edit.file}: expected {edit.count} times, found {found} times, the text "
+                f"{edit.file}: expected {edit.count} times, found {count} times, the text "
                 f"{edit.old!r}: is it {NAME} {VERSION}, unedited?"
             )
         path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")

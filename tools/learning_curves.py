@@ -55,8 +55,8 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
         if curve:
             curves.append(curve)
     if not curves:
-        found = f"it has {', '.join(sorted(known))}" if known else "it has no seed_*/metrics.json"
-        raise ValueError(f"--metric must be one of {folder}, got {metric}; {found}")
+        has = ", ".join(sorted(known)) or "no seed_*/metrics.json"
+        raise ValueError(f"--metric must be one of {folder}, got {metric}; it has {has}")
     if not set.intersection(*map(set, curves)):
         raise ValueError(f"the seeds of {folder} have {metric} at no common iteration")
     return curves

@@ -78,9 +78,9 @@ def write_tables(
     """Writes the results of all finished runs; returns the table in Markdown."""
     results: dict[str, list] = {}
     for run in runs:
-        found = run.results()
-        if found is not None:
-            results.setdefault(run.cell.config, []).append(found)
+        finished = run.results()
+        if finished is not None:
+            results.setdefault(run.cell.config, []).append(finished)
     entries = report.collect(cells, results, failed)
     text = report.markdown(entries)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -123,17 +123,6 @@ def release_archs(toolkit: Toolkit) -> str:
     return ";".join(archs) + "+PTX"
 
 
-def default_jobs(cuda: bool) -> int:
-    """Returns how many files to compile in parallel, from the processors and the free memory."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    meminfo = Path("/proc/meminfo")
-    free = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.exists() else "")
-    if not free:
-        return processors
-    gib_per_job = 3 if cuda else 2  # the most that a compiler takes on PyTorch's headers
-    return max(1, min(processors, int(free[1]) // (gib_per_job << 20)))
-
-
 def find_compiler() -> str:
     """Returns the command of the C++ compiler: CXX, or PyTorch's default."""
     command = os.environ.get("CXX") or "c++"

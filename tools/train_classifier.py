@@ -145,10 +145,10 @@ class EpochLoader:
 class Classifier(nn.Module):
     """Computes the loss in training and the logits in evaluation, as Detectron2's trainer wants."""
 
-    def __init__(self, net: nn.Module, device: torch.device, amp: bool) -> None:
+    def __init__(self, backbone: nn.Module, device: torch.device, amp: bool) -> None:
         """Wraps a backbone with a linear classifier."""
         super().__init__()
-        self.net = net
+        self.backbone = backbone
         self.device = device
         self.amp = amp
 
@@ -157,7 +157,7 @@ class Classifier(nn.Module):
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         images = images.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.net(images)["linear"].float()
+            logits = self.backbone(images)["linear"].float()
         return {"loss": F.cross_entropy(logits, labels)} if self.training else logits
 
 
@@ -194,10 +194,10 @@ class ClassifierCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         for name, expected in self.network.items():
-            found = checkpoint.get("network", {}).get(name)
-            if found != expected:
+            saved = checkpoint.get("network", {}).get(name)
+            if saved != expected:
                 file = self.get_checkpoint_file()
-                raise ValueError(f"{file} was saved with {name} {found}, got {expected}")
+                raise ValueError(f"{file} was saved with {name} {saved}, got {expected}")
         return super()._load_model(checkpoint)
 
 
@@ -210,15 +210,15 @@ class ClassifierTrainer(SimpleTrainer):
         self.device = torch.device(args.device)
         torch.manual_seed(args.seed)  # the same weights in every process
         shape = {name: getattr(args, name) for name in ("stem_channels", "res2_channels", "blocks")}
-        net = AlignedInceptionResNet(
+        backbone = AlignedInceptionResNet(
             num_classes=len(train_data.classes), deform_last=args.deform_last, **shape
         )
-        net = net.to(self.device, memory_format=torch.channels_last)
-        model: nn.Module = Classifier(net, self.device, args.amp)
+        backbone = backbone.to(self.device, memory_format=torch.channels_last)
+        model: nn.Module = Classifier(backbone, self.device, args.amp)
         if comm.get_world_size() > 1:
             model = DistributedDataParallel(model, broadcast_buffers=False)
         optimizer = torch.optim.SGD(
-            net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
+            backbone.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
         )
         options = {"num_workers": args.workers, "pin_memory": self.device.type == "cuda"}
         batch = args.batch_size // comm.get_world_size()
@@ -229,14 +229,14 @@ class ClassifierTrainer(SimpleTrainer):
         val_sampler = InferenceSampler(len(val_data))
         self.val_loader = DataLoader(val_data, batch, sampler=val_sampler, **options)
         super().__init__(model, EpochLoader(loader, args.seed), optimizer)
-        self.net = net
+        self.backbone = backbone
 
         steps = len(loader)
         self.max_iter = args.epochs * steps
         network = {"classes": train_data.classes, "deform_last": args.deform_last, **shape}
         args.output.mkdir(parents=True, exist_ok=True)
         self.checkpointer = ClassifierCheckpointer(
-            net, str(args.output), network=network, trainer=self
+            backbone, str(args.output), network=network, trainer=self
         )
         milestones = [epoch * steps for epoch in args.milestones if epoch < args.epochs]
         factors = [0.1**i for i in range(len(milestones) + 1)]
@@ -262,7 +262,7 @@ class ClassifierTrainer(SimpleTrainer):
     def evaluate(self) -> dict[str, float]:
         """Evaluates on val/; every process takes the batch statistics of the first."""
         if dist.is_initialized():
-            for buffer in self.net.buffers():
+            for buffer in self.backbone.buffers():
                 dist.broadcast(buffer, 0)
         return inference_on_dataset(self.model, self.val_loader, AccuracyEvaluator())
 

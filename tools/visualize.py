@@ -74,7 +74,7 @@ def save(
     for x, y in args.points:
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(
-                f"--points must lie in {image.name}, x below {width} and y below {height}, got "
+                f"--points must be inside {image.name}, x below {width} and y below {height}, got "
                 f"{x:g},{y:g}"
             )
     prediction = predictor(image.pixels)

@@ -75,7 +75,7 @@ def effective_dilation(
         logger.warning("effective dilation: skipped %s, which %s", name, reason)
     if not sums:
         raise ValueError("no deformable layer ran whose effective dilation can be measured")
-    return {name: _dilations(found) for name, found in sums.items()}
+    return {name: _dilations(layer_sums) for name, layer_sums in sums.items()}
 
 
 def run_once(model: nn.Module, image: AnnotatedImage) -> Recording:
@@ -133,14 +133,14 @@ def category_map(layer: RecordedLayer, image: AnnotatedImage, areas: Sequence[fl
     )
     boxes = image.boxes.to(device)
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    found = torch.full(layer.output_size, CATEGORIES.index("background"), device=device)
+    categories = torch.full(layer.output_size, CATEGORIES.index("background"), device=device)
     for box in () if image.crowds is None else image.crowds.to(device):
-        found[_inside(ys, xs, box)] = -1
+        categories[_inside(ys, xs, box)] = -1
     for box, area in sorted(zip(boxes, sizes, strict=True), key=lambda pair: -float(pair[1])):
-        found[_inside(ys, xs, box)] = category_of_area(float(area), areas)
-    found[ys >= image.size[0]] = -1
-    found[:, xs >= image.size[1]] = -1
-    return found
+        categories[_inside(ys, xs, box)] = category_of_area(float(area), areas)
+    categories[ys >= image.size[0]] = -1
+    categories[:, xs >= image.size[1]] = -1
+    return categories
 
 
 def _inside(ys: Tensor, xs: Tensor, box: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def draw_trace(axis: Axes, trace: Trace) -> None:
     size = 5 if len(locations) > 100 else 20
     # Locations overlap: opacity shows weights, and those below others.
     alpha = np.clip(0.75 * weights / max(weights.max(initial=0), 1e-6), 0, 1)
-    if len(locations):  # there are none if all taps of a later layer lie off its map
+    if len(locations):  # there are none if all taps of a later layer are off its map
         axis.scatter(*locations.T[::-1], s=size, c=LOCATIONS, alpha=alpha, linewidths=0)
     row, column = trace.centre
     axis.plot(column, row, "o", color=CENTRE, markersize=6, markeredgecolor="black")

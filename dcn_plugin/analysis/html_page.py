@@ -84,7 +84,7 @@ def _traces(
     last = last_layers(recording, layers)[0]
     dilation = dilation_map(last)
     unit = max(size) / 2**14  # pixels; int16 reaches to twice the image
-    # Positions whose centres lie on the image, not on its padding.
+    # Positions whose centres are on the image, not on its padding.
     inside = [
         ceil(pixels / stride) for pixels, stride in zip(size, last.output_stride, strict=True)
     ]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Share of sampling locations that lie on the object they are traced from."""
+"""Share of sampling locations that are on the object they are traced from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFSETS = ("predicted", "mean of the image", "zero")
 
 @dataclass(frozen=True)
 class OnObjectShare:
-    """Mean share of sampling locations that lie in the object's box."""
+    """Mean share of sampling locations inside the object's box."""
 
     by_offsets: dict[str, float]  # for each of OFFSETS; NaN without objects
     of_image: float  # the share of the image that the boxes cover: that of random locations
@@ -41,12 +41,12 @@ def on_object_share(
     areas: Sequence[float] = AREAS,
     layers: list[str] | None = None,
 ) -> dict[str, OnObjectShare]:
-    """Traces the centre of each object and measures which share of the locations lies in its box.
+    """Traces the centre of each object and measures which share of the locations is inside its box.
 
     That is done with the predicted offsets and, for comparison, with offsets and modulation
     averaged over all positions of the image, and with neither: what exceeds the share of the mean
     offsets is particular to the position. Locations are weighted by their modulation; those off
-    the image lie on no object.
+    the image are on no object.
 
     Args:
         model: any model with deformable convolutions, in eval mode.
@@ -68,8 +68,8 @@ def on_object_share(
         image_area = image.size[0] * image.size[1]
         for box in image.boxes:
             area = float((box[2] - box[0]) * (box[3] - box[1]))
-            found = [_share(each, box, image.size, layers) for each in recordings]
-            shares[CATEGORIES[category_of_area(area, areas)]].append([*found, area / image_area])
+            values = [_share(each, box, image.size, layers) for each in recordings]
+            shares[CATEGORIES[category_of_area(area, areas)]].append([*values, area / image_area])
     return {size: _mean(rows) for size, rows in shares.items()}
 
 
@@ -93,18 +93,18 @@ def averaged(recording: Recording, factor: float) -> Recording:
 def _share(
     recording: Recording, box: Tensor, size: tuple[int, int], layers: list[str] | None
 ) -> float:
-    """Returns the share of the sampling locations traced from a box's centre that lie in it."""
+    """Returns the share of the sampling locations traced from a box's centre that are inside it."""
     left, top, right, bottom = box.tolist()
     # The centre of an object that is cut off by the border, clipped to the image.
     centre = min((left + right) / 2, size[1] - 1), min((top + bottom) / 2, size[0] - 1)
-    found = trace(recording, position_at(recording, centre, layers), layers=layers)
-    rows, columns = found.ends.unbind(dim=1)
+    traced = trace(recording, position_at(recording, centre, layers), layers=layers)
+    rows, columns = traced.ends.unbind(dim=1)
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    total = float(found.end_weights.sum())  # 0 if all taps of a layer lie off its map
-    return float(found.end_weights[inside].sum()) / total if total else 0.0
+    total = float(traced.end_weights.sum())  # 0 if all taps of a layer are off its map
+    return float(traced.end_weights[inside].sum()) / total if total else 0.0
 
 
 def _mean(rows: list[list[float]]) -> OnObjectShare:
     means = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(OFFSETS) + 1).mean(dim=0)
-    *found, of_image = means.tolist()
-    return OnObjectShare(dict(zip(OFFSETS, found, strict=True)), of_image, len(rows))
+    *by_offsets, of_image = means.tolist()
+    return OnObjectShare(dict(zip(OFFSETS, by_offsets, strict=True)), of_image, len(rows))

@@ -129,13 +129,13 @@ class Recording:
                     f"{', '.join(self.layers)}; {got(name, self.layers)}"
                 )
         wanted = self.layers if names is None else names
-        found = [layer for name, layer in reversed(self.layers.items()) if name in wanted]
-        skipped = "; ".join(f"{x.layer} {x.unknown}" for x in found if not x.on_image)
+        chosen = [layer for name, layer in reversed(self.layers.items()) if name in wanted]
+        skipped = "; ".join(f"{x.layer} {x.unknown}" for x in chosen if not x.on_image)
         if skipped and names is not None:
             raise ValueError(f"positions on the image are not known: {skipped}; choose others")
         if skipped:
             warnings.warn(f"skipped layers of unknown positions: {skipped}", stacklevel=2)
-        return [layer for layer in found if layer.on_image]
+        return [layer for layer in chosen if layer.on_image]
 
 
 def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -147,17 +147,17 @@ def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
     Returns:
         by name the module to hook: the branch that predicts the offsets, or the convolution.
     """
-    found = {}
+    modules = {}
     for name, module in model.named_modules():
         if isinstance(module, OffsetConv2d):
             for branch in BRANCHES:
                 name = name.removesuffix(branch)
-            found[name] = module
+            modules[name] = module
         elif _takes_offsets(module) and not any(
             isinstance(child, OffsetConv2d) for child in module.children()
         ):
-            found[name] = module
-    return found
+            modules[name] = module
+    return modules
 
 
 def require_deformable(model: nn.Module) -> None:
@@ -222,8 +222,8 @@ class _Recorder:
     def branch(
         self, name: str, branch: Any, inputs: tuple[Tensor], _: Any, output: tuple[Tensor, Any]
     ) -> None:
-        found = self.add(name, branch, inputs[0], *output)
-        self.branches[id(output[0])] = output[0], found.layer
+        recorded = self.add(name, branch, inputs[0], *output)
+        self.branches[id(output[0])] = output[0], recorded.layer
 
     def convolution(
         self, name: str, module: Any, inputs: tuple[Any, ...], kwargs: Any, output: Tensor
@@ -232,9 +232,9 @@ class _Recorder:
         input, offset = list(given.values())[:2]
         if id(offset) in self.branches:  # of a branch whose name does not tell its convolution
             self.recording.layers.pop(self.branches[id(offset)][1], None)
-        found = self.add(name, module, input, offset, given.get("mask"))
+        recorded = self.add(name, module, input, offset, given.get("mask"))
         # Detectron2's own op does not go through the dispatcher.
-        made = Source(frozenset([found.layer]), found.output_stride, found.unknown)
+        made = Source(frozenset([recorded.layer]), recorded.output_stride, recorded.unknown)
         self.flow.mark(output, [input, offset], made)
 
     def add(
@@ -246,7 +246,7 @@ class _Recorder:
         spacing = [pair(getattr(module, key)) for key in WINDOW]
         source = self.flow.of(input)
         made = strided(source, *spacing)
-        found = RecordedLayer(
+        recorded = RecordedLayer(
             name if runs == 1 else f"{name}#{runs}",
             name,
             offset.detach().float(),
@@ -257,6 +257,6 @@ class _Recorder:
             made.stride,
             made.unknown,
         )
-        self.recording.layers[found.layer] = found
-        self.flow.mark(offset, [], Source(frozenset([found.layer]), made.stride, made.unknown))
-        return found
+        self.recording.layers[recorded.layer] = recorded
+        self.flow.mark(offset, [], Source(frozenset([recorded.layer]), made.stride, made.unknown))
+        return recorded

@@ -18,7 +18,7 @@ from dcn_plugin.ops.roi_pool import join_boxes
 """
 Shape shorthand in this module:
 
-    R: RoIs, n: classes with offsets of their own, P_h, P_w: bins
+    R: RoIs, n: classes with separate offsets, P_h, P_w: bins
 """
 
 Pool = DeformRoIPool | DeformPSRoIPool
@@ -35,12 +35,12 @@ class RoIBins:
 
 
 def nearest_roi(
-    found: Mapping[str, RoIBins], box: Tensor, image: int = 0
+    recorded: Mapping[str, RoIBins], box: Tensor, image: int = 0
 ) -> tuple[RoIBins, int] | None:
     """Returns the RoI with the highest IoU with a box, of any pooling layer.
 
     Args:
-        found: as `record_roi_bins` yields it.
+        recorded: as `record_roi_bins` yields it.
         box: Tensor[4], x1, y1, x2, y2.
         image: index in the batch.
 
@@ -48,7 +48,7 @@ def nearest_roi(
         the layer's bins and the index of the RoI among them; None if the image has no RoIs.
     """
     best, nearest = -1.0, None
-    for each in found.values():
+    for each in recorded.values():
         overlaps = _iou(each.boxes, box.to(each.boxes)).where(each.images == image, -1.0)
         if len(overlaps) and float(overlaps.max()) > best:
             best, nearest = float(overlaps.max()), (each, int(overlaps.argmax()))
@@ -77,13 +77,13 @@ def record_roi_bins(model: nn.Module) -> Iterator[dict[str, RoIBins]]:
     Yields:
         bins by layer, in the order in which they ran; of the last run where there are several.
     """
-    found: dict[str, RoIBins] = {}
+    recorded: dict[str, RoIBins] = {}
     handles = [
-        pool.register_forward_hook(_hook(found, name), with_kwargs=True)
+        pool.register_forward_hook(_hook(recorded, name), with_kwargs=True)
         for name, pool in deformable_pools(model).items()
     ]
     try:
-        yield found
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
@@ -126,13 +126,13 @@ def _rounded(value: Tensor) -> Tensor:
     return (value + 0.5).floor()
 
 
-def _hook(found: dict[str, RoIBins], name: str) -> Any:
+def _hook(recorded: dict[str, RoIBins], name: str) -> Any:
     def hook(pool: Pool, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         with torch.no_grad():
             given = dict(zip(("features", "boxes"), inputs, strict=False)) | kwargs
             features, boxes = given["features"].detach(), join_boxes(given["boxes"]).detach()
             offset = pool.offsets(features, boxes).float()
-            found.pop(name, None)  # so that this run is the last in order
-            found[name] = roi_bins(pool, boxes.float(), offset)
+            recorded.pop(name, None)  # so that this run is the last in order
+            recorded[name] = roi_bins(pool, boxes.float(), offset)
 
     return hook

@@ -44,14 +44,14 @@ def order_levels(layers: Sequence[RecordedLayer]) -> list[dict[str, list[str]]]:
     """
     before = {layer.layer: layer.depends_on & {x.layer for x in layers} for layer in layers}
     nearest = {
-        name: [x for x in before if x in found and not any(x in before[y] for y in found)]
-        for name, found in before.items()
+        name: [x for x in before if x in earlier and not any(x in before[y] for y in earlier)]
+        for name, earlier in before.items()
     }
-    last = [name for name in before if not any(name in found for found in before.values())]
+    last = [name for name in before if not any(name in names for names in before.values())]
     levels = []
     while last:
         levels.append({name: nearest[name] for name in last})
-        last = list(dict.fromkeys(name for found in levels[-1].values() for name in found))
+        last = list(dict.fromkeys(name for names in levels[-1].values() for name in names))
     return levels
 
 
@@ -121,16 +121,16 @@ def trace(
     levels, ends = [], []
     for level in order_levels(recording.choose(layers)):
         following: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        found = []
+        samples = []
         for name, nearest in level.items():
-            found.append(
+            samples.append(
                 _sample(recording.layers[name], *_joined(reached[name]), image, merge_above)
             )
             for other in nearest:
-                following.setdefault(other, []).append(found[-1])
+                following.setdefault(other, []).append(samples[-1])
             if not nearest:
-                ends.append(found[-1])
-        levels.append(_joined(found))
+                ends.append(samples[-1])
+        levels.append(_joined(samples))
         reached = following
     locations, weights = zip(*levels, strict=True)
     return Trace((float(rows), float(columns)), list(locations), list(weights), *_joined(ends))
@@ -147,7 +147,7 @@ def position_at(
         layers: as in `trace`.
 
     Raises:
-        ValueError: if the point lies outside the image.
+        ValueError: if the point is outside the image.
     """
     height, width = recording.image_size
     x, y = point

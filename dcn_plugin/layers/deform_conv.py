@@ -20,19 +20,6 @@ Shape shorthand in this module:
 """
 
 
-# A module with any of these hooks is not replaced: they would be lost.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
-
 class DeformConv2d(nn.Conv2d):
     """Deformable convolution whose offsets are an input.
 
@@ -68,15 +55,9 @@ class DeformConv2d(nn.Conv2d):
         Returns:
             Tensor[N, C', H', W'].
         """
+        weight, bias = self.weight, self.bias
         return deform_conv2d(
-            input,
-            offset,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
+            input, offset, weight, bias, self.stride, self.padding, self.dilation, mask
         )
 
 
@@ -183,7 +164,7 @@ def plain_padding(conv: nn.Conv2d) -> tuple[int, int]:
         or kind._conv_forward is not nn.Conv2d._conv_forward
     ):
         raise ValueError(f"a {kind.__name__} does more than nn.Conv2d, which would be lost")
-    if any(getattr(conv, hooks) for hooks in HOOKS):
+    if any(value for name, value in vars(conv).items() if name.endswith("_hooks")):
         raise ValueError("the convolution has hooks, which would be lost: remove them first")
     if conv.padding_mode != "zeros":
         raise ValueError(f"padding_mode must be 'zeros', got {conv.padding_mode!r}")

@@ -53,19 +53,19 @@ def make_deformable(
     """
     if sum(choice is not None for choice in (last, names, predicate)) != 1:
         raise ValueError("make_deformable: exactly one of last, names and predicate must be given")
-    found = _convolutions(model)
+    convs = _convolutions(model)
     if names is not None:
-        chosen = _named(model, found, names)
+        chosen = _named(model, convs, names)
     elif predicate is not None:
-        chosen = [name for name, conv in found.items() if predicate(name, conv)]
+        chosen = [name for name, conv in convs.items() if predicate(name, conv)]
     else:
-        chosen = _last(found, last)
+        chosen = _last(convs, last)
     if "" in chosen:
         raise ValueError(
             "make_deformable: the model itself is a convolution: "
             "use DeformConv2dPack.from_conv(model)"
         )
-    packs = {found[name]: _pack(name, found[name], offset_groups, modulated) for name in chosen}
+    packs = {convs[name]: _pack(name, convs[name], offset_groups, modulated) for name in chosen}
     # With duplicates: a module may be used more than once.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in packs:
@@ -83,11 +83,11 @@ def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     }
 
 
-def _named(model: nn.Module, found: dict[str, nn.Conv2d], names: Sequence[str]) -> list[str]:
+def _named(model: nn.Module, convs: dict[str, nn.Conv2d], names: Sequence[str]) -> list[str]:
     if isinstance(names, str):
         raise ValueError(f"make_deformable: names must be a list of names, got {names!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    first_name = {conv: name for name, conv in found.items()}
+    first_name = {conv: name for name, conv in convs.items()}
     for name in names:
         if name not in modules:
             raise ValueError(f"make_deformable: the model has no module named {name!r}")
@@ -95,11 +95,11 @@ def _named(model: nn.Module, found: dict[str, nn.Conv2d], names: Sequence[str]) 
             kind = type(modules[name]).__name__
             raise ValueError(f"make_deformable: {name} must be a plain nn.Conv2d, got a {kind}")
     wanted = {first_name[modules[name]] for name in names}
-    return [name for name in found if name in wanted]
+    return [name for name in convs if name in wanted]
 
 
-def _last(found: dict[str, nn.Conv2d], last: int) -> list[str]:
-    spatial = [name for name, conv in found.items() if max(conv.kernel_size) > 1]
+def _last(convs: dict[str, nn.Conv2d], last: int) -> list[str]:
+    spatial = [name for name, conv in convs.items() if max(conv.kernel_size) > 1]
     if not 0 < last <= len(spatial):
         raise ValueError(
             f"make_deformable: last must be from 1 to {len(spatial)}, the model's convolutions "

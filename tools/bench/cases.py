@@ -102,7 +102,7 @@ class ConvCase:
 
     def rivals(self, setting: Setting) -> dict[Rival, Call]:
         """Returns the calls, with random tensors and offsets of about a pixel."""
-        found: dict[Rival, Call] = {}
+        calls: dict[Rival, Call] = {}
         size = (self.height, self.width)
         for layout in setting.layouts:
             randn = functools.partial(setting.randn, layout=layout)
@@ -119,8 +119,8 @@ class ConvCase:
                     functions[MMCV] = (mmcv_deform_conv2d(), (input, offset, weight, *geometry))
             functions[PLAIN] = (F.conv2d, (input, weight, None, *geometry))
             for name, (function, args) in functions.items():
-                found[Rival(name, layout)] = Call(function, args, grad_output)
-        return found
+                calls[Rival(name, layout)] = Call(function, args, grad_output)
+        return calls
 
 
 @functools.cache
@@ -175,7 +175,7 @@ class RoiCase:
             remark: setting.randn(self.rois, 2 * classes, self.bins, self.bins).requires_grad_()
             for remark, classes in offsets.items()
         }
-        found: dict[Rival, Call] = {}
+        calls: dict[Rival, Call] = {}
         for layout in setting.layouts:
             input = setting.randn(1, maps, self.height, self.width, layout=layout).requires_grad_()
             size = (self.rois, self.channels, self.bins, self.bins)
@@ -188,8 +188,8 @@ class RoiCase:
             if layout == "nchw":
                 functions[TORCHVISION] = (theirs, (input, boxes, *options))
             for name, (function, args) in functions.items():
-                found[Rival(name, layout)] = Call(function, args, grad_output)
-        return found
+                calls[Rival(name, layout)] = Call(function, args, grad_output)
+        return calls
 
 
 CONV_CASES = (

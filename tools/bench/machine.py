@@ -5,17 +5,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from dcn_plugin import env
 
@@ -53,15 +51,12 @@ def environment() -> dict[str, str]:
     """Returns versions, processors and the compiled ops by name."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.M)
-    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "Python": f"{platform.python_version()} ({platform.platform()})",
-        "PyTorch": f"{torch.__version__}, CUDA {torch.version.cuda}",
-        "torchvision": version("torchvision") if find_spec("torchvision") else "not installed",
-        "CPU": f"{model[1] if model else platform.processor() or 'unknown'}, "
-        + torch.backends.cpu.get_cpu_capability(),
+        "PyTorch": f"{torch.__version__}, torchvision {torchvision.__version__}",
+        "CPU": f"{model[1] if model else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}",
         "Threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
-        "GPU": ", ".join(f"{gpu.name} (sm_{gpu.major}{gpu.minor})" for gpu in gpus) or "none",
+        "GPU": ", ".join(gpus) or "none",
         **dict(env.compiled(env.load_library_module())),
         "Commit": commit() or "unknown",
     }
@@ -98,9 +93,9 @@ def gemm_peak(setting: Setting, p: GemmSize, seconds: float) -> Peak | None:
     pixel = 2 * p.batch * p.map**2 * p.channels**2
     flop = {"torch.mm": 2 * p.side**3, "1x1 conv": pixel, "3x3 conv": 9 * pixel}
     times = measure(functions, setting.device, seconds)
-    found = [
+    peaks = [
         Peak(setting.dtype, setting.threads, flop[name] / min(measured.wall) / 1e6, name)
         for name, measured in times.items()
         if measured is not None
     ]
-    return max(found, key=lambda peak: peak.gflops, default=None)
+    return max(peaks, key=lambda peak: peak.gflops, default=None)

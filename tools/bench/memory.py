@@ -71,10 +71,10 @@ def reset_peak() -> bool:
 
 def status(field: str) -> int:
     """Reads a size in bytes from /proc/self/status."""
-    found = re.search(rf"^{field}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{field}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    if match is None:
         raise RuntimeError(f"{STATUS} has no line {field}")
-    return int(found[1]) * 1024
+    return int(match[1]) * 1024
 
 
 def cuda_workspace(call: Call, direction: str) -> float:

@@ -23,76 +23,37 @@ NET_DTYPES = ("float32", "tf32")
 
 @dataclass(frozen=True)
 class Net:
-    """A config with the keys that make it plain or deformable."""
+    """A plain model, and the same with deformable convolution and RoI pooling."""
 
     name: str
-    config: str  # below configs/
-    plain: tuple[str, ...]
-    deformable: tuple[str, ...]
+    plain: str  # config below configs/
+    deformable: str
     paper_times_plain: float | None = None  # net forward time in Table 4
     size: tuple[int, int] = (600, 1000)
-    shared: tuple[str, ...] = ()
     kind = "nets"
 
 
-PLAIN_RES5 = ("MODEL.RESNETS.DEFORM_LAST", "[0, 0, 0, 0]")
-DEFORM_RES5 = ("MODEL.RESNETS.DEFORM_LAST", "[0, 0, 0, 3]")
-DEFORM_BOTH = (*DEFORM_RES5, "MODEL.ROI_BOX_HEAD.DEFORM", "True")
-CONFIG = "COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
+def net(name: str, stem: str, deformable: str, *more: Any) -> Net:
+    """Returns the model of two configs whose names begin with `stem`."""
+    return Net(name, f"{stem}_plain.yaml", f"{stem}_{deformable}.yaml", *more)
 
 
-def on_reduced(channels: int, **keys: str) -> tuple[str, ...]:
-    """Returns the keys of MODEL that turn a Faster R-CNN config into the paper's R-101 models."""
-    settings = {
-        "RESNETS.DEPTH": "101",
-        "RESNETS.OUT_FEATURES": "['res4', 'reduced']",
-        "RESNETS.REDUCED_CHANNELS": str(channels),
-        "RPN.IN_FEATURES": "['res4']",
-        "RPN.CONV_DIMS": "[512]",
-        "ROI_HEADS.IN_FEATURES": "['reduced']",
-        "SEM_SEG_HEAD.IN_FEATURES": "['reduced']",
-        **{name.replace("__", "."): value for name, value in keys.items()},
-    }
-    return tuple(word for name, value in settings.items() for word in (f"MODEL.{name}", value))
-
-
-FASTER_RCNN = on_reduced(256, ROI_HEADS__NAME="DeformROIHeads")
-R_FCN = on_reduced(1024, META_ARCHITECTURE="RFCN", ROI_HEADS__NAME="RFCNROIHeads")
-DEEPLAB = on_reduced(
-    1024,
-    META_ARCHITECTURE="DeepLab",
-    RESNETS__OUT_FEATURES="['reduced']",
-    SEM_SEG_HEAD__NAME="DeepLabHead",
-    SEM_SEG_HEAD__NUM_CLASSES="19",
-)
 NETS = (
-    Net("Faster R-CNN R-101", CONFIG, PLAIN_RES5, DEFORM_BOTH, 1.31, shared=FASTER_RCNN),
-    Net("R-FCN R-101", CONFIG, PLAIN_RES5, DEFORM_BOTH, 1.18, shared=R_FCN),
-    Net("DeepLab R-101", CONFIG, PLAIN_RES5, DEFORM_RES5, 1.075, (1024, 2048), DEEPLAB),
+    net("Faster R-CNN R-101", "COCO-Detection/faster_rcnn_R_101", "dconv3_droi", 1.31),
+    net("R-FCN R-101", "COCO-Detection/rfcn_R_101", "dconv3_droi", 1.18),
+    net("DeepLab R-101", "Cityscapes-Segmentation/deeplab_R_101", "dconv3", 1.075, (1024, 2048)),
 )
+QUICK_NETS = (net("small R-FCN", "Shapes/rfcn_slim", "dconv3_droi", None, (96, 128)),)
 
-TINY = {
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": "32",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": "16",
-    "MODEL.RESNETS.WIDTH_PER_GROUP": "8",
-    "MODEL.ROI_BOX_HEAD.FC_DIM": "32",
-}
-QUICK_NETS = (
-    Net(
-        "small Faster R-CNN",
-        CONFIG,
-        PLAIN_RES5,
-        DEFORM_RES5,
-        size=(96, 128),
-        shared=tuple(word for pair in TINY.items() for word in pair),
-    ),
-)
-
-# Section 4 of the paper, where Detectron2's defaults differ.
-PAPER = {
+# Sizes of section 4 of the paper; and Detectron2's threshold, since untrained models have scores
+# around 1 / classes, of which the paper's 0.001 would keep all.
+FIXED = {
+    "MODEL.WEIGHTS": "",
+    "SOLVER.BASE_LR": 0.0,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 300,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 128,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
 }
 
 
@@ -102,14 +63,11 @@ def functions_of(net: Net, device: str, direction: str) -> dict[Rival, Callable[
 
     ignore_known_warnings()
     make = {INFERENCE: inference, TRAINING: training_step}[direction]
-    overrides = {PLAIN: net.plain, OURS: net.deformable}
-    return {
-        Rival(name): make(config_of(net, device, words), net.size)
-        for name, words in overrides.items()
-    }
+    configs = {PLAIN: net.plain, OURS: net.deformable}
+    return {Rival(name): make(config_of(path, device), net.size) for name, path in configs.items()}
 
 
-def config_of(net: Net, device: str, overrides: tuple[str, ...]) -> CfgNode:
+def config_of(path: str, device: str) -> CfgNode:
     """Reads a config; no weights are loaded, and the learning rate is zero."""
     from detectron2.config import get_cfg
 
@@ -117,10 +75,9 @@ def config_of(net: Net, device: str, overrides: tuple[str, ...]) -> CfgNode:
 
     cfg = get_cfg()
     add_dcn_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / net.config))
-    fixed = {**PAPER, "MODEL.WEIGHTS": "", "MODEL.DEVICE": device, "SOLVER.BASE_LR": 0.0}
-    cfg.merge_from_list([word for pair in fixed.items() for word in pair])
-    cfg.merge_from_list([*net.shared, *overrides])
+    cfg.merge_from_file(str(ROOT / "configs" / path))
+    cfg.merge_from_list([word for pair in FIXED.items() for word in pair])
+    cfg.MODEL.DEVICE = device
     return cfg
 
 

@@ -118,10 +118,10 @@ class Runner:
         path = self.options.json
         if path is None:
             return
-        found = {
+        content = {
             "environment": self.environment,
             "options": {k: v for k, v in vars(self.options).items() if k != "json"},
             "gemm_peaks": [asdict(peak) for peak in self.peaks.values()],
             "rows": [asdict(row) for row in self.rows],
         }
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(content, indent=1) + "\n")

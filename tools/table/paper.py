@@ -111,14 +111,14 @@ def cells_of(table: str) -> list[Cell]:
     """
     if table == "5":
         return [_coco_cell(name, *content) for name, content in TABLE_5.items()]
-    found = []
+    cells = []
     for difference in TABLES[table]:
         for (column, stem, metrics), results in zip(COLUMNS, PAPER[difference], strict=True):
             if results is not None:
                 name = f"{stem}_{difference}"
                 row = ROWS[difference]
-                found.append(Cell(row, column, name, metrics, results, RELEASED.get(name)))
-    return found
+                cells.append(Cell(row, column, name, metrics, results, RELEASED.get(name)))
+    return cells
 
 
 def _coco_cell(name: str, row: str, results: tuple[float, ...]) -> Cell:

@@ -65,14 +65,16 @@ def collect(
     """
     entries = []
     for cell in cells:
-        found = [flatten(result) for result in results.get(cell.config, ())]
-        default = [m for m in DEFAULT_METRICS if any(m in f for f in found)] or DEFAULT_METRICS[:1]
+        runs = [flatten(result) for result in results.get(cell.config, ())]
+        default = [m for m in DEFAULT_METRICS if any(m in run for run in runs)] or DEFAULT_METRICS[
+            :1
+        ]
         if cell.config in failed:
             missing = f"failed: {failed[cell.config]}"
         else:
-            missing = "no metrics" if found else "not run"
+            missing = "no metrics" if runs else "not run"
         for number, metric in enumerate(cell.metrics or default):
-            ours = tuple(f[metric] for f in found if metric in f)
+            ours = tuple(run[metric] for run in runs if metric in run)
             paper = cell.paper[number] if cell.paper else None
             released = cell.released[number] if cell.released else None
             state = "run" if ours else missing

@@ -102,10 +102,10 @@ class Run:
     def check_options(self) -> None:
         """Raises ValueError if the folder has results with other keys of the config."""
         path = self.folder / OPTIONS
-        found = path.read_text() if path.is_file() else None
-        if found not in (None, shlex.join(self.args.opts)):
+        options = path.read_text() if path.is_file() else None
+        if options not in (None, shlex.join(self.args.opts)):
             raise ValueError(
-                f"{self.folder} was run with {found or 'no keys'} at the end of the command line: "
+                f"{self.folder} was run with {options or 'no keys'} at the end of the command: "
                 "give the same, another --output, or --again"
             )
 

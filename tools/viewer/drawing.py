@@ -59,8 +59,8 @@ def points_of_interest(prediction: Prediction, metadata: Metadata) -> list[tuple
     """
     instances, labels = prediction.instances, prediction.labels
     if instances is None:
-        found, counts = labels.unique(return_counts=True)
-        largest = found[counts.argsort(descending=True)][: OBJECTS + 1].tolist()
+        present, counts = labels.unique(return_counts=True)
+        largest = present[counts.argsort(descending=True)][: OBJECTS + 1].tolist()
         names = [class_name(metadata, label, stuff=True) for label in largest]
         points = [innermost_point((labels == label).numpy()) for label in largest]
     else:
@@ -115,10 +115,10 @@ def bins_of_object(prediction: Prediction, index: int) -> tuple[Tensor, Tensor] 
     """
     instances = prediction.instances
     box = instances.pred_boxes.tensor[index] * prediction.box_scale
-    found = nearest_roi(prediction.roi_bins, box)
-    if found is None:
+    nearest = nearest_roi(prediction.roi_bins, box)
+    if nearest is None:
         return None
-    bins, roi = found
+    bins, roi = nearest
     label = int(instances.pred_classes[index]) if bins.bins.shape[1] > 1 else 0
     return bins.undeformed[roi].flatten(0, 1).cpu(), bins.bins[roi, label].flatten(0, 1).cpu()
 

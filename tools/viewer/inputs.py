@@ -91,14 +91,14 @@ def _frames(path: Path, limit: int) -> Iterator[InputImage]:
     if count < 1:  # some formats do not tell
         count = limit
     wanted = set(np.linspace(0, count - 1, limit).round().astype(int).tolist())
-    found = False
+    any_frame = False
     for number in range(max(wanted) + 1):
         read, pixels = video.read()
         if not read:
             break
         if number in wanted:
-            found = True
+            any_frame = True
             yield InputImage(f"{path.stem}_{number:06d}", pixels)
     video.release()
-    if not found:
+    if not any_frame:
         raise OSError(f"--input: {path} cannot be read as a video")

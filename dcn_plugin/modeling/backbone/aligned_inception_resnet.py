@@ -50,7 +50,7 @@ class AlignedInceptionResNet(ReducedResNet):
         num_classes: int | None = None,
         freeze_at: int = 0,
     ) -> None:
-        """Makes the network.
+        """Builds the backbone.
 
         Args:
             deform_last: number of blocks at the end of res2, res3, res4 and res5 in which the last

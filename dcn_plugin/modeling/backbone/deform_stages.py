@@ -52,7 +52,7 @@ def make_deform_stages(
     if len(blocks) != 4 or any(not isinstance(n, int) or n < 1 for n in blocks):
         raise ValueError(
             "blocks (MODEL.RESNETS.BLOCKS) must be four integers above 0, for res2 to res5, or "
-            f"empty for the network's default, got {list(blocks)}"
+            f"empty for the backbone's default, got {list(blocks)}"
         )
     if len(deform_last) != 4 or any(
         not 0 <= k <= n for k, n in zip(deform_last, blocks, strict=True)

@@ -33,7 +33,7 @@ class ReducedResNet(ResNet):
         num_classes: int | None = None,
         freeze_at: int = 0,
     ) -> None:
-        """Makes the network, and the 1x1 convolution if `out_features` names `reduced`.
+        """Builds the backbone, and the 1x1 convolution if `out_features` names `reduced`.
 
         Args:
             stem: as in `ResNet`.

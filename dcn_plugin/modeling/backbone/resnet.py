@@ -61,7 +61,7 @@ class DeformResNet(ReducedResNet):
         num_classes: int | None = None,
         freeze_at: int = 0,
     ) -> None:
-        """Makes the network.
+        """Builds the backbone.
 
         Args:
             depth: 18, 34, 50, 101 or 152.
