@@ -53,7 +53,6 @@ except ModuleNotFoundError as error:
 SANITIZE = os.environ.get("DCN_SANITIZE", "").strip()
 NO_CUDA_REASON = toolchain.why_no_cuda(torch.version.cuda, toolkit, sanitize=SANITIZE)
 CUDA = NO_CUDA_REASON is None
-LINUX = sys.platform == "linux"
 
 
 def files(*patterns: str) -> list[str]:
@@ -87,7 +86,7 @@ def extension() -> Any:
     # -isystem overrides the -I that PyTorch adds: no warnings from headers that are not ours.
     headers = [Path(path) for path in include_paths()]
     cuda_headers = [*headers, *Path(torch.__file__).parents[1].glob("nvidia/*/include")]
-    openmp = ["-fopenmp"] if LINUX else []  # at::parallel_for is inline
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []  # at::parallel_for is inline
     if SANITIZE:
         flags = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-O1", "-g"]
         flags += ["-fno-omit-frame-pointer", "-DDCN_SANITIZE", "-D_GLIBCXX_ASSERTIONS"]

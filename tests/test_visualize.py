@@ -172,7 +172,7 @@ def test_folders_videos_and_data_sets(weights, image: Path, tmp_path: Path) -> N
         (["--input", "{tmp}/empty"], r"--input: there are no images in .*empty"),
         (
             ["--points", "160,3"],
-            r"--points must lie in picture, x below 160 and y below 96, got 16",
+            r"--points must be inside picture, x below 160 and y below 96, got 16",
         ),
         (
             ["--layers", "backbone.res4.1.conv2"],

@@ -61,11 +61,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     options.device = options.device or ("cuda" if gpu else "cpu")
     every = torch.get_num_threads()
-    options.threads = options.threads or ([every] if options.device == "cuda" else [1, every])
+    default_threads = [every] if options.device == "cuda" else [1, every]
+    options.threads = sorted(set(options.threads or default_threads))
     options.dtypes = options.dtypes or DEFAULT_DTYPES[options.device]
-    options.batches = options.batches or ([1] if options.quick else [1, 8])
-    options.threads = sorted(set(options.threads))
-    options.batches = sorted(set(options.batches))
+    options.batches = sorted(set(options.batches or ([1] if options.quick else [1, 8])))
     # float32 first: the other dtypes are compared with it.
     options.dtypes = [dtype for dtype in cases.DTYPES if dtype in options.dtypes]
     options.kinds = [kind for kind in KINDS if kind in options.only and kind not in options.skip]

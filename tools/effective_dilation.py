@@ -140,9 +140,8 @@ def main(words: list[str] | None = None) -> None:
         print(dilation_table(effective_dilation(model, images, areas=areas)))
         if args.on_object:
             images = annotated_images(cfg, args.limit)
-            print(
-                f"\n{share_table(on_object_share(model, images, areas=areas, layers=args.layers))}"
-            )
+            shares = on_object_share(model, images, areas=areas, layers=args.layers)
+            print(f"\n{share_table(shares)}")
     except (OSError, ValueError) as error:
         sys.exit(f"effective_dilation: {error}")
 

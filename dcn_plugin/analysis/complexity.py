@@ -49,12 +49,11 @@ def count_cost(model: nn.Module, inputs: Any) -> Cost:
         model: any model that can be traced; a Detectron2 detector in its `TracingAdapter`.
         inputs: a tensor, or a tuple of tensors.
     """
-    flops = FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False)
-    flops.uncalled_modules_warnings(False).tracer_warnings("none")
-    flops.set_op_handle(**dict.fromkeys(FREE))
-    flops.set_op_handle(**HANDLES)
-    activations = ActivationCountAnalysis(model, inputs).unsupported_ops_warnings(False)
-    activations.uncalled_modules_warnings(False).tracer_warnings("none")
+    flops = FlopCountAnalysis(model, inputs).set_op_handle(**dict.fromkeys(FREE), **HANDLES)
+    activations = ActivationCountAnalysis(model, inputs)
+    for analysis in (flops, activations):
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none")
     activations.set_op_handle(**dict.fromkeys(HANDLES, outputs_of))
     return Cost(
         sum(parameter.numel() for parameter in model.parameters()),

@@ -73,7 +73,8 @@ class BoxPool(nn.Module):
 
     def extra_repr(self) -> str:
         """Adds the arguments to the repr of the module."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        names = (*self.settings, "gamma", "classes")
+        return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if hasattr(self, n))
 
 
 class RoIPool(BoxPool):
@@ -146,10 +147,6 @@ class DeformRoIPool(BoxPool):
         with without_autocast(pooled):
             flat = pooled.flatten(1).to(self.offset_fc.weight.dtype)
             return self.offset_fc(flat).unflatten(1, (2, *self.output_size))
-
-    def extra_repr(self) -> str:
-        """Adds the arguments to the repr of the module."""
-        return f"{super().extra_repr()}, gamma={self.gamma}"
 
 
 class PSRoIPool(BoxPool):
@@ -262,7 +259,3 @@ class DeformPSRoIPool(PSRoIPool):
         with without_autocast(features):
             maps = self.offset_conv(features.to(self.offset_conv.weight.dtype))
             return ps_roi_pool(maps, boxes, **self.settings)
-
-    def extra_repr(self) -> str:
-        """Adds the arguments to the repr of the module."""
-        return f"{super().extra_repr()}, gamma={self.gamma}, classes={self.classes}"

@@ -66,14 +66,12 @@ def collect(
     entries = []
     for cell in cells:
         runs = [flatten(result) for result in results.get(cell.config, ())]
-        default = [m for m in DEFAULT_METRICS if any(m in run for run in runs)] or DEFAULT_METRICS[
-            :1
-        ]
+        present = [m for m in DEFAULT_METRICS if any(m in run for run in runs)]
         if cell.config in failed:
             missing = f"failed: {failed[cell.config]}"
         else:
             missing = "no metrics" if runs else "not run"
-        for number, metric in enumerate(cell.metrics or default):
+        for number, metric in enumerate(cell.metrics or present or DEFAULT_METRICS[:1]):
             ours = tuple(run[metric] for run in runs if metric in run)
             paper = cell.paper[number] if cell.paper else None
             released = cell.released[number] if cell.released else None

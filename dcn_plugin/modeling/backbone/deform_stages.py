@@ -86,10 +86,7 @@ def make_deform_stages(
         first_stride = 1 if index == 0 or dilation > 1 else 2
         offsets = {"modulated": modulated, "offset_groups": offset_groups}
         stage: list[CNNBlockBase] = []
-        for block_class, number, extra in (
-            (plain, count - last, {}),
-            (deformable, last, offsets),
-        ):
+        for block_class, number, extra in ((plain, count - last, {}), (deformable, last, offsets)):
             stage += ResNet.make_stage(
                 block_class,
                 number,

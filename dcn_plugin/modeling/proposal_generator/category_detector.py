@@ -94,8 +94,15 @@ class CategoryDetector(CategoryRPN):
                 return super().predict_proposals(
                     anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
                 )
-            check_finite(pred_objectness_logits + pred_anchor_deltas)
-            return [no_proposals(size, pred_anchor_deltas[0]) for size in image_sizes]
+            if not all(x.isfinite().all() for x in pred_objectness_logits + pred_anchor_deltas):
+                raise FloatingPointError(  # as in Detectron2's find_top_rpn_proposals
+                    "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+                )
+            empty = pred_anchor_deltas[0].new_zeros(0, 4)
+            return [
+                Instances(size, proposal_boxes=Boxes(empty), objectness_logits=empty[:, 0])
+                for size in image_sizes
+            ]
         probabilities = [
             self.by_anchor(logits).float().softmax(dim=-1) for logits in pred_objectness_logits
         ]
@@ -140,25 +147,3 @@ class CategoryDetector(CategoryRPN):
             count = min(count, self.pre_nms_topk[False])
         best = probabilities[:, :-1].amax(dim=1).topk(count).indices
         return boxes[best], probabilities[best]
-
-
-def check_finite(predictions: list[Tensor]) -> None:
-    """Raises an error if training has diverged, as Detectron2's `find_top_rpn_proposals` does."""
-    if not all(level.isfinite().all() for level in predictions):
-        raise FloatingPointError(
-            "Predicted boxes or scores contain Inf/NaN. Training has diverged."
-        )
-
-
-def no_proposals(size: tuple[int, int], like: Tensor) -> Instances:
-    """Returns an empty set of proposals.
-
-    Args:
-        size: (height, width) of the image.
-        like: a tensor with the device and dtype to use.
-    """
-    return Instances(
-        size,
-        proposal_boxes=Boxes(like.new_zeros(0, 4)),
-        objectness_logits=like.new_zeros(0),
-    )
