@@ -4,6 +4,8 @@
 # The Python that .venv is created with, 3.10 or later: make test PYTHON=python3.12
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Test files run in parallel, with a thread each; tests of threads set their number themselves.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 BENCH_ARGS ?=
 
 V := .venv/bin
@@ -117,10 +119,10 @@ format: setup
 	$(V)/clang-format -i $(CXX_FILES)
 
 test: setup check-style
-	$(call stage,tests,$(V)/python -m pytest -m "not slow" $(PYTEST_ARGS))
+	$(call stage,tests,$(PYTEST) -m "not slow" $(PYTEST_ARGS))
 
 test-slow: setup check-style
-	$(call stage,all tests,$(V)/python -m pytest $(PYTEST_ARGS))
+	$(call stage,all tests,$(PYTEST) $(PYTEST_ARGS))
 
 demo: setup
 	$(call stage,demo,$(V)/python tools/demo.py)
