@@ -31,12 +31,7 @@ from detectron2.export import TracingAdapter
 
 from dcn_plugin.analysis.complexity import Cost, count_cost
 from dcn_plugin.compat import ignore_known_warnings
-from dcn_plugin.engine import load_model, read_config
-from dcn_plugin.engine.config_checks import (
-    check_device,
-    check_no_precomputed_proposals,
-    check_weights,
-)
+from dcn_plugin.engine import config_checks, load_model, read_config
 
 HEAD = "| model | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
 
@@ -68,9 +63,9 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
     for number, path in enumerate(args.configs):
         cfg = read_config(argparse.Namespace(config_file=path, opts=args.opts))
         cfg.MODEL.WEIGHTS = args.weights[number] if args.weights else ""
-        check_weights("--weights", cfg.MODEL.WEIGHTS)
-        check_no_precomputed_proposals(cfg)
-        check_device(cfg.MODEL.DEVICE)
+        config_checks.check_weights("--weights", cfg.MODEL.WEIGHTS)
+        config_checks.check_no_precomputed_proposals(cfg)
+        config_checks.check_device(cfg.MODEL.DEVICE)
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = min(args.size), max(args.size)
         name = f"{Path(path).parent.name}/{Path(path).stem}"
         again = sum(known.partition(" (")[0] == name for known in cfgs)
