@@ -17,6 +17,8 @@ from detectron2.utils import comm
 # Key of the state of the trainer within `DefaultTrainer`, the optimizer's, in checkpoints of
 # Detectron2's main. Version 0.6 does not save it.
 INNER_TRAINER = "_trainer"
+# Whether Detectron2's `launch` starts several processes on CPUs.
+LAUNCHES_ON_CPU = hasattr(comm, "create_local_process_group")
 
 
 def saves_inner_trainer(trainer: TrainerBase) -> bool:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Compares parameters, FLOPs, activations and run time of models (Table 4).
+r"""Compares parameters, FLOPs, activations and run time of models (Table 4).
 
     python tools/complexity.py --config-file configs/Shapes/rfcn_slim_plain.yaml \
         --config-file configs/Shapes/rfcn_slim_dconv3_droi.yaml --size 128 128

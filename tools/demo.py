@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Trains a small deformable detector on Shapes from scratch and draws its results.
+r"""Trains a small deformable detector on Shapes from scratch and draws its results.
 
     python tools/demo.py
     python tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain_demo.yaml \

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Writes the proposals of a trained RPN to files, for training with precomputed proposals.
+r"""Writes the proposals of a trained RPN to files, for training with precomputed proposals.
 
     python tools/dump_proposals.py --config-file configs/VOC-Detection/rpn_R_101.yaml \
         --dataset voc_2007_trainval --dataset voc_2012_trainval --dataset voc_2007_test \

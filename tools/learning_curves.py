@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Plots metrics over the iterations of training runs: the mean over seeds, and their range.
+r"""Plots metrics over the iterations of training runs: the mean over seeds, and their range.
 
     python tools/learning_curves.py --runs output/evidence/Shapes/ca_rpn_slim_plain \
         --runs output/evidence/Shapes/ca_rpn_slim_dconv3 --metric bbox/AP50 --output curves.png

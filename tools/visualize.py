@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Shows sampling locations, offsets and RoI bins of a trained model on images or a video.
+r"""Shows sampling locations, offsets and RoI bins of a trained model on images or a video.
 
     python tools/visualize.py --config-file configs/Shapes/ca_rpn_slim_dconv3_demo.yaml \
         --weights output/demo/model_final.pth --input shapes_demo_test --output output/visualize

@@ -34,6 +34,12 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         ValueError: if the config file does not exist, a key is unknown (with the nearest known
             ones), or a value has another type.
     """
+    if not args.config_file:
+        raise ValueError("--config-file is required, for example one of configs/")
+    if args.config_file.endswith(".py"):
+        raise ValueError(
+            f"{args.config_file} is a LazyConfig: run it by Detectron2's lazyconfig_train_net.py"
+        )
     cfg = get_cfg()
     add_dcn_config(cfg)
     options = args.opts or []

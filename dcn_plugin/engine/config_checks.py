@@ -73,6 +73,7 @@ def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
         ValueError: if a value is wrong.
     """
     check_datasets(cfg, training)
+    _check_backbone(cfg)
     if not (resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     check_device(cfg.MODEL.DEVICE)
@@ -163,6 +164,17 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
             raise ValueError(f"{message}{len(classes)} classes: it must be at least as many")
         elif number != len(classes):
             logging.getLogger(__name__).warning("%s%d classes", message, len(classes))
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    # Others are checked once they are built, by `check_deformable`.
+    name, last = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.get("DEFORM_LAST", ())
+    backbone = modeling.BACKBONE_REGISTRY.get(name)
+    if any(last) and backbone.__module__.startswith("detectron2."):
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_LAST is {last}, but Detectron2's backbone {name} ignores it: "
+            "MODEL.BACKBONE.NAME must be build_deform_resnet_backbone or similar"
+        )
 
 
 def check_weights(key: str, path: str) -> None:

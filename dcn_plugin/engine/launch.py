@@ -21,7 +21,7 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from dcn_plugin.compat import create_local_process_group
+from dcn_plugin.compat import LAUNCHES_ON_CPU, create_local_process_group
 
 
 def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
@@ -35,6 +35,13 @@ def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namesp
         join_torchrun()
         main_func(args)
         return
+    gpus = torch.cuda.device_count()
+    # Detectron2 asserts the same, with a traceback of every process.
+    if args.num_gpus > max(gpus, 1) and not (gpus == 0 and LAUNCHES_ON_CPU):
+        sys.exit(
+            f"--num-gpus is {args.num_gpus}, but PyTorch finds {gpus} GPUs; "
+            "torchrun starts several processes on CPUs"
+        )
     try:
         detectron2_launch(
             main_func,

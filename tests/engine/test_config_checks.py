@@ -262,3 +262,18 @@ def test_packages_of_evaluators_are_needed_before_training(tiny_coco, monkeypatc
     with pytest.raises(ModuleNotFoundError, match="the lvis evaluator of tiny_coco needs"):
         checked(*words)
     checked(*words, "DATASETS.TEST", "()")
+
+
+def test_a_stock_backbone_with_deform_last_is_an_error(tiny_coco) -> None:
+    words = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
+    with pytest.raises(ValueError, match=r"DEFORM_LAST .* backbone build_resnet_backbone ignores"):
+        checked(*on(tiny_coco, *words))
+    checked(*on(tiny_coco, *words, "MODEL.RESNETS.DEFORM_LAST", "[0, 0, 0, 0]"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [("", "--config-file is required"), ("model.py", "is a LazyConfig")]
+)
+def test_other_configs_are_an_error(config: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_config(arguments(config=config))
