@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-r"""Compares parameters, FLOPs, activations and run time of models (Table 4).
+"""Compares parameters, FLOPs, activations and run time of models (Table 4).
 
-    python tools/complexity.py --config-file configs/Shapes/rfcn_slim_plain.yaml \
+    python tools/complexity.py --config-file configs/Shapes/rfcn_slim_plain.yaml \\
         --config-file configs/Shapes/rfcn_slim_dconv3_droi.yaml --size 128 128
 
 Relative times are to the first model. `forward` is the model with its post-processing on an image

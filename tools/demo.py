@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-r"""Trains a small deformable detector on Shapes from scratch and draws its results.
+"""Trains a small deformable detector on Shapes from scratch and draws its results.
 
     python tools/demo.py
-    python tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain_demo.yaml \
+    python tools/demo.py --config-file configs/Shapes/ca_rpn_slim_plain_demo.yaml \\
         --output output/plain
 
 Writes the output of train_net.py, detections.png and, for a deformable model, sampling.png. Config

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-r"""Writes the proposals of a trained RPN to files, for training with precomputed proposals.
+"""Writes the proposals of a trained RPN to files, for training with precomputed proposals.
 
-    python tools/dump_proposals.py --config-file configs/VOC-Detection/rpn_R_101.yaml \
-        --dataset voc_2007_trainval --dataset voc_2012_trainval --dataset voc_2007_test \
+    python tools/dump_proposals.py --config-file configs/VOC-Detection/rpn_R_101.yaml \\
+        --dataset voc_2007_trainval --dataset voc_2012_trainval --dataset voc_2007_test \\
         --output output/rpn_R_101 MODEL.WEIGHTS output/rpn_R_101/model_final.pth
 
 The config is that of any model with a proposal generator; MODEL.RPN.POST_NMS_TOPK_TEST boxes per

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-r"""Measures the effective dilation of a trained model's deformable layers (Table 2).
+"""Measures the effective dilation of a trained model's deformable layers (Table 2).
 
-    python tools/effective_dilation.py --config-file configs/Shapes/ca_rpn_slim_dconv3_demo.yaml \
+    python tools/effective_dilation.py --config-file configs/Shapes/ca_rpn_slim_dconv3_demo.yaml \\
         --weights output/demo/model_final.pth --dataset shapes_demo_test --areas 48 80
 
 Filters are grouped by what they are centred on: background, or a small, medium or large object; the

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-r"""Plots metrics over the iterations of training runs: the mean over seeds, and their range.
+"""Plots metrics over the iterations of training runs: the mean over seeds, and their range.
 
-    python tools/learning_curves.py --runs output/evidence/Shapes/ca_rpn_slim_plain \
+    python tools/learning_curves.py --runs output/evidence/Shapes/ca_rpn_slim_plain \\
         --runs output/evidence/Shapes/ca_rpn_slim_dconv3 --metric bbox/AP50 --output curves.png
 
 Each --runs is a folder written by tools/run_table.py, with seed_1, seed_2, ...; each --metric, read

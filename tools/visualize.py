@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-r"""Shows sampling locations, offsets and RoI bins of a trained model on images or a video.
+"""Shows sampling locations, offsets and RoI bins of a trained model on images or a video.
 
-    python tools/visualize.py --config-file configs/Shapes/ca_rpn_slim_dconv3_demo.yaml \
+    python tools/visualize.py --config-file configs/Shapes/ca_rpn_slim_dconv3_demo.yaml \\
         --weights output/demo/model_final.pth --input shapes_demo_test --output output/visualize
-    python tools/visualize.py --config-file … --weights … --input street.jpg \
+    python tools/visualize.py --config-file … --weights … --input street.jpg \\
         --points 120,80 40,200 --output output/visualize
 
 Writes for every image a picture, <name>.png, of the detections, sampling locations through all
