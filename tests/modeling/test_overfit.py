@@ -132,7 +132,8 @@ def mean_iou(results: list, batch: list[dict[str, Any]]) -> float:
 def test_overfits_eight_images(network: str, deformable: bool) -> None:
     batch = [draw(seed) for seed in range(IMAGES)]
     model = build_model(overfit_config(network, deformable))
-    history = learn(model, batch, steps=300)
+    # After 300 steps the category-aware RPN's AP depends on rounding: 0.86 to 1.0 on one thread.
+    history = learn(model, batch, steps=500 if network == "ca_rpn" else 300)
     for name in history[0]:
         first, last = (sum(h[name] for h in part) for part in (history[:10], history[-10:]))
         assert last < 0.5 * first, f"{name} fell from {first / 10} to {last / 10} only"
