@@ -46,7 +46,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_curves(folder: Path, metric: str) -> list[Curve]:
-    """Reads a metric of each seed; ValueError if there is none, or no common iteration."""
+    """Reads a metric of each seed; ValueError if no seed has it, or no iteration is common."""
     curves, known = [], set()
     for path in sorted(folder.glob(f"seed_*/{METRICS}")):
         rows = list(metrics_backwards(path.parent))[::-1]

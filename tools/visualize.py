@@ -99,7 +99,7 @@ def main(words: list[str] | None = None) -> None:
             raise ValueError(f"--limit must be at least 1, got {args.limit}")
         cfg = read_trained_config(args)
         images = read_inputs(args.input, args.limit)
-        first = next(images)  # fails before the model is built if there is none
+        first = next(images)  # without images, fails before the model is built
         predictor = RecordingPredictor(cfg, args.score)
         predictor.require_deformable()
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
