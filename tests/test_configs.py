@@ -75,7 +75,8 @@ def test_comments_cite_the_papers_numbers(cell: Cell) -> None:
     tables = [
         table for table in (*TABLES, "5") if cell.config in {c.config for c in cells_of(table)}
     ]
-    assert first == f"# Table {' and '.join(tables)}: {said(cell.metrics, cell.paper)}."
+    noun = "Table" if len(tables) == 1 else "Tables"
+    assert first == f"# {noun} {' and '.join(tables)}: {said(cell.metrics, cell.paper)}."
     assert second == f"# Authors' release: {said(cell.metrics, cell.released)}."
 
 
