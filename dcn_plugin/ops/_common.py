@@ -32,6 +32,12 @@ def check_same_device(op: str, input: Tensor, **others: Tensor | None) -> None:
             )
 
 
+def empty_output(input: Tensor, *size: int) -> Tensor:
+    """Allocates an output of an op with the dtype, device and memory format of its input."""
+    memory_format = memory_format_of(input)
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)
+
+
 def empty_gradient(tensor: Tensor | None, needed: bool, like: Tensor) -> Tensor:
     """Allocates the gradient of `tensor`, or an empty tensor if it is not needed."""
     if tensor is None or not needed:
@@ -39,13 +45,17 @@ def empty_gradient(tensor: Tensor | None, needed: bool, like: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=memory_format_of(tensor))
 
 
-def no_double_backward(name: str) -> Callable[..., NoReturn]:
-    """Returns a backward formula for a backward op that raises NotImplementedError."""
+def register_backward(
+    op: str, backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    """Registers the backward of an op, and for its backward op an error: no double backward."""
 
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+    def no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise NotImplementedError(
-            f"{name}: double backward is not supported; "
+            f"{op}: double backward is not supported; "
             "call backward() or autograd.grad() without create_graph=True"
         )
 
-    return backward
+    register = torch.library.register_autograd
+    register(f"dcn_plugin::{op}", backward, setup_context=setup_context)
+    register(f"dcn_plugin::_{op}_backward", no_double_backward)

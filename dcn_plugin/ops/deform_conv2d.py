@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import (
-    check_same_device,
-    empty_gradient,
-    memory_format_of,
-    no_double_backward,
-    pair,
-)
+from ._common import check_same_device, empty_gradient, empty_output, pair, register_backward
 
 """
 Shape shorthand in this module:
@@ -26,9 +20,6 @@ Shape shorthand in this module:
     K: taps, kernel height * kernel width, row-major
     G: offset groups
 """
-
-# Argument positions of input, offset, weight, bias and mask in the schema.
-_DIFFERENTIABLE = (0, 1, 2, 3, 7)
 
 
 def deform_conv2d(
@@ -103,12 +94,7 @@ def _fake(
         + 1
         for i in range(2)
     ]
-    return torch.empty(
-        (input.shape[0], weight.shape[0], *size),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=memory_format_of(input),
-    )
+    return empty_output(input, input.shape[0], weight.shape[0], *size)
 
 
 @torch.library.register_fake("dcn_plugin::_deform_conv2d_backward")
@@ -139,20 +125,14 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
-    output_mask = [ctx.needs_input_grad[position] for position in _DIFFERENTIABLE]
+    output_mask = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[7]]
     computed = torch.ops.dcn_plugin._deform_conv2d_backward(
         grad_output, input, offset, weight, *ctx.geometry, mask, output_mask
     )
-    gradients: list[Tensor | None] = [None] * 8
-    for position, needed, gradient in zip(_DIFFERENTIABLE, output_mask, computed, strict=True):
-        if needed:
-            gradients[position] = gradient
-    return tuple(gradients)
+    *grads, grad_mask = (
+        grad if needed else None for grad, needed in zip(computed, output_mask, strict=True)
+    )
+    return (*grads, None, None, None, grad_mask)  # none for stride, padding and dilation
 
 
-torch.library.register_autograd(
-    "dcn_plugin::deform_conv2d", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    "dcn_plugin::_deform_conv2d_backward", no_double_backward("deform_conv2d")
-)
+register_backward("deform_conv2d", _backward, _setup_context)

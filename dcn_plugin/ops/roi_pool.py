@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import (
-    check_same_device,
-    empty_gradient,
-    memory_format_of,
-    no_double_backward,
-    pair,
-)
+from ._common import check_same_device, empty_gradient, empty_output, pair, register_backward
 
 """
 Shape shorthand in this module:
@@ -211,12 +205,7 @@ def _fake(
 ) -> Tensor:
     check_same_device("deform_roi_pool", input, boxes=boxes, offset=offset)
     channels = input.shape[1] // (group_size[0] * group_size[1])
-    return torch.empty(
-        (boxes.shape[0], channels, *output_size),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=memory_format_of(input),
-    )
+    return empty_output(input, boxes.shape[0], channels, *output_size)
 
 
 @torch.library.register_fake("dcn_plugin::_deform_roi_pool_backward")
@@ -258,9 +247,4 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-torch.library.register_autograd(
-    "dcn_plugin::deform_roi_pool", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    "dcn_plugin::_deform_roi_pool_backward", no_double_backward("deform_roi_pool")
-)
+register_backward("deform_roi_pool", _backward, _setup_context)
