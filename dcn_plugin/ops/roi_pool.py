@@ -67,18 +67,8 @@ def deform_roi_pool(
         >>> deform_roi_pool(maps, boxes, torch.zeros(1, 2, 7, 7), 7, spatial_scale=1 / 16).shape
         torch.Size([1, 8, 7, 7])
     """
-    size = pair(output_size)
-    return torch.ops.dcn_plugin.deform_roi_pool(
-        input,
-        join_boxes(boxes),
-        offset,
-        size,
-        size,
-        [1, 1],
-        spatial_scale,
-        sampling_ratio,
-        gamma,
-        mode,
+    return deform_ps_roi_pool(
+        input, boxes, offset, output_size, spatial_scale, sampling_ratio, gamma, mode, group_size=1
     )
 
 
@@ -116,18 +106,11 @@ def deform_ps_roi_pool(
     Returns:
         Tensor[K, C, P_h, P_w].
     """
-    size = pair(output_size)
+    boxes, size = join_boxes(boxes), pair(output_size)
+    part = size if part_size is None else pair(part_size)
+    group = size if group_size is None else pair(group_size)
     return torch.ops.dcn_plugin.deform_roi_pool(
-        input,
-        join_boxes(boxes),
-        offset,
-        size,
-        size if part_size is None else pair(part_size),
-        size if group_size is None else pair(group_size),
-        spatial_scale,
-        sampling_ratio,
-        gamma,
-        mode,
+        input, boxes, offset, size, part, group, spatial_scale, sampling_ratio, gamma, mode
     )
 
 
