@@ -154,26 +154,19 @@ def join_boxes(boxes: Tensor | Sequence[Tensor]) -> Tensor:
     """Returns boxes as Tensor[K, 5]; the index in a list becomes the batch index."""
     if isinstance(boxes, Tensor):
         return boxes
+    rows = []
     for index, image_boxes in enumerate(boxes):
         if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
             raise ValueError(
                 "deform_roi_pool: boxes in a list must be tensors of four columns "
                 f"(x1, y1, x2, y2), got shape {tuple(image_boxes.shape)} at index {index}"
             )
-    if not boxes:
+        if image_boxes.itemsize < 4:  # bfloat16 represents integers up to 256 only
+            image_boxes = image_boxes.float()
+        rows.append(torch.cat([torch.full_like(image_boxes[:, :1], index), image_boxes], dim=1))
+    if not rows:
         raise ValueError("deform_roi_pool: a list of boxes must have a tensor per image, got none")
-    rows = [
-        torch.cat([torch.full_like(image_boxes[:, :1], index), image_boxes], dim=1)
-        for index, image_boxes in enumerate(_at_least_float32(boxes))
-    ]
     return torch.cat(rows)
-
-
-def _at_least_float32(boxes: Sequence[Tensor]) -> list[Tensor]:
-    """Returns half-precision boxes as float32: bfloat16 represents integers up to 256 only."""
-    return [
-        image_boxes.float() if image_boxes.itemsize < 4 else image_boxes for image_boxes in boxes
-    ]
 
 
 @torch.library.register_fake("dcn_plugin::deform_roi_pool")
