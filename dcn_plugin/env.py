@@ -7,22 +7,10 @@ It works without Detectron2, and if the compiled ops are missing or do not load.
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import torch
 from torch.utils.collect_env import get_pretty_env_info
 
-
-def load_library_module() -> ModuleType:
-    """Returns `dcn_plugin.ops._library`; its package cannot be imported without compiled ops."""
-    path = Path(__file__).resolve().parent / "ops" / "_library.py"
-    spec = importlib.util.spec_from_file_location("dcn_plugin_library", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from . import _library
 
 
 def environment() -> str:
@@ -36,11 +24,11 @@ def environment() -> str:
         return f"{problem}\n{get_pretty_env_info()}"
 
 
-def compiled(library: ModuleType) -> list[tuple[str, str]]:
+def compiled() -> list[tuple[str, str]]:
     """Returns the record of the build."""
-    info = library.build_info()
+    info = _library.build_info()
     if info is None:
-        return [("Compiled", f"not yet, or the build was interrupted; run `{library.REBUILD}`")]
+        return [("Compiled", f"not yet, or the build was interrupted; run `{_library.REBUILD}`")]
     rows = [("Compiled", f"dcn_plugin {info['version']} for PyTorch {info['torch']}")]
     rows.append(("Compiler", str(info["compiler"])))
     if info["cuda"]:
@@ -53,10 +41,10 @@ def compiled(library: ModuleType) -> list[tuple[str, str]]:
     return rows
 
 
-def loaded(library: ModuleType) -> list[tuple[str, str]]:
+def loaded() -> list[tuple[str, str]]:
     """Loads the library; returns how many ops it registered, and for which devices."""
     try:
-        library.load()
+        _library.load()
     except ImportError as error:
         return [("Library", f"does not load: {error}")]
     names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("dcn_plugin::")]
@@ -69,8 +57,7 @@ def loaded(library: ModuleType) -> list[tuple[str, str]]:
 
 def report() -> str:
     """Returns the whole report; what was compiled comes last."""
-    library = load_library_module()
-    rows = [*compiled(library), *loaded(library)]
+    rows = [*compiled(), *loaded()]
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:<{width}}  {value}" for label, value in rows]
     return "\n".join([environment(), *lines])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcn_plugin import env
+from dcn_plugin import _library, env
 
 
 def test_reports_versions_and_the_build() -> None:
@@ -48,10 +48,8 @@ def test_works_if_detectron2_is_broken(tmp_path, monkeypatch) -> None:
 
 
 def test_works_if_the_library_does_not_load(monkeypatch) -> None:
-    library = env.load_library_module()
-
     def fail() -> None:
         raise ImportError("undefined symbol: _ZN2at")
 
-    monkeypatch.setattr(library, "load", fail)
-    assert "undefined symbol" in env.loaded(library)[0][1]
+    monkeypatch.setattr(_library, "load", fail)
+    assert "undefined symbol" in env.loaded()[0][1]

@@ -18,7 +18,7 @@ CSRC = ROOT / "csrc"
 # Parts of dcn_plugin that may import Detectron2, and all that the lower layers may import.
 UPPER = {"__init__", "modeling", "data", "evaluation", "engine", "config", "compat"}
 ALLOWED = {
-    "ops": {"torch", "dcn_plugin.ops", "dcn_plugin._C"},
+    "ops": {"torch", "dcn_plugin.ops", "dcn_plugin._library"},
     "layers": {"torch", "dcn_plugin.ops", "dcn_plugin.layers"},
     # Works without Detectron2, on torchvision's models; fvcore counts FLOPs.
     "analysis": {

@@ -2,7 +2,7 @@
 # Copyright (c) dcn_plugin contributors
 """Deformable convolution and deformable RoI pooling as functions. Requires PyTorch only."""
 
-from . import _library
+from .. import _library
 
 _library.load()
 

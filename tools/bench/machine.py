@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
         "CPU": f"{model[1] if model else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}",
         "Threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
         "GPU": ", ".join(gpus) or "none",
-        **dict(env.compiled(env.load_library_module())),
+        **dict(env.compiled()),
         "Commit": commit() or "unknown",
     }
 

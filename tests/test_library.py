@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dcn_plugin
-from dcn_plugin.ops import _library
+from dcn_plugin import _library
 
 PACKAGE = Path(dcn_plugin.__file__).parent
 NO_DETECTRON2 = """
@@ -71,6 +71,7 @@ def test_ops_import_torch_and_nothing_heavier():
 def broken_package(tmp_path):
     """A copy of the Python files of `ops`, without the library."""
     shutil.copytree(PACKAGE / "ops", tmp_path / "dcn_plugin" / "ops")
+    shutil.copy(PACKAGE / "_library.py", tmp_path / "dcn_plugin")
     (tmp_path / "dcn_plugin" / "__init__.py").touch()
     return tmp_path
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Loads the compiled library."""
+"""Loads the compiled library. Outside `ops`, which cannot be imported without the library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 REBUILD = "pip install --no-build-isolation -e ."
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def build_info() -> dict[str, Any] | None:
