@@ -22,10 +22,7 @@ else:
         try:
             importlib.import_module("detectron2.modeling")
         except Exception as error:  # a broken Detectron2: ops and layers work without it
-            warnings.warn(
-                f"dcn_plugin: no models: Detectron2 failed with {error!r}",
-                stacklevel=2,
-            )
+            warnings.warn(f"dcn_plugin: no models: Detectron2 failed with {error!r}", stacklevel=2)
         else:
             importlib.import_module(".modeling", __name__)  # only registration
             importlib.import_module(".data", __name__)

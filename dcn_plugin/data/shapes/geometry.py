@@ -52,11 +52,7 @@ def ribbon(points: Points, headings: np.ndarray) -> Points:
 
 
 def part_outline(
-    part: Part,
-    spine: Points,
-    headings: np.ndarray,
-    articulation: float,
-    rng: np.random.Generator,
+    part: Part, spine: Points, headings: np.ndarray, articulation: float, rng: np.random.Generator
 ) -> Points:
     """Returns the outline of a part at its position on the spine."""
     row = round(part.at * (SAMPLES - 1))
