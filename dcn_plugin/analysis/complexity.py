@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+from fvcore.nn.jit_handles import generic_activation_jit, get_shape
 
 INTERPOLATION = 4  # multiply-adds of a bilinear sample
 ADAPTIVE = 2  # assumed samples of a bin along an axis if their number depends on the RoI
@@ -54,7 +55,7 @@ def count_cost(model: nn.Module, inputs: Any) -> Cost:
     for analysis in (flops, activations):
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
-    activations.set_op_handle(**dict.fromkeys(HANDLES, outputs_of))
+    activations.set_op_handle(**dict.fromkeys(HANDLES, generic_activation_jit()))
     return Cost(
         sum(parameter.numel() for parameter in model.parameters()),
         flops.total(),
@@ -72,9 +73,9 @@ def deform_conv_flops(inputs: list[Any], outputs: list[Any], weight_at: int) -> 
         outputs: of the traced op.
         weight_at: index of the weight among the inputs.
     """
-    channels, weight, output = shape(inputs[0])[1], shape(inputs[weight_at]), shape(outputs[0])
+    input, weight, output = map(get_shape, (inputs[0], inputs[weight_at], outputs[0]))
     positions, taps = prod((output[0], *output[2:])), prod(weight[2:])
-    return prod(output) * prod(weight[1:]) + positions * taps * channels * INTERPOLATION
+    return prod(output) * prod(weight[1:]) + positions * taps * input[1] * INTERPOLATION
 
 
 def roi_pool_flops(inputs: list[Any], outputs: list[Any], ratio_at: int) -> int:
@@ -86,17 +87,7 @@ def roi_pool_flops(inputs: list[Any], outputs: list[Any], ratio_at: int) -> int:
         ratio_at: index of sampling_ratio among the inputs.
     """
     ratio = inputs[ratio_at].toIValue()
-    return prod(shape(outputs[0])) * (ratio if ratio > 0 else ADAPTIVE) ** 2 * INTERPOLATION
-
-
-def outputs_of(inputs: list[Any], outputs: list[Any]) -> int:
-    """Returns the number of elements of a traced op's output."""
-    return prod(shape(outputs[0]))
-
-
-def shape(value: Any) -> list[int]:
-    """Returns the shape of a traced tensor."""
-    return value.type().sizes()
+    return prod(get_shape(outputs[0])) * (ratio if ratio > 0 else ADAPTIVE) ** 2 * INTERPOLATION
 
 
 HANDLES = {
