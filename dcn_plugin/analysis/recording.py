@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -184,16 +184,14 @@ def record(model: nn.Module) -> Iterator[Recording]:
     """
     require_deformable(model)
     recorder = _Recorder()
-    handles = [model.register_forward_pre_hook(recorder.start, with_kwargs=True)]
-    for name, module in deformable_layers(model).items():
-        hook = recorder.branch if isinstance(module, OffsetConv2d) else recorder.convolution
-        handles.append(module.register_forward_hook(partial(hook, name), with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_pre_hook(recorder.start, with_kwargs=True))
+        for name, module in deformable_layers(model).items():
+            hook = recorder.branch if isinstance(module, OffsetConv2d) else recorder.convolution
+            handle = module.register_forward_hook(partial(hook, name), with_kwargs=True)
+            hooks.enter_context(handle)
         with recorder.flow:
             yield recorder.recording
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _takes_offsets(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,15 +78,11 @@ def record_roi_bins(model: nn.Module) -> Iterator[dict[str, RoIBins]]:
         bins by layer, in the order in which they ran; of the last run where there are several.
     """
     recorded: dict[str, RoIBins] = {}
-    handles = [
-        pool.register_forward_hook(_hook(recorded, name), with_kwargs=True)
-        for name, pool in deformable_pools(model).items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, pool in deformable_pools(model).items():
+            handle = pool.register_forward_hook(_hook(recorded, name), with_kwargs=True)
+            hooks.enter_context(handle)
         yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def roi_bins(pool: Pool, boxes: Tensor, offset: Tensor) -> RoIBins:
