@@ -76,7 +76,14 @@ class EncodedImages(Dataset[dict[str, Any]]):
         for instance_id, kind in enumerate(drawn.classes, start=1):
             mask = drawn.instance_ids == instance_id
             labels[mask] = kind + 1
-            annotations.append({"category_id": kind + 1, **_annotation(mask)})
+            annotation = {
+                "category_id": kind + 1,
+                "bbox": cv2.boundingRect(mask.astype(np.uint8)),
+                "area": int(mask.sum()),
+                "iscrowd": 0,
+                "segmentation": mask_to_polygons(mask),
+            }
+            annotations.append(annotation)
         return {
             "image": _encode(".jpg", drawn.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
             "labels": _encode(".png", labels, []),
@@ -124,17 +131,6 @@ def _write_images(folder: Path, settings: Settings, split: str, title: str) -> d
         "images": images,
         "annotations": annotations,
         "categories": [{"id": 1 + kind, "name": name} for kind, name in enumerate(NAMES)],
-    }
-
-
-def _annotation(mask: np.ndarray) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    return {
-        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-        "area": int(mask.sum()),
-        "iscrowd": 0,
-        "segmentation": mask_to_polygons(mask),
     }
 
 
