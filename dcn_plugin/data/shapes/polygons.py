@@ -23,15 +23,11 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     fine[1::2, 1::2] = mask != 0
     fine = cv2.dilate(fine, np.ones((3, 3), np.uint8))
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer: dict[int, np.ndarray] = {}
-    for number, contour in enumerate(contours):
-        parent = int(hierarchy[0, number, 3])
-        if parent < 0:
-            outer[number] = contour[:, 0]
-    for number, contour in enumerate(contours):
-        parent = int(hierarchy[0, number, 3])
+    parents = [] if hierarchy is None else hierarchy[0, :, 3].tolist()  # -1 for outer contours
+    outer = {number: contours[number][:, 0] for number, parent in enumerate(parents) if parent < 0}
+    for contour, parent in zip(contours, parents, strict=True):
         if parent >= 0:
-            hole, contour_around = contour[:, 0], outer[parent]
-            # From the contour's start to the hole, around it and back.
-            outer[parent] = np.concatenate([contour_around, contour_around[:1], hole, hole[:1]])
+            hole, around = contour[:, 0], outer[parent]
+            # From the outer contour's start to the hole, around it and back.
+            outer[parent] = np.concatenate([around, around[:1], hole, hole[:1]])
     return [(points / 2).ravel().tolist() for points in outer.values()]
