@@ -106,10 +106,8 @@ def place_object(
         centre = rng.uniform(0, side, 2)
         outlines = object_outlines(name, settings, rng)
         patch = rasterize([points * extent + centre for points in outlines])
-        enough = patch.area_inside(side) >= max(
-            (1 - settings.truncation) * patch.area(), MIN_PIXELS
-        )
-        if enough and leaves_visible(patch, instance_ids, min_visible):
+        needed = max((1 - settings.truncation) * patch.area(), MIN_PIXELS)
+        if patch.area_inside(side) >= needed and leaves_visible(patch, instance_ids, min_visible):
             return patch
     return None
 
