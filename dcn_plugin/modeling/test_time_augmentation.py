@@ -136,13 +136,11 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
         images = model.preprocess_image([augmented_input])
         features = model.backbone(images.tensor)
         (proposals,), _ = model.proposal_generator(images, features, None)
-        first = self._score(features, proposals.image_size, proposals.proposal_boxes)
-        rounds = [first]
+        size = proposals.image_size
+        rounds = [self._score(features, size, proposals.proposal_boxes)]
         for _ in range(1, self.rounds):
             last = rounds[-1]
-            rounds.append(
-                self._score(features, last.image_size, last.pred_boxes, last.pred_classes)
-            )
+            rounds.append(self._score(features, size, last.pred_boxes, last.pred_classes))
         return rounds
 
     def _score(
