@@ -72,4 +72,5 @@ def git_revision() -> str:
     if not (root / ".git").exists() or shutil.which("git") is None:
         return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"  # Git refuses the repositories of other users
