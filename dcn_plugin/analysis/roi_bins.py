@@ -126,7 +126,8 @@ def _hook(recorded: dict[str, RoIBins], name: str) -> Any:
     def hook(pool: Pool, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         with torch.no_grad():
             given = dict(zip(("features", "boxes"), inputs, strict=False)) | kwargs
-            features, boxes = given["features"].detach(), join_boxes(given["boxes"]).detach()
+            features = given["features"].detach()
+            boxes = join_boxes(given["boxes"], features).detach()
             offset = pool.offsets(features, boxes).float()
             recorded.pop(name, None)  # so that this run is the last in order
             recorded[name] = roi_bins(pool, boxes.float(), offset)

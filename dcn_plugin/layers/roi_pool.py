@@ -134,7 +134,7 @@ class DeformRoIPool(BoxPool):
         Returns:
             Tensor[R, C, P_h, P_w].
         """
-        boxes = join_boxes(boxes)
+        boxes = join_boxes(boxes, features)
         offset = self.offsets(features, boxes)
         return deform_roi_pool(features, boxes, offset, **self.settings, gamma=self.gamma)
 
@@ -246,7 +246,7 @@ class DeformPSRoIPool(PSRoIPool):
         Returns:
             Tensor[R, C', P_h, P_w].
         """
-        boxes = join_boxes(boxes)
+        boxes = join_boxes(boxes, features)
         offset = self.offsets(features, boxes)
         scores = self.score_conv(features)
         return deform_ps_roi_pool(scores, boxes, offset, **self.settings, gamma=self.gamma)

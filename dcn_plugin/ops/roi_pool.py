@@ -106,7 +106,7 @@ def deform_ps_roi_pool(
     Returns:
         Tensor[K, C, P_h, P_w].
     """
-    boxes, size = join_boxes(boxes), pair(output_size)
+    boxes, size = join_boxes(boxes, input), pair(output_size)
     part = size if part_size is None else pair(part_size)
     group = size if group_size is None else pair(group_size)
     return torch.ops.dcn_plugin.deform_roi_pool(
@@ -150,10 +150,15 @@ def ps_roi_pool(
     )
 
 
-def join_boxes(boxes: Tensor | Sequence[Tensor]) -> Tensor:
-    """Returns boxes as Tensor[K, 5]; the index in a list becomes the batch index."""
+def join_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
+    """Returns the boxes on `input` as Tensor[K, 5]; an index in a list becomes the batch index."""
     if isinstance(boxes, Tensor):
         return boxes
+    if input.dim() and len(boxes) > len(input):
+        raise ValueError(
+            f"deform_roi_pool: a list of boxes must have a tensor per image, {len(input)}, got "
+            f"{len(boxes)}, the last one for batch index {len(boxes) - 1}"
+        )
     rows = []
     for index, image_boxes in enumerate(boxes):
         if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
