@@ -52,6 +52,28 @@ def test_every_dtype_equals_float64(name, dtype, layout, device):
     assert_equals_float64(call, CASES[name])
 
 
+@pytest.mark.parametrize("name", ["offset", "mask"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_offset_gradients_are_summed_in_float32(dtype, name, device):
+    """Each group adds 1 to a sum at which the dtype has a spacing of at least 2."""
+    groups, large = 16, 2048.0
+    ramp = torch.arange(6.0, device=device).expand(1, groups, 4, 6)
+    weight = torch.ones(groups, 1, 1, 1, device=device)
+    weight[0] = large
+    call = {
+        "input": ramp,
+        "offset": torch.zeros(1, 2, 4, 6, device=device),
+        "weight": weight,
+        "mask": torch.ones(1, 1, 4, 6, device=device),
+    }
+    call = {k: v.to(dtype).requires_grad_() for k, v in call.items()}
+    (gradient,) = torch.autograd.grad(deform_conv2d(**call).sum(), call[name])
+    expected = torch.tensor(large + groups - 1).to(dtype)
+    assert expected > large
+    # d/dx of the ramp, and its value at x = 1.
+    assert gradient[0, -1, 1, 1].item() == expected.item()
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_a_large_map_in_every_dtype_equals_float64(dtype, device):
     # Coordinates up to 200 in float32 lose 8 bits; the weight gradient sums 6e4 products.

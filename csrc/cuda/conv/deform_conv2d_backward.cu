@@ -33,6 +33,7 @@ template <typename S>
 class Backward {
   using T = OpMathType<S>;
   static constexpr bool kAccumulatesInDtype = std::is_same_v<S, T>;
+  static constexpr auto kAccumulator = c10::CppTypeToScalarType<T>::value;
 
  public:
   Backward(
@@ -43,8 +44,8 @@ class Backward {
         shape_(inputs.shape),
         gradients_(gradients),
         offsets_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)),
-        offset_gradients_(conv_offset_gradients(gradients)),
         wants_input_(gradients.input.numel() > 0),
+        wants_offsets_(gradients.offset.numel() + gradients.mask.numel() > 0),
         wants_weight_(gradients.weight.numel() > 0),
         deterministic_(at::globalContext().deterministicAlgorithms()),
         weight_(pack_weight(weight, shape_, weight.scalar_type())),
@@ -65,23 +66,21 @@ class Backward {
     }
     if (wants_weight_) {
       // The accumulator of all slices, in float32 at least.
-      grad_weight_ = at::zeros(
-          weight_.sizes(),
-          weight_.options().dtype(c10::CppTypeToScalarType<T>::value));
+      grad_weight_ =
+          at::zeros(weight_.sizes(), weight_.options().dtype(kAccumulator));
     }
-    const bool wants_any =
-        wants_input_ || wants_weight_ || offset_gradients_.any_defined();
-    const int64_t images = std::max<int64_t>(
-        kCopyBytes / std::max<int64_t>(tiling_.copy_bytes, 1), 1);
+    const bool wants_any = wants_input_ || wants_weight_ || wants_offsets_;
+    const int64_t images = images_per_range();
     for (int64_t first = 0; wants_any && first < shape_.batch;
          first += images) {
       const int64_t count = std::min(images, shape_.batch - first);
+      const DeformConvGradients sums = offset_sums(first, count);
+      offset_gradients_ = conv_offset_gradients(sums);
       for (size_t i = 0; i < tiling_.slices.size(); ++i) {
-        const bool accumulates_offsets = i > 0 &&
-            tiling_.slices[i - 1].offset_group ==
-                tiling_.slices[i].offset_group;
-        run_slice(first, count, tiling_.slices[i], accumulates_offsets);
+        run_slice(first, count, tiling_.slices[i], accumulates_offsets(i));
       }
+      copy_sums(sums.offset, gradients_.offset, first, count);
+      copy_sums(sums.mask, gradients_.mask, first, count);
     }
     if (wants_weight_) {
       const auto& g = shape_.geometry;
@@ -95,6 +94,57 @@ class Backward {
   }
 
  private:
+  // Whether slice i adds to the offset gradients of the slice before.
+  bool accumulates_offsets(size_t i) const {
+    return i > 0 &&
+        tiling_.slices[i - 1].offset_group == tiling_.slices[i].offset_group;
+  }
+
+  // Whether the gradient, of an offset or mask, is summed over slices in
+  // another dtype than its own.
+  bool needs_sums(const at::Tensor& gradient) const {
+    bool accumulates = false;
+    for (size_t i = 0; i < tiling_.slices.size(); ++i) {
+      accumulates = accumulates || accumulates_offsets(i);
+    }
+    return accumulates && gradient.element_size() < int64_t{sizeof(T)};
+  }
+
+  // As many images as the channels-last copies and the sums allow.
+  int64_t images_per_range() const {
+    int64_t bytes = tiling_.copy_bytes;
+    for (const at::Tensor& gradient : {gradients_.offset, gradients_.mask}) {
+      if (gradient.numel() > 0 && needs_sums(gradient)) {
+        bytes += gradient[0].numel() * int64_t{sizeof(T)};
+      }
+    }
+    return std::max<int64_t>(kCopyBytes / std::max<int64_t>(bytes, 1), 1);
+  }
+
+  // Where the offset gradients of a range of images are summed.
+  DeformConvGradients offset_sums(int64_t first, int64_t count) const {
+    const auto sum = [&](const at::Tensor& gradient) {
+      if (gradient.numel() == 0) {
+        return gradient;
+      }
+      const at::Tensor images = gradient.narrow(0, first, count);
+      return needs_sums(gradient)
+          ? at::empty(images.sizes(), images.options().dtype(kAccumulator))
+          : images;
+    };
+    return {{}, sum(gradients_.offset), {}, {}, sum(gradients_.mask)};
+  }
+
+  static void copy_sums(
+      const at::Tensor& sums,
+      const at::Tensor& gradient,
+      int64_t first,
+      int64_t count) {
+    if (sums.scalar_type() != gradient.scalar_type()) {
+      gradient.narrow(0, first, count).copy_(sums);
+    }
+  }
+
   void run_slice(
       int64_t first,
       int64_t count,
@@ -112,7 +162,7 @@ class Backward {
       grad_input = at::empty(
           map.sizes(),
           map.options()
-              .dtype(c10::CppTypeToScalarType<T>::value)
+              .dtype(kAccumulator)
               .memory_format(at::MemoryFormat::ChannelsLast));
       grad_input.zero_();
     } else if (wants_input_) {
@@ -189,7 +239,7 @@ class Backward {
       const at::Tensor& grad_rows,
       const at::Tensor& weight,
       const Im2colGradients<T>& wanted) {
-    if (!wants_input_ && !offset_gradients_.any_defined()) {
+    if (!wants_input_ && !wants_offsets_) {
       const at::Tensor columns =
           at::empty({tile.rows(), weight.size(1)}, weight.options());
       tile.columns = columns.data_ptr<S>();
@@ -222,8 +272,9 @@ class Backward {
   const DeformConvShape& shape_;
   DeformConvGradients gradients_;
   ConvOffsets offsets_;
-  ConvOffsetGradients offset_gradients_;
+  ConvOffsetGradients offset_gradients_; // of the current range of images
   bool wants_input_;
+  bool wants_offsets_;
   bool wants_weight_;
   bool deterministic_;
   at::Tensor weight_; // (groups, group_out, taps, group_in)

@@ -129,7 +129,7 @@ __device__ __forceinline__ void store_tap_gradient(
   const auto& tile = params.tile;
   params.gradients.offsets.store(
       tile.offsets.geometry,
-      tap_index.image,
+      tap_index.map_image,
       tile.offset_group,
       tap_index.y,
       tap_index.x,

@@ -18,7 +18,7 @@ struct Im2colTile {
   ConvOffsets offsets;
   int64_t offset_group;
   int64_t image; // in the batch
-  int64_t map_image; // the same image in `map` and `grad_input`
+  int64_t map_image; // the same image in `map` and in the gradients
   int64_t images;
   int first_y; // of the first position
   int first_x;
@@ -45,7 +45,7 @@ struct Im2colGradients {
   FeatureMapView<T>
       input; // of image 0; accumulated; not computed if data is null
   int64_t input_stride; // between images
-  ConvOffsetGradients offsets;
+  ConvOffsetGradients offsets; // of the images of `map`
   bool accumulates_offsets; // adds to those of the previous slices
   bool wants_columns; // overwrites grad_columns with the columns
 };

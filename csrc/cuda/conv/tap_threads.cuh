@@ -14,7 +14,7 @@ namespace dcn::cuda {
 template <typename S, typename T>
 struct TapIndex {
   int64_t image; // in the batch
-  int64_t map_image; // in `map` and `grad_input`
+  int64_t map_image; // in `map` and in the gradients
   int y; // of the output
   int x;
   int tap;
