@@ -79,11 +79,17 @@ void pool_bins(RoiTile<S, T> tile);
 template <typename S, typename T>
 void backward_bins(RoiTile<S, T> tile, const RoiTileGradients<S, T>& gradients);
 
+// The largest number of rows, and of columns, of cells that the function below
+// divides a map into.
+constexpr int kCellsPerAxis = 8;
+
 // Computes the gradient of the input only, each pixel's sum in a fixed order.
+// `options` are those of a tensor on the device.
 template <typename S, typename T>
 void backward_input_deterministic(
     RoiTile<S, T> tile,
-    const RoiTileGradients<S, T>& gradients);
+    const RoiTileGradients<S, T>& gradients,
+    const at::TensorOptions& options);
 
 // Writes the gradient of the offset tensor: for each part the sum of its bins,
 // in a fixed order.

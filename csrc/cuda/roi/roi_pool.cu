@@ -20,8 +20,11 @@ namespace {
 
 // Slices with fewer channels are not copied.
 constexpr int64_t kMinCopiedChannels = 16;
-// Budget for the offset gradients of the bins of a range of RoIs.
-constexpr int64_t kOffsetGradBytes = int64_t{32} << 20;
+// Budget for what is stored per bin of a range of RoIs.
+constexpr int64_t kBinBytes = int64_t{32} << 20;
+// Per bin, the keys and indices that backward_input_deterministic sorts.
+constexpr int64_t kSortBytes =
+    kCellsPerAxis * kCellsPerAxis * 4 * int64_t{sizeof(int64_t)};
 
 // View of channels [channel, channel + channels) of every group, of some
 // images: (images, channels, groups, H, W).
@@ -162,8 +165,10 @@ void backward(
     gradients.input.zero_();
   }
   const int64_t bins = shape.classes * shape.bins.count();
-  const int64_t max_rois = std::max<int64_t>(
-      kOffsetGradBytes / (bins * int64_t{sizeof(OffsetGrad<T>)}), 1);
+  const int64_t bytes_per_bin =
+      std::max<int64_t>(sizeof(OffsetGrad<T>), deterministic ? kSortBytes : 0);
+  const int64_t max_rois =
+      std::max<int64_t>(kBinBytes / (bins * bytes_per_bin), 1);
   for (int64_t first = 0; first < shape.rois; first += max_rois) {
     const int64_t rois = std::min(max_rois, shape.rois - first);
     at::Tensor offset_grads;
@@ -201,7 +206,7 @@ void backward(
           tile.channels = channels;
           tile.maps = maps_of<const S>(maps);
           if (deterministic && wants_input) {
-            backward_input_deterministic<S, T>(tile, wanted);
+            backward_input_deterministic<S, T>(tile, wanted, input.options());
             wanted.input.map.data = nullptr;
           }
           if (wants_offset || !deterministic) {

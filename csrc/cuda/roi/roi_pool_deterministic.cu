@@ -2,14 +2,116 @@
 // Copyright (c) dcn_plugin contributors
 
 // Deterministic gradient of the input of RoI pooling, used under
-// torch.use_deterministic_algorithms: each pixel sums the contributions of all
-// bins that read it, in a fixed order. Slow, since every thread visits every
-// bin.
+// torch.use_deterministic_algorithms: each pixel sums the contributions of the
+// bins that read it, in a fixed order. The map is divided into cells; the bins
+// are sorted by the cells that they read, and a pixel visits those of its cell.
+
+#include <limits>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sort.h>
 
 #include "cuda/roi/bin_threads.cuh"
 
 namespace dcn::cuda {
 namespace {
+
+// The key of a bin that does not read a cell, sorted behind all cells.
+constexpr int64_t kNoCell = std::numeric_limits<int64_t>::max();
+
+// The cells of a map.
+struct CellGrid {
+  int height; // of a cell, in pixels
+  int width;
+  int rows;
+  int columns;
+
+  explicit CellGrid(const RoiPoolShape& shape)
+      : height((shape.map.h + kCellsPerAxis - 1) / kCellsPerAxis),
+        width((shape.map.w + kCellsPerAxis - 1) / kCellsPerAxis),
+        rows((shape.map.h + height - 1) / height),
+        columns((shape.map.w + width - 1) / width) {}
+};
+
+// Bins with the same key contribute to the same cell: of a class, an image and
+// a group of channels.
+template <typename S, typename T>
+__device__ int64_t cell_key(
+    const RoiTile<S, T>& tile,
+    const CellGrid& cells,
+    int64_t class_index,
+    int64_t image, // in the tile
+    int group,
+    int row,
+    int column) {
+  const int64_t map =
+      (class_index * tile.images + image) * tile.geometry.shape.groups.count() +
+      group;
+  return (map * cells.rows + row) * cells.columns + column;
+}
+
+// The pixels that the samples of a bin read along one axis.
+struct PixelRange {
+  int first;
+  int last; // less than first if there are none
+};
+
+template <typename T>
+__device__ PixelRange pixels_of(const BinAxis<T>& bin) {
+  PixelRange range{bin.extent, -1};
+  for (int64_t i = bin.begin; i < bin.end; ++i) {
+    const BinSample<T> sample = bin_sample(bin, i);
+    if (sample.kept) {
+      range.first = min(range.first, sample.tap.pixel[0]);
+      range.last = max(range.last, sample.tap.pixel[1]);
+    }
+  }
+  return range;
+}
+
+template <typename S, typename T>
+struct CellKeyParams {
+  RoiTile<S, T> tile;
+  CellGrid cells;
+  int64_t* keys; // (cells, bins)
+};
+
+// One thread per bin.
+template <typename S, typename T>
+__global__ void cell_key_kernel(CellKeyParams<S, T> params) {
+  const auto& tile = params.tile;
+  const auto& cells = params.cells;
+  const int64_t bins = num_bins(tile);
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       index < bins;
+       index += step) {
+    const ClassBin<T> bin_index(tile, index);
+    const auto bin = tile.geometry.template locate<T>(
+        tile.first_roi + bin_index.roi,
+        bin_index.class_index,
+        bin_index.i,
+        bin_index.j);
+    const int64_t image = bin.image - tile.first_image;
+    const bool reads =
+        bin.state == RoiState::kInside && image >= 0 && image < tile.images;
+    const int group = tile.geometry.shape.group_of(bin_index.i, bin_index.j);
+    const PixelRange y = reads ? pixels_of(bin.y) : PixelRange{0, -1};
+    const PixelRange x = reads ? pixels_of(bin.x) : PixelRange{0, -1};
+    for (int row = 0; row < cells.rows; ++row) {
+      for (int column = 0; column < cells.columns; ++column) {
+        const bool reads_cell = y.first < (row + 1) * cells.height &&
+            y.last >= row * cells.height &&
+            x.first < (column + 1) * cells.width &&
+            x.last >= column * cells.width;
+        params.keys[(row * cells.columns + column) * bins + index] = reads_cell
+            ? cell_key(
+                  tile, cells, bin_index.class_index, image, group, row, column)
+            : kNoCell;
+      }
+    }
+  }
+}
 
 // The weight of a bin at one pixel, along one axis.
 template <typename T>
@@ -30,56 +132,56 @@ template <typename S, typename T>
 struct DeterministicParams {
   RoiTile<S, T> tile;
   RoiTileGradients<S, T> gradients;
+  CellGrid cells;
+  const int64_t* keys; // sorted
+  const int64_t* order; // indices into (cells, bins), in the order of the keys
+  int64_t count;
 };
 
-// Adds the contributions of every bin of `group` to pixel (y, x) of kSize
-// output channels, from `c` on, to `sums`.
+// The first index whose key is not less than `key`.
+__device__ inline int64_t lower_bound(
+    const int64_t* keys,
+    int64_t count,
+    int64_t key) {
+  int64_t low = 0;
+  while (count > 0) {
+    const int64_t half = count / 2;
+    const bool less = keys[low + half] < key;
+    low = less ? low + half + 1 : low;
+    count = less ? count - half - 1 : half;
+  }
+  return low;
+}
+
+// Adds the contribution of a bin to pixel (y, x) of kSize output channels, from
+// `c` on, to `sums`.
 template <int kSize, typename S, typename T>
-__device__ void sum_bins(
+__device__ void add_bin(
     const RoiTile<S, T>& tile,
-    int64_t image,
-    int group,
+    const ClassBin<T>& bin_index,
     int y,
     int x,
     int64_t c,
     T (&sums)[kSize]) {
-  const auto& shape = tile.geometry.shape;
-  const int64_t class_index = c / shape.channels_per_class();
-  for (int64_t r = 0; r < tile.rois; ++r) {
-    const int64_t roi = tile.first_roi + r;
-    if (tile.geometry.image_of(roi) != image) {
-      continue;
-    }
-    for (int i = 0; i < shape.bins.h; ++i) {
-      for (int j = 0; j < shape.bins.w; ++j) {
-        if (shape.group_of(i, j) != group) {
-          continue;
-        }
-        const auto bin =
-            tile.geometry.template locate<T>(roi, class_index, i, j);
-        if (bin.state != RoiState::kInside) {
-          continue;
-        }
-        const T weight_y = weight_at(bin.y, y);
-        const T weight =
-            weight_y == T(0) ? weight_y : weight_y * weight_at(bin.x, x);
-        if (weight == T(0)) {
-          continue;
-        }
-        const T divisor =
-            bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x));
-        T gradient[kSize];
-        load_pooled(
-            tile,
-            tile.pooled.pixel(i, j) + roi * tile.pooled_stride +
-                c * tile.pooled.channel_stride,
-            gradient);
+  const int64_t roi = tile.first_roi + bin_index.roi;
+  const auto bin = tile.geometry.template locate<T>(
+      roi, bin_index.class_index, bin_index.i, bin_index.j);
+  const T weight_y = weight_at(bin.y, y);
+  const T weight = weight_y == T(0) ? weight_y : weight_y * weight_at(bin.x, x);
+  if (weight == T(0)) {
+    return;
+  }
+  const T divisor =
+      bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x));
+  T gradient[kSize];
+  load_pooled(
+      tile,
+      tile.pooled.pixel(bin_index.i, bin_index.j) + roi * tile.pooled_stride +
+          c * tile.pooled.channel_stride,
+      gradient);
 #pragma unroll
-        for (int k = 0; k < kSize; ++k) {
-          sums[k] += weight * (gradient[k] / divisor);
-        }
-      }
-    }
+  for (int k = 0; k < kSize; ++k) {
+    sums[k] += weight * (gradient[k] / divisor);
   }
 }
 
@@ -92,6 +194,7 @@ __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
   const int64_t groups = shape.groups.count();
   const int64_t pixels = shape.map.count();
   const int64_t count = tile.images * pixels * groups * channel_blocks;
+  const int64_t bins = num_bins(tile);
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
        index < count;
@@ -101,15 +204,22 @@ __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
     const int64_t pixel = index / channel_blocks / groups % pixels;
     const int64_t image = index / channel_blocks / groups / pixels;
     const int y = pixel / shape.map.w, x = pixel % shape.map.w;
-    T sums[kSize] = {};
-    sum_bins(
+    const int64_t c = tile.first_channel + channel;
+    const int64_t key = cell_key(
         tile,
-        tile.first_image + image,
+        params.cells,
+        c / shape.channels_per_class(),
+        image,
         group,
-        y,
-        x,
-        tile.first_channel + channel,
-        sums);
+        y / params.cells.height,
+        x / params.cells.width);
+    T sums[kSize] = {};
+    for (int64_t i = lower_bound(params.keys, params.count, key);
+         i < params.count && params.keys[i] == key;
+         ++i) {
+      const ClassBin<T> bin_index(tile, params.order[i] % bins);
+      add_bin(tile, bin_index, y, x, c, sums);
+    }
     const auto input = params.gradients.input.view(image, group, channel);
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
@@ -123,7 +233,18 @@ __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
 template <typename S, typename T>
 void backward_input_deterministic(
     RoiTile<S, T> tile,
-    const RoiTileGradients<S, T>& gradients) {
+    const RoiTileGradients<S, T>& gradients,
+    const at::TensorOptions& options) {
+  const CellGrid cells(tile.geometry.shape);
+  const int64_t bins = num_bins(tile);
+  const at::Tensor keys =
+      at::empty({cells.rows * cells.columns * bins}, options.dtype(at::kLong));
+  launch(
+      cell_key_kernel<S, T>,
+      CellKeyParams<S, T>{tile, cells, keys.data_ptr<int64_t>()},
+      bins);
+  const auto [sorted, order] =
+      at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
   constexpr int kWide = kVectorSize<S>;
   const bool wide = divides_channels(tile, kWide);
   const int64_t size = wide ? kWide : 1;
@@ -131,14 +252,20 @@ void backward_input_deterministic(
   assign_threads(tile, size);
   launch(
       wide ? deterministic_kernel<S, T, kWide> : deterministic_kernel<S, T, 1>,
-      DeterministicParams<S, T>{tile, gradients},
+      DeterministicParams<S, T>{
+          tile,
+          gradients,
+          cells,
+          sorted.template data_ptr<int64_t>(),
+          order.template data_ptr<int64_t>(),
+          keys.numel()},
       tile.images * shape.map.count() * shape.groups.count() *
           (tile.channels / size));
 }
 
 #define DCN_INSTANTIATE_DETERMINISTIC(S, T)   \
   template void backward_input_deterministic( \
-      RoiTile<S, T>, const RoiTileGradients<S, T>&);
+      RoiTile<S, T>, const RoiTileGradients<S, T>&, const at::TensorOptions&);
 
 DCN_INSTANTIATE_DETERMINISTIC(double, double)
 DCN_INSTANTIATE_DETERMINISTIC(float, float)
