@@ -13,6 +13,7 @@ DONE := .venv/.setup
 LOG := build/setup.log
 SANITIZE := build/sanitize
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+EMULATOR_FILES := $(shell find tests/cuda_emulator -name '*.cpp' -o -name '*.h' -o -name '*.cuh')
 OPS_INPUTS := setup.py pyproject.toml tools/toolchain.py $(CXX_FILES)
 OPS_VARIABLES := FORCE_CPU|FORCE_CUDA|TORCH_CUDA_ARCH_LIST|CUDA_HOME|CUDA_PATH|DCN_SANITIZE|CXX|CC|C(XX|PP)?FLAGS|LDFLAGS
 # The user's own packages and pip settings stay out of .venv.
@@ -33,8 +34,8 @@ logged = $(call stage,$(1),mkdir -p build; { $(CLEAN) $(2); } >> $(LOG) 2>&1 < /
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help python venv setup test test-slow demo bench lint format sanitize clean distclean \
-  check-style always
+.PHONY: help python venv setup test test-slow demo bench lint format sanitize emulator emulate \
+  emulate-checked clean distclean check-style always
 
 help:
 	@echo "make setup      create .venv and compile the ops: minutes the first time, 8 GB of disk"
@@ -44,6 +45,8 @@ help:
 	@echo "make bench      setup and benchmark: half an hour; BENCH_ARGS=--quick for a short one"
 	@echo "make lint       check the style; make format fixes it"
 	@echo "make sanitize   tests of the ops with address and undefined-behaviour sanitizers"
+	@echo "make emulate    tests of the CUDA kernels without a GPU, by an emulator on the CPU"
+	@echo "make emulate-checked  all of them with checks of every memory access: 10 minutes"
 	@echo "make clean      remove build outputs; make distclean removes .venv too (output/ stays)"
 	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS"
 	@echo "TORCH_CUDA_ARCH_LIST=release compiles for all GPU architectures of a release, 7.5 to 12.0"
@@ -110,13 +113,13 @@ setup: venv
 
 check-style:
 	$(call stage,style,$(V)/ruff check . && $(V)/ruff format --check . \
-	  && $(V)/clang-format --dry-run --Werror $(CXX_FILES))
+	  && $(V)/clang-format --dry-run --Werror $(CXX_FILES) $(EMULATOR_FILES))
 
 lint: setup check-style
 
 format: setup
 	$(V)/ruff check --fix . ; $(V)/ruff format .
-	$(V)/clang-format -i $(CXX_FILES)
+	$(V)/clang-format -i $(CXX_FILES) $(EMULATOR_FILES)
 
 test: setup check-style
 	$(call stage,tests,$(PYTEST) -m "not slow" $(PYTEST_ARGS))
@@ -144,6 +147,28 @@ sanitize: setup
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  ../../$(V)/python -m pytest -m "not slow" tests/ops $(PYTEST_ARGS))
+
+# $(call emulated,build,tests): tests of the CUDA kernels on a build of the emulator
+emulated = DCN_CUDA_EMULATOR=$(CURDIR)/build/cuda_emulator/$(1)/emulator.so \
+  $(PYTEST) -m "cuda and not slow and not gpu" $(2) $(PYTEST_ARGS)
+EMULATED_TESTS := tests/ops tests/layers tests/cuda_emulator/test_far_indices.py
+# The checked build takes three times as long: in CI, the comparisons with the references.
+CHECKED_TESTS := tests/ops/test_deform_conv2d.py tests/ops/test_roi_pool.py \
+  tests/cuda_emulator/test_far_indices.py
+
+emulator: setup
+	$(call stage,build of the CUDA emulator,$(V)/python -m tests.cuda_emulator.faults copy && \
+	  for name in plain checked faults; do $(MAKE) -s -j$$(nproc) -f tests/cuda_emulator/Makefile \
+	  NAME=$$name PYTHON=$(V)/python || exit 1; done)
+
+emulate: emulator
+	$(call stage,CUDA kernels in the emulator,$(call emulated,plain,$(EMULATED_TESTS)))
+	$(call stage,checks of their memory accesses,$(call emulated,checked,$(CHECKED_TESTS)))
+	$(call stage,reports of deliberate faults,$(V)/python -m tests.cuda_emulator.faults table && \
+	  $(PYTEST) tests/cuda_emulator/test_faults.py)
+
+emulate-checked: emulator
+	$(call stage,checked CUDA kernels,$(call emulated,checked,$(EMULATED_TESTS)))
 
 comma := ,
 

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests.devices import CUDA, EMULATOR
 
 NO_GPU = "needs a CUDA GPU, and there is none"
 
@@ -18,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
     for item in items:
-        if "cuda" in item.keywords:
+        if "gpu" in item.keywords or ("cuda" in item.keywords and not EMULATOR):
             item.add_marker(pytest.mark.skip(reason=NO_GPU))
 
 
@@ -33,12 +37,39 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"{sum(skipped.values())} cases skipped: {NO_GPU}")
         for name, count in sorted(skipped.items()):
             terminalreporter.line(f"{count:4d}  {name}")
+    counts = [c for c in terminalreporter.config.stash[EMULATED] if c["launches"]]
+    if counts:
+        terminalreporter.section("CUDA kernels, run by the emulator on the CPU")
+        for name in ("launches", "threads", "shuffles", "atomics"):
+            terminalreporter.line(f"{name:9s} {sum(c[name] for c in counts):,d}")
+        seeds = " ".join(str(c["seed"]) for c in counts)
+        terminalreporter.line(f"seeds of the order of threads: {seeds} (DCN_EMULATOR_SEED)")
+
+
+# What the emulator ran, in this process and in those of pytest-xdist.
+EMULATED = pytest.StashKey[list[dict[str, int]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[EMULATED] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[EMULATED].extend(node.workeroutput.get("emulated", []))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if EMULATOR and not hasattr(session.config, "workerinput"):
+        session.config.stash[EMULATED].append(asdict(EMULATOR.counts()))
+    elif EMULATOR:
+        session.config.workeroutput["emulated"] = [asdict(EMULATOR.counts())]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
     """Every device in turn."""
-    return request.param
+    return CUDA if request.param == "cuda" else request.param
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.devices import kernels_of
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Largest error, in eps of the dtype, relative to the largest value of the tensor.
@@ -25,7 +27,7 @@ _EPS = {
 
 def tolerance(dtype: torch.dtype, device: str = "cpu") -> float:
     """Returns the tolerance relative to the largest value of a tensor."""
-    return _EPS[torch.device(device).type][dtype] * torch.finfo(dtype).eps
+    return _EPS[kernels_of(device)][dtype] * torch.finfo(dtype).eps
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) dcn_plugin contributors
 
-// The only place where kernels are launched.
+// The only place where kernels are launched. The emulator (tests/cuda_emulator)
+// replaces this file.
 #pragma once
 
 #include <algorithm>
 
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
+
+// The key of the dispatcher that the kernels are registered under.
+#define DCN_CUDA_DISPATCH_KEY CUDA
 
 namespace dcn::cuda {
 

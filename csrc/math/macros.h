@@ -40,9 +40,12 @@
 #define DCN_HAS_BFLOAT16_UNITS() false
 #endif
 
-// Whether the target GPU has atomicAdd(float4*).
+// Whether the target GPU has atomicAdd(float4*). The emulator defines it
+// itself.
+#ifndef DCN_VECTOR_ATOMICS
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
 #define DCN_VECTOR_ATOMICS true
 #else
 #define DCN_VECTOR_ATOMICS false
+#endif
 #endif

@@ -72,7 +72,6 @@ void check_offset(const at::Tensor& offset, RoiPoolShape& shape) {
       shape.channels);
 }
 
-// On the CPU only: on CUDA this would synchronize with the GPU.
 void check_batch_indices(const at::Tensor& boxes, int64_t batch) {
   const AnyDtypeView view(boxes.unsqueeze(2).unsqueeze(3));
   for (int64_t roi = 0; roi < boxes.size(0); ++roi) {
@@ -92,7 +91,9 @@ void check_batch_indices(const at::Tensor& boxes, int64_t batch) {
 
 } // namespace
 
-RoiPoolShape check_roi_pool(const RoiPoolArguments& arguments) {
+RoiPoolShape check_roi_pool(
+    const RoiPoolArguments& arguments,
+    bool checks_batch_indices) {
   const auto& input = arguments.input;
   const auto& boxes = arguments.boxes;
   check_float_tensor(kOp, "input", input, 4, "(N, C, H, W)");
@@ -133,7 +134,7 @@ RoiPoolShape check_roi_pool(const RoiPoolArguments& arguments) {
     check_same_device(kOp, "offset", *arguments.offset, input);
     check_offset(*arguments.offset, shape);
   }
-  if (boxes.is_cpu()) {
+  if (checks_batch_indices) {
     check_batch_indices(boxes, shape.batch);
   }
   return shape;

@@ -56,8 +56,11 @@ struct RoiPoolArguments {
   std::string_view mode;
 };
 
-// Throws if the arguments are not valid.
-RoiPoolShape check_roi_pool(const RoiPoolArguments& arguments);
+// Throws if the arguments are not valid. To check batch indices on CUDA would
+// synchronize with the GPU; its kernels give NaN for invalid ones.
+RoiPoolShape check_roi_pool(
+    const RoiPoolArguments& arguments,
+    bool checks_batch_indices);
 
 void check_roi_grad_output(
     const at::Tensor& grad_output,

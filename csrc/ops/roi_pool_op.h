@@ -4,7 +4,7 @@
 // The registered ops of RoI pooling, for both devices. A Device has
 //   forward(source, input, output)
 //   backward(source, grad_output, input, gradients)
-// which fill the tensors that are allocated here.
+// which fill the tensors that are allocated here, and kChecksBatchIndices.
 #pragma once
 
 #include <tuple>
@@ -38,7 +38,8 @@ at::Tensor deform_roi_pool(
        spatial_scale,
        sampling_ratio,
        gamma,
-       mode});
+       mode},
+      Device::kChecksBatchIndices);
   const c10::DeviceGuard guard(input.device());
   const at::Tensor output = allocate_roi_pool_output(input, shape);
   Device::forward(roi_geometry(shape, boxes, offset), input, output);
@@ -70,7 +71,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward(
       sampling_ratio,
       gamma,
       mode};
-  const auto shape = check_roi_pool(arguments);
+  const auto shape = check_roi_pool(arguments, Device::kChecksBatchIndices);
   check_roi_grad_output(grad_output, input, shape);
   const c10::DeviceGuard guard(input.device());
   const auto gradients = allocate_roi_pool_gradients(arguments, output_mask);

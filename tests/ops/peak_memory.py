@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dcn_plugin.ops import deform_conv2d
+from tests.devices import EMULATOR
 from tests.ops.conv_cases import ConvCase
 
 MIB = 1 << 20
@@ -42,13 +43,16 @@ def resident() -> int:
 class Peak:
     """Peak memory beyond that at construction, in bytes.
 
-    On the CPU a thread polls every millisecond: the peak that the kernel records cannot be reset
-    everywhere, and PyTorch's allocator does not count allocations of C++.
+    Tensors are counted on a GPU and in the emulator. On the CPU a thread polls every millisecond:
+    the peak that the kernel records cannot be reset everywhere, and PyTorch's allocator does not
+    count allocations of C++.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
-        if device == "cpu":
+        if EMULATOR:
+            self.before = EMULATOR.reset_peak()
+        elif device == "cpu":
             self.before = self.highest = resident()
             self.done = threading.Event()
             self.thread = threading.Thread(target=self._watch)
@@ -62,6 +66,8 @@ class Peak:
             self.highest = max(self.highest, resident())
 
     def bytes(self) -> int:
+        if EMULATOR:
+            return EMULATOR.peak() - self.before
         if self.device == "cpu":
             self.done.set()
             self.thread.join()
@@ -106,6 +112,8 @@ def measure(name: str, device: str, dtype: torch.dtype, layout: torch.memory_for
 
 def main(device: str) -> None:
     torch.set_num_threads(2)
+    if EMULATOR:  # what is allocated does not depend on what is computed
+        EMULATOR.run_few_warps(1)
     # Warm-up: loads the GEMM library.
     measure("small", device, torch.float32, torch.contiguous_format)
     for name in CASES:

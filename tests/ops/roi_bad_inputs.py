@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tests.devices import kernels_of
 from tests.ops.bad_inputs import Change, Invalid, fill_some, invalid
 from tests.ops.conv_cases import cast
 from tests.ops.roi_cases import BOTH, MODES, RoiCase, gradients
@@ -175,8 +176,8 @@ def check_extreme(name: str, device: str, dtype: torch.dtype = torch.float32) ->
 
 
 def main(device: str, *names: str) -> None:
-    invalid_names = INVALID | (INVALID_ON_CPU if device == "cpu" else {})
-    extreme_names = EXTREME | ({} if device == "cpu" else BATCH_INDICES)
+    invalid_names = INVALID | (INVALID_ON_CPU if kernels_of(device) == "cpu" else {})
+    extreme_names = EXTREME | ({} if kernels_of(device) == "cpu" else BATCH_INDICES)
     for name in names or (*invalid_names, *extreme_names):
         (check_invalid if name in invalid_names else check_extreme)(name, device)
 

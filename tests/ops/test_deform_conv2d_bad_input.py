@@ -37,6 +37,7 @@ def test_extreme_values_do_not_crash(name, dtype, device):
 
 
 @pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["offset", "weight", "bias", "mask"])
 def test_mixed_devices_raise(name):
     call = ASYMMETRIC.draw("cuda")
@@ -241,6 +242,7 @@ def test_no_crash_or_hang_in_a_subprocess(name, device):
 
 @pytest.mark.slow
 @pytest.mark.cuda
+@pytest.mark.gpu
 def test_memcheck():
     result = run_under_memcheck(bad_inputs)
     assert result.returncode == 0, result.stdout + result.stderr

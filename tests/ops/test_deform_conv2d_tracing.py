@@ -89,6 +89,7 @@ def test_compile_under_autocast(device):
 
 
 @pytest.mark.cuda
+@pytest.mark.gpu
 def test_cuda_graphs_after_a_linear_layer():
     """A kernel on a wrong stream would run before the layer that it reads from."""
     torch.compiler.reset()

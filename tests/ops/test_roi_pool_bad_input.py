@@ -44,6 +44,7 @@ def test_any_batch_index_of_an_empty_batch_raises():
 
 
 @pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["boxes", "offset"])
 def test_mixed_devices_raise(name):
     call = ASYMMETRIC["align"].draw("cuda")
@@ -105,6 +106,7 @@ def test_an_invalid_batch_index_in_a_subprocess(name):
 
 @pytest.mark.slow
 @pytest.mark.cuda
+@pytest.mark.gpu
 def test_memcheck():
     result = run_under_memcheck(roi_bad_inputs)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dcn_plugin.ops import deform_roi_pool
+from tests.devices import CUDA
 from tests.ops import roi_bad_inputs
 from tests.ops.conv_cases import cast
 from tests.ops.roi_cases import BOTH, BOXES, MODES, RoiCase, gradients
@@ -222,9 +223,9 @@ def test_a_nan_pixel_stays_in_its_image_and_channel(case, value, layout, device)
 @pytest.mark.parametrize("name", roi_bad_inputs.BATCH_INDICES)
 @both
 def test_an_invalid_batch_index_gives_nan_and_no_gradient_on_cuda(case, name, dtype):
-    call = valid_call(case, "cuda", dtype, torch.contiguous_format)
-    expected, expected_gradients = without_roi(case, call)
+    call = valid_call(case, CUDA, dtype, torch.contiguous_format)
     call = cast(call, torch.float32, ["boxes"])
+    expected, expected_gradients = without_roi(case, call)
     call["boxes"][ROI, 0] = roi_bad_inputs.BATCH_INDICES[name]
     output, found = gradients(case.function, call)
     where = torch.zeros(output.shape, dtype=torch.bool)

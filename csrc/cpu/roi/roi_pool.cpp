@@ -13,6 +13,8 @@ namespace dcn::cpu {
 namespace {
 
 struct Device {
+  static constexpr bool kChecksBatchIndices = true;
+
   static void forward(
       const RoiGeometry& geometry,
       const at::Tensor& input,

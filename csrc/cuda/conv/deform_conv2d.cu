@@ -4,6 +4,7 @@
 // Registers the CUDA kernels of deformable convolution.
 
 #include "cuda/conv/deform_conv2d.cuh"
+#include "cuda/launch.cuh"
 #include "ops/deform_conv2d_op.h"
 
 namespace dcn::cuda {
@@ -17,6 +18,6 @@ struct Device {
 } // namespace
 } // namespace dcn::cuda
 
-TORCH_LIBRARY_IMPL(dcn_plugin, CUDA, m) {
+TORCH_LIBRARY_IMPL(dcn_plugin, DCN_CUDA_DISPATCH_KEY, m) {
   dcn::register_deform_conv2d<dcn::cuda::Device>(m);
 }

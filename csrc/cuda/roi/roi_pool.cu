@@ -10,6 +10,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "cuda/launch.cuh"
 #include "cuda/roi/roi_bins.cuh"
 #include "cuda/workspace.cuh"
 #include "ops/backward_tiling.h"
@@ -229,6 +230,8 @@ void backward(
 }
 
 struct Device {
+  static constexpr bool kChecksBatchIndices = false;
+
   static void forward(
       const RoiGeometry& geometry,
       const at::Tensor& input,
@@ -262,6 +265,6 @@ struct Device {
 } // namespace
 } // namespace dcn::cuda
 
-TORCH_LIBRARY_IMPL(dcn_plugin, CUDA, m) {
+TORCH_LIBRARY_IMPL(dcn_plugin, DCN_CUDA_DISPATCH_KEY, m) {
   dcn::register_roi_pool<dcn::cuda::Device>(m);
 }
