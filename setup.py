@@ -100,7 +100,7 @@ def extension() -> Any:
         depends=files("**/*.h", "**/*.cuh"),
         extra_compile_args={
             "cxx": [*flags, "-Wall", "-Wextra", *openmp, *system(headers)],
-            "nvcc": ["-O3", "-DNDEBUG", "-Xcompiler", "-Wall,-Wextra", *system(cuda_headers)],
+            "nvcc": [*toolchain.NVCC_FLAGS, *system(cuda_headers)],
         },
         extra_link_args=[*openmp, *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])],
         py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),

@@ -15,6 +15,9 @@ from typing import NamedTuple
 # Machine code for Ampere; the driver compiles the PTX for newer GPUs.
 DEFAULT_ARCHS = "8.0+PTX"
 
+# Flags of nvcc, beside those that PyTorch adds.
+NVCC_FLAGS = ("-O3", "-DNDEBUG", "-Xcompiler", "-Wall,-Wextra")
+
 # TORCH_CUDA_ARCH_LIST=release: one entry per GPU generation, and PTX of the newest for later ones.
 RELEASE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
