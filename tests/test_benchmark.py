@@ -8,14 +8,17 @@ import dataclasses
 import importlib.util
 import io
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
+from types import SimpleNamespace
 
 import benchmark
 import pytest
 import torch
-from bench import cases, memory, nets, table, timing
-from bench.cases import MMCV, OURS, PLAIN, TORCHVISION, Rival, Setting
+import torchvision
+from bench import agreement, cases, memory, nets, table, timing
+from bench.cases import DEFORMOPS, MMCV, NO_OFFSETS, OURS, PLAIN, TORCHVISION, Call, Rival, Setting
 from bench.machine import Peak
 from bench.timing import Times
 from torch.testing import assert_close
@@ -55,7 +58,7 @@ class TestQuickRun:
             names = {r.rival for r in rows if r.kind == kind and r.dtype == dtype}
             return names - {MMCV}  # where it is installed
 
-        pooled = {OURS, f"{OURS}, shared offsets", f"{OURS}, no offsets", TORCHVISION}
+        pooled = {OURS, f"{OURS}, shared offsets", NO_OFFSETS, TORCHVISION}
         for dtype in ("float32", "bfloat16"):
             assert rivals("conv", dtype) == {OURS, TORCHVISION, PLAIN}
             assert rivals("roi", dtype) == pooled
@@ -108,10 +111,12 @@ class TestQuickRun:
                 assert row.peak_share == pytest.approx(gflops / peak)
             if row.kind != "nets" and memory.reset_peak():
                 assert row.workspace_mib >= 0
+            compared = row.rival == TORCHVISION
+            assert (row.difference is not None and row.difference < 1e-4) == compared
 
     def test_the_header_describes_the_environment(self, run):
         printed, written = run
-        assert {"PyTorch", "CPU", "Threads", "Commit"} <= set(written["environment"])
+        assert {"PyTorch", "Rivals", "CPU", "Threads", "Commit"} <= set(written["environment"])
         for value in written["environment"].values():
             assert value in printed
         assert "float32, 1 thread: " in printed
@@ -186,12 +191,115 @@ class TestMeasure:
             timing.measure({"a": fails}, "cpu", seconds=0.0)
 
 
+class TestAgreement:
+    @pytest.fixture
+    def calls(self) -> dict[Rival, Call]:
+        return cases.QUICK_CONV_CASES[0].rivals(CPU)
+
+    def replaced(self, calls: dict, function: Callable) -> dict[Rival, Call]:
+        """Replaces the function of torchvision."""
+        rival = Rival(TORCHVISION)
+        return {**calls, rival: dataclasses.replace(calls[rival], function=function)}
+
+    @pytest.mark.parametrize("case", [*cases.QUICK_CONV_CASES, *cases.QUICK_ROI_CASES])
+    def test_torchvision_agrees(self, case):
+        differences, problems = agreement.compare(case.rivals(CPU), case.name, CPU)
+        assert not problems
+        assert 0 <= differences[Rival(TORCHVISION)] < 1e-5
+
+    def test_results_that_differ_are_reported(self, calls):
+        theirs = calls[Rival(TORCHVISION)].function
+        wrong = self.replaced(calls, lambda *args: 1.1 * theirs(*args))
+        differences, (problem,) = agreement.compare(wrong, "a case", CPU)
+        assert problem.differs
+        assert differences[Rival(TORCHVISION)] == pytest.approx(0.1, rel=1e-3)
+        assert problem.line == (
+            "torchvision, nchw: differs from dcn_plugin by 1.0e-01 "
+            "(a case; batch 1, float32, 1 thread)"
+        )
+        nan = self.replaced(calls, lambda *args: theirs(*args) * float("nan"))
+        assert agreement.compare(nan, "a case", CPU)[1][0].differs
+
+    def test_a_rival_that_fails_is_reported(self, calls):
+        def fails(*args: object) -> None:
+            raise OSError("no compiler\nfor Triton")
+
+        differences, (problem,) = agreement.compare(self.replaced(calls, fails), "a case", CPU)
+        assert not problem.differs
+        assert differences == {}
+        assert "torchvision, nchw: OSError: no compiler (a case" in problem.line
+
+    def test_an_unsupported_dtype_is_no_problem(self):
+        setting = dataclasses.replace(CPU, dtype="bfloat16")
+        calls = cases.QUICK_CONV_CASES[0].rivals(setting)
+        assert agreement.compare(calls, "a case", setting) == ({}, [])
+
+    def test_our_own_errors_are_raised(self, calls):
+        rival = Rival(OURS)
+        calls[rival] = dataclasses.replace(calls[rival], args=())
+        with pytest.raises(TypeError):
+            agreement.compare(calls, "a case", CPU)
+
+    def test_a_rival_with_a_problem_is_not_timed(self, monkeypatch, capsys, tmp_path, ask):
+        problem = agreement.Problem(Rival(TORCHVISION), True, "torchvision differs")
+        monkeypatch.setattr(agreement, "compare", lambda *_: ({}, [problem]))
+        monkeypatch.setattr(memory, "cpu_process", lambda: nullcontext(ask))
+        options = "--quick --device cpu --only conv --dtypes float32 --threads 1 --seconds 0"
+        path = tmp_path / "results.json"
+        with pytest.raises(SystemExit, match="results differ"):
+            benchmark.main([*options.split(), "--without", PLAIN, "--json", str(path)])
+        content = json.loads(path.read_text())
+        assert {row["rival"] for row in content["rows"]} == {OURS}
+        assert content["problems"] == ["torchvision differs"]
+        assert "  torchvision differs; not timed" in capsys.readouterr().out
+
+
+class TestDeformops:
+    @pytest.fixture
+    def functions(self, monkeypatch) -> Iterator[dict[str, Callable]]:
+        """The functions for both layouts, with modules that compute by torchvision."""
+
+        def native(value, offset, weight, bias=None, mask=None, stride=1, padding=0, dilation=1):
+            assert offset.shape[3:] == (1, 9, 2)
+            assert value.is_contiguous()
+            assert offset.is_contiguous()
+            taps = offset.flatten(3).permute(0, 3, 1, 2)
+            geometry = (stride, padding, dilation)
+            output = theirs(value.permute(0, 3, 1, 2), taps, weight, bias, *geometry)
+            return output.permute(0, 2, 3, 1)
+
+        theirs = torchvision.ops.deform_conv2d
+        modules = {
+            "deformops": {},
+            "deformops.integrations": {},
+            "deformops.integrations.torchvision": {"deform_conv2d": theirs},
+            "deformops.registry": {"conv": native},
+        }
+        for name, attributes in modules.items():
+            monkeypatch.setitem(sys.modules, name, SimpleNamespace(**attributes))
+        cases.deformops_conv2d.cache_clear()
+        yield {layout: cases.deformops_conv2d(layout) for layout in cases.LAYOUTS}
+        cases.deformops_conv2d.cache_clear()
+
+    @pytest.mark.parametrize("layout", cases.LAYOUTS)
+    def test_arguments_are_those_of_its_public_functions(self, functions, layout):
+        input = CPU.randn(2, 4, 5, 6, layout=layout)
+        offset = CPU.randn(2, 18, 5, 6, layout=layout)
+        weight = CPU.randn(3, 4, 3, 3, layout=layout)
+        expected = torchvision.ops.deform_conv2d(input, offset, weight, None, 1, 2, 2)
+        found = functions[layout](input, offset, weight, None, 1, 2, 2)
+        assert_close(found, expected)
+
+    def test_it_is_a_rival_on_gpus_only(self, functions):
+        assert Rival(DEFORMOPS) not in cases.QUICK_CONV_CASES[0].rivals(CPU)
+
+
 class TestRivals:
     @pytest.mark.parametrize("case", cases.QUICK_ROI_CASES, ids=lambda case: case.name)
     @pytest.mark.parametrize("direction", cases.DIRECTIONS)
     def test_poolings_equal_torchvision(self, case, direction):
         calls = case.rivals(CPU)
-        ours = calls[Rival(f"{OURS}, no offsets")].run(direction)
+        ours = calls[Rival(NO_OFFSETS)].run(direction)
         assert_close(ours, calls[Rival(TORCHVISION)].run(direction))
 
     @pytest.mark.parametrize("direction", cases.DIRECTIONS)
@@ -247,6 +355,13 @@ class TestCommandLine:
         assert len(convolutions) == 4 * 2 * 2  # shapes, batches, dtypes
         assert {s.dtype for s in convolutions} == {"float32", "bfloat16"}
         assert {s.batch for s in convolutions} == {1, 8}
+
+    def test_pooling_has_no_tf32(self, monkeypatch):
+        monkeypatch.setattr(benchmark, "check_device", lambda options: None)
+        options = benchmark.parse(["--device", "cuda"])
+        dtypes = {(case.kind, setting.dtype) for case, setting in benchmark.plan(options)}
+        assert ("conv", "tf32") in dtypes
+        assert ("roi", "tf32") not in dtypes
 
     @pytest.mark.parametrize(
         "arguments", [["--dtypes", "int8"], ["--only", "all"], ["--threads", "0"]]

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Times the ops and models, and compares with torchvision, mmcv and the plain convolution.
+"""Times the ops and models, and torchvision, mmcv, deformops and the plain convolution.
 
     python tools/benchmark.py [--only conv roi nets] [--threads 1 2] [--json FILE]
 
-The implementations of a case take turns, so that a change of the machine's speed affects them all.
+The results of a case's implementations are compared first. Then the implementations take turns, so
+that a change of the machine's speed affects them all. The exit status is 1 if results differ.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS, metavar="KIND")
     parser.add_argument("--skip", choices=KINDS, nargs="+", default=(), metavar="KIND")
+    parser.add_argument(
+        "--without", nargs="+", default=(), metavar="NAME", help="implementations to leave out"
+    )
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="per row, after the minimum of 3 turns"
@@ -92,12 +96,14 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Case, Setting]]:
         "roi": cases.QUICK_ROI_CASES if quick else cases.ROI_CASES,
         "nets": nets.QUICK_NETS if quick else nets.NETS,
     }
+    # RoI pooling has no GEMM that tf32 could round.
+    dtypes_of = {"nets": nets.NET_DTYPES, "roi": set(cases.DTYPES) - {"tf32"}}
     for kind in options.kinds:
         for case in (case for case in lists[kind] if options.match in case.name):
             for batch in options.batches if kind == "conv" else [1]:
                 for threads in options.threads:
                     for dtype in options.dtypes:
-                        if kind != "nets" or dtype in nets.NET_DTYPES:
+                        if dtype in dtypes_of.get(kind, cases.DTYPES):
                             yield case, Setting(options.device, dtype, threads, batch)
 
 
@@ -128,6 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
             progress.set_description(table.title(case.name, setting))
             runner.run(case, setting)
             progress.update()
+    if any(problem.differs for problem in runner.problems):
+        sys.exit("benchmark: results differ, see above")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DIRECTIONS = ("forward", "forward+backward")
 
 OURS, TORCHVISION, MMCV, PLAIN = "dcn_plugin", "torchvision", "mmcv", "plain conv"
+DEFORMOPS = "deformops"
+NO_OFFSETS = f"{OURS}, no offsets"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ class ConvCase:
                 functions[TORCHVISION] = (torchvision.ops.deform_conv2d, deformable)
                 if mmcv_deform_conv2d() is not None:
                     functions[MMCV] = (mmcv_deform_conv2d(), (input, offset, weight, *geometry))
+            # On the CPU it is eager PyTorch, which is no rival.
+            if setting.device == "cuda" and deformops_conv2d(layout) is not None:
+                functions[DEFORMOPS] = (deformops_conv2d(layout), deformable)
             functions[PLAIN] = (F.conv2d, (input, weight, None, *geometry))
             for name, (function, args) in functions.items():
                 calls[Rival(name, layout)] = Call(function, args, grad_output)
@@ -131,6 +136,25 @@ def mmcv_deform_conv2d() -> Callable[..., Tensor] | None:
     except ImportError:
         return None
     return function
+
+
+@functools.cache
+def deformops_conv2d(layout: str) -> Callable[..., Tensor] | None:
+    """Returns deformops' function for a layout if it is installed: a fused Triton kernel."""
+    try:
+        from deformops.integrations.torchvision import deform_conv2d as nchw
+        from deformops.registry import conv
+    except ImportError:
+        return None
+
+    def nhwc(input: Tensor, offset: Tensor, weight: Tensor, bias: None, *geometry: int) -> Tensor:
+        """Calls the op in its own layout; the permutations are views."""
+        # (N, 2*K, H', W') -> (N, H', W', 1, K, 2)
+        offset = offset.permute(0, 2, 3, 1).unflatten(3, (1, -1, 2))
+        output = conv(input.permute(0, 2, 3, 1), offset, weight, bias, None, *geometry)
+        return output.permute(0, 3, 1, 2)
+
+    return nchw if layout == "nchw" else nhwc
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,7 +20,7 @@ import torchvision
 
 from dcn_plugin import env
 
-from .cases import Setting
+from .cases import DEFORMOPS, MMCV, Setting
 from .timing import measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,12 +57,20 @@ def environment() -> dict[str, str]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "PyTorch": f"{torch.__version__}, torchvision {torchvision.__version__}",
+        "Rivals": ", ".join(f"{name} {version}" for name, version in rivals()) or "none installed",
         "CPU": f"{model[1] if model else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}",
         "Threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
         "GPU": ", ".join(gpus) or "none",
         **dict(env.compiled()),
         "Commit": commit() or "unknown",
     }
+
+
+def rivals() -> Iterator[tuple[str, str]]:
+    """Yields the other libraries of deformable convolution that are installed."""
+    for name in (MMCV, DEFORMOPS):
+        with suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)
 
 
 def commit() -> str | None:

@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from . import cases, machine, memory, nets, table
+from dcn_plugin.files import atomic_write
+
+from . import agreement, cases, machine, memory, nets, table
 from .cases import ConvCase, Rival, RoiCase, Setting
 from .timing import Times, measure
 
@@ -35,6 +37,7 @@ class Runner:
         self.environment = machine.environment()
         self.peaks: dict[tuple[str, int], machine.Peak] = {}
         self.rows: list[table.Row] = []
+        self.problems: list[agreement.Problem] = []
 
     def begin(self) -> None:
         """Prints the environment and the table header, and measures the GEMM peaks."""
@@ -69,8 +72,14 @@ class Runner:
             self.run_op(case, setting)
 
     def run_op(self, case: ConvCase | RoiCase, setting: Setting) -> None:
-        """Measures times and then memory of an op."""
+        """Compares the results of an op's implementations, and measures times and then memory."""
         calls = case.rivals(setting)
+        calls = {r: c for r, c in calls.items() if r.name not in self.options.without}
+        differences, problems = agreement.compare(calls, case.name, setting)
+        for problem in problems:
+            self.say(f"  {problem.line}; not timed")
+            calls.pop(problem.rival)
+        self.problems += problems
         for direction in cases.DIRECTIONS:
             functions = {r: lambda c=c, d=direction: c.run(d) for r, c in calls.items()}
             times = measure(functions, setting.device, self.options.seconds)
@@ -87,6 +96,7 @@ class Runner:
                 setting,
                 case.flop(setting.batch, direction),
                 self.peaks.get((setting.dtype, setting.threads)),
+                differences=differences,
             )
             self.add(context, times, workspaces)
 
@@ -122,6 +132,8 @@ class Runner:
             "environment": self.environment,
             "options": {k: v for k, v in vars(self.options).items() if k != "json"},
             "gemm_peaks": [asdict(peak) for peak in self.peaks.values()],
+            "problems": [problem.line for problem in self.problems],
             "rows": [asdict(row) for row in self.rows],
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        with atomic_write(path) as new:  # the file is whole whenever the run is ended
+            new.write_text(json.dumps(content, indent=1) + "\n")

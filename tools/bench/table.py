@@ -5,21 +5,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .cases import OURS, PLAIN, TORCHVISION, Rival, Setting
 from .machine import Peak
 from .timing import Times
 
 NAME_WIDTH, COLUMN_WIDTH = 52, 8
-HEADS = ("min", "median", "spread", "x plain", "x tv", "x fp32", "GFLOP/s", "peak", "MiB", "graph")
+HEADS = (
+    "min", "median", "spread", "x plain", "x tv", "x fp32", "GFLOP/s", "peak", "MiB", "graph",
+    "diff",
+)  # fmt: skip
 LEGEND = """\
 min, median      ms per call; graph: ms per replay of a CUDA graph (median)
 spread           interquartile range in percent of the median
 x plain, x tv    median relative to the plain convolution in the same layout, to torchvision
 x fp32           median relative to the same implementation in float32
 GFLOP/s, peak    of the GEMMs by the median, and relative to the GEMM peak above
-MiB              peak memory beyond inputs, outputs and gradients"""
+MiB              peak memory beyond inputs, outputs and gradients
+diff             largest relative difference of output and gradients from dcn_plugin's"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Row:
     gflops: float | None = None
     peak_share: float | None = None
     workspace_mib: float | None = None
+    difference: float | None = None
     paper_times_plain: float | None = None
 
     @property
@@ -69,6 +74,7 @@ class Context:
     flop: int | None = None
     peak: Peak | None = None
     paper_times_plain: float | None = None  # of the deformable model
+    differences: Mapping[Rival, float] = field(default_factory=dict)  # from ours
 
 
 def make_rows(
@@ -119,6 +125,7 @@ def make_rows(
                 gflops=gflops,
                 peak_share=gflops / context.peak.gflops if gflops and context.peak else None,
                 workspace_mib=workspaces.get(rival),
+                difference=context.differences.get(rival),
                 paper_times_plain=context.paper_times_plain if rival.name == OURS else None,
             )
         rows.append(row)
@@ -160,6 +167,7 @@ def line(row: Row) -> str:
         cell(row.peak_share, ".0%"),
         cell(row.workspace_mib, ".1f"),
         milliseconds(row.graph_ms),
+        cell(row.difference, ".0e"),
     )
     text = f"{row.label:<{NAME_WIDTH}}" + "".join(f"{c:>{COLUMN_WIDTH}}" for c in cells)
     if row.paper_times_plain is not None:
