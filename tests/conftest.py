@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,6 +15,9 @@ import pytest
 import torch
 
 from tests.devices import CUDA, EMULATOR
+
+# cuBLAS reads it when it starts; without it PyTorch's deterministic algorithms reject every GEMM.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 NO_GPU = "needs a CUDA GPU, and there is none"
 
