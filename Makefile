@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 # Test files run in parallel, with a thread each; tests of threads set their number themselves.
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 BENCH_ARGS ?=
+GPU_CHECK_ARGS ?=
 
 V := .venv/bin
 DONE := .venv/.setup
@@ -34,8 +35,8 @@ logged = $(call stage,$(1),mkdir -p build; { $(CLEAN) $(2); } >> $(LOG) 2>&1 < /
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help python venv setup test test-slow demo bench lint format sanitize emulator emulate \
-  emulate-checked clean distclean check-style always
+.PHONY: help python venv setup test test-slow demo bench gpu-check lint format sanitize emulator \
+  emulate emulate-checked clean distclean check-style always
 
 help:
 	@echo "make setup      create .venv and compile the ops: minutes the first time, 8 GB of disk"
@@ -43,12 +44,14 @@ help:
 	@echo "make test-slow  setup, style check and all tests"
 	@echo "make demo       setup, then train and test a small deformable detector: minutes"
 	@echo "make bench      setup and benchmark: half an hour; BENCH_ARGS=--quick for a short one"
+	@echo "make gpu-check  build, test and time the CUDA kernels on a GPU without a network: 9 minutes"
 	@echo "make lint       check the style; make format fixes it"
 	@echo "make sanitize   tests of the ops with address and undefined-behaviour sanitizers"
 	@echo "make emulate    tests of the CUDA kernels without a GPU, by an emulator on the CPU"
 	@echo "make emulate-checked  all of them with checks of every memory access: 10 minutes"
 	@echo "make clean      remove build outputs; make distclean removes .venv too (output/ stays)"
-	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS"
+	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS,"
+	@echo "  GPU_CHECK_ARGS"
 	@echo "TORCH_CUDA_ARCH_LIST=release compiles for all GPU architectures of a release, 7.5 to 12.0"
 
 # In shell, since an old Python may fail to parse a script.
@@ -132,6 +135,10 @@ demo: setup
 
 bench: setup
 	@$(V)/python tools/benchmark.py $(BENCH_ARGS)
+
+# Without .venv: for a machine with a GPU and PyTorch, but no network.
+gpu-check: python
+	@"$(PYTHON)" tools/gpu_check.py $(GPU_CHECK_ARGS)
 
 # In a copy, so that the ordinary build stays as it is; cp -p keeps the times, so that only changed
 # files are compiled. libstdc++ is preloaded so that the sanitizer finds its exceptions.
