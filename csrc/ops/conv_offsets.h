@@ -38,7 +38,7 @@ struct ConvOffsetGradients {
   AnyDtypeView offset;
   AnyDtypeView mask;
 
-  bool any_defined() const {
+  DCN_INLINE bool any_defined() const {
     return offset.defined() || mask.defined();
   }
 

@@ -92,14 +92,18 @@ __device__ __forceinline__ void backward_channels(
   const int64_t image = tap_index.map_image * tile.map_stride;
   const int64_t grad_image =
       tap_index.map_image * params.gradients.input_stride;
+  const bool needs_pixels =
+      params.gradients.offsets.any_defined() || params.gradients.wants_columns;
   T gradient[kSize];
   load_values(tap_index.column + c, gradient);
   T column[kSize] = {};
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     const S* pixel = corner_pixel(tile.map, image, tap.y.pixel, tap.x.pixel, k);
-    T value[kSize];
-    load_values(pixel + c * tile.map.channel_stride, value);
+    T value[kSize] = {};
+    if (needs_pixels) {
+      load_values(pixel + c * tile.map.channel_stride, value);
+    }
     const T weight = tap.masked_weight(k);
     T contribution[kSize];
 #pragma unroll
