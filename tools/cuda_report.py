@@ -11,7 +11,7 @@ with nvcc into build/cuda_report/, and compiled again only if they change. cuobj
 are taken from the CUDA toolkit or from the Triton package.
 
 Local loads and stores are those of spilled registers and of a stack, in bytes, each instruction
-counted once. Occupancy is the theoretical one with the block size of csrc/cuda/launch.cuh. Accesses
+counted once. Occupancy is the theoretical one with the block size of csrc/cuda/grid.cuh. Accesses
 to global memory are instructions by width: "5x16 8x4" is five of 16 bytes and eight of 4.
 Reductions include atomics. --summary prints ranges of registers and of occupancy, and the widest
 loads/stores/reductions. --check fails for kernels with a stack or local accesses, and for variants
@@ -251,7 +251,7 @@ def occupancy(arch: str, registers: int, shared: int, threads: int) -> float:
 
 def block_size() -> int:
     """Returns the threads per block of all launches."""
-    text = (CSRC / "cuda" / "launch.cuh").read_text()
+    text = (CSRC / "cuda" / "grid.cuh").read_text()
     return int(re.search(r"\bkThreads = (\d+);", text)[1])
 
 

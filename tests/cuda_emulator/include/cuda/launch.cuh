@@ -6,28 +6,23 @@
 
 #pragma once
 
-#include <algorithm>
-
+#include "cuda/grid.cuh"
 #include "emulator.h"
 
 #define DCN_CUDA_DISPATCH_KEY CPU
 
 namespace dcn::cuda {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = int64_t{1} << 16;
-
 template <typename Params>
 void launch(void (*kernel)(Params), const Params& params, int64_t threads) {
   if (threads == 0) {
     return;
   }
-  const int64_t blocks =
-      std::min(kMaxBlocks, (threads + kThreads - 1) / kThreads);
   cuda_emulator::run(
-      reinterpret_cast<const void*>(kernel), blocks, kThreads, [&] {
-        kernel(params);
-      });
+      reinterpret_cast<const void*>(kernel),
+      num_blocks(threads),
+      kThreads,
+      [&] { kernel(params); });
 }
 
 } // namespace dcn::cuda
