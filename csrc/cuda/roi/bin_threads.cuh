@@ -38,12 +38,26 @@ struct ClassBin {
     end = min((class_index + 1) * per_class, stop);
   }
 
+  template <typename S>
+  __device__ RoiBin<T> locate(const RoiTile<S, T>& tile) const {
+    return tile.geometry.template locate<T>(
+        tile.first_roi + roi, class_index, i, j);
+  }
+
   // Index into offset_grads, (rois, classes, bins).
   __device__ int64_t offset_grad_index(const RoiPoolShape& shape) const {
     const int64_t row = roi * shape.classes + class_index;
     return (row * shape.bins.h + i) * shape.bins.w + j;
   }
 };
+
+// The divisor of a bin's sum; 0 if the bin has no samples.
+template <typename T>
+__device__ T divisor_of(const RoiBin<T>& bin) {
+  return bin.state == RoiState::kInside
+      ? bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x))
+      : T(0);
+}
 
 template <typename S, typename T>
 DCN_INLINE int64_t num_bins(const RoiTile<S, T>& tile) {

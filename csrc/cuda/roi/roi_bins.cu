@@ -33,14 +33,6 @@ __device__ __forceinline__ void sum_pixels(
   }
 }
 
-// The divisor of a bin's sum; 0 if the bin has no samples.
-template <typename T>
-__device__ T divisor_of(const RoiBin<T>& bin) {
-  return bin.state == RoiState::kInside
-      ? bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x))
-      : T(0);
-}
-
 template <typename S, typename T, int kSize>
 __global__ void pool_kernel(RoiTile<S, T> tile) {
   const auto& shape = tile.geometry.shape;
@@ -53,8 +45,7 @@ __global__ void pool_kernel(RoiTile<S, T> tile) {
     }
     const ClassBin<T> bin_index(tile, index);
     const int64_t roi = tile.first_roi + bin_index.roi;
-    const auto bin = tile.geometry.template locate<T>(
-        roi, bin_index.class_index, bin_index.i, bin_index.j);
+    const auto bin = bin_index.locate(tile);
     const int64_t image = max(bin.image, int64_t{0}) - tile.first_image;
     if (image < 0 || image >= tile.images) {
       continue;
@@ -182,11 +173,7 @@ __global__ void backward_kernel(BinBackwardParams<S, T> params) {
     const int64_t index = loop.item(start, tile.group_size);
     const bool active = index < bin_count;
     const ClassBin<T> bin_index(tile, active ? index : 0);
-    const auto bin = tile.geometry.template locate<T>(
-        tile.first_roi + bin_index.roi,
-        bin_index.class_index,
-        bin_index.i,
-        bin_index.j);
+    const auto bin = bin_index.locate(tile);
     const int64_t image = bin.image - tile.first_image;
     const bool in_tile = active && bin.image >= 0 && image >= 0 &&
         image < tile.images && bin_index.begin < bin_index.end;

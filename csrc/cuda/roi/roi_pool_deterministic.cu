@@ -87,11 +87,7 @@ __global__ void cell_key_kernel(CellKeyParams<S, T> params) {
        index < bins;
        index += step) {
     const ClassBin<T> bin_index(tile, index);
-    const auto bin = tile.geometry.template locate<T>(
-        tile.first_roi + bin_index.roi,
-        bin_index.class_index,
-        bin_index.i,
-        bin_index.j);
+    const auto bin = bin_index.locate(tile);
     const int64_t image = bin.image - tile.first_image;
     const bool reads =
         bin.state == RoiState::kInside && image >= 0 && image < tile.images;
@@ -163,20 +159,18 @@ __device__ void add_bin(
     int x,
     int64_t c,
     T (&sums)[kSize]) {
-  const int64_t roi = tile.first_roi + bin_index.roi;
-  const auto bin = tile.geometry.template locate<T>(
-      roi, bin_index.class_index, bin_index.i, bin_index.j);
+  const auto bin = bin_index.locate(tile);
   const T weight_y = weight_at(bin.y, y);
   const T weight = weight_y == T(0) ? weight_y : weight_y * weight_at(bin.x, x);
   if (weight == T(0)) {
     return;
   }
-  const T divisor =
-      bin_divisor(bin.y, bin.x, count_kept(bin.y), count_kept(bin.x));
+  const T divisor = divisor_of(bin);
   T gradient[kSize];
   load_pooled(
       tile,
-      tile.pooled.pixel(bin_index.i, bin_index.j) + roi * tile.pooled_stride +
+      tile.pooled.pixel(bin_index.i, bin_index.j) +
+          (tile.first_roi + bin_index.roi) * tile.pooled_stride +
           c * tile.pooled.channel_stride,
       gradient);
 #pragma unroll
