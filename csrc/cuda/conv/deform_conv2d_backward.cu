@@ -101,13 +101,11 @@ class Backward {
   }
 
   // Whether the gradient, of an offset or mask, is summed over slices in
-  // another dtype than its own.
+  // another dtype than its own. No slice spans two offset groups.
   bool needs_sums(const at::Tensor& gradient) const {
-    bool accumulates = false;
-    for (size_t i = 0; i < tiling_.slices.size(); ++i) {
-      accumulates = accumulates || accumulates_offsets(i);
-    }
-    return accumulates && gradient.element_size() < int64_t{sizeof(T)};
+    const auto slices = static_cast<int64_t>(tiling_.slices.size());
+    return slices > shape_.offset_groups &&
+        gradient.element_size() < int64_t{sizeof(T)};
   }
 
   // As many images as the channels-last copies and the sums allow.
