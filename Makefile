@@ -48,7 +48,7 @@ help:
 	@echo "make lint       check the style; make format fixes it"
 	@echo "make sanitize   tests of the ops with address and undefined-behaviour sanitizers"
 	@echo "make emulate    tests of the CUDA kernels without a GPU, by an emulator on the CPU"
-	@echo "make emulate-checked  all of them with checks of every memory access: 10 minutes"
+	@echo "make emulate-checked  all of them with checks of every memory access: 12 minutes"
 	@echo "make clean      remove build outputs; make distclean removes .venv too (output/ stays)"
 	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS,"
 	@echo "  GPU_CHECK_ARGS"

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,9 +14,6 @@ import pytest
 import torch
 
 from tests.devices import CUDA, EMULATOR
-
-# cuBLAS reads it when it starts; without it PyTorch's deterministic algorithms reject every GEMM.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 NO_GPU = "needs a CUDA GPU, and there is none"
 
@@ -64,10 +60,10 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if EMULATOR and not hasattr(session.config, "workerinput"):
+    if EMULATOR:
         session.config.stash[EMULATED].append(asdict(EMULATOR.counts()))
-    elif EMULATOR:
-        session.config.workeroutput["emulated"] = [asdict(EMULATOR.counts())]
+        # pytest-xdist sends it from its processes.
+        getattr(session.config, "workeroutput", {})["emulated"] = session.config.stash[EMULATED]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -16,6 +16,9 @@ import torch
 
 from tests.cuda_emulator.library import Emulator
 
+# cuBLAS reads it when it starts; without it PyTorch's deterministic algorithms reject every GEMM.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 EMULATOR = Emulator(Path(p)) if (p := os.environ.get("DCN_CUDA_EMULATOR")) else None
 # The device of tensors that the CUDA kernels accept.
 CUDA = "cpu" if EMULATOR else "cuda"

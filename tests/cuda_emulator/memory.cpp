@@ -350,41 +350,34 @@ void __tsan_vptr_read(void**) {}
 
 // Atomics of host functions, such as the reference counts of tensors. (Kernels
 // call atomicAdd.)
-#define DCN_EMULATOR_ATOMICS(BITS, T)                                     \
-  extern "C" T __tsan_atomic##BITS##_load(const volatile T* p, int) {     \
-    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                          \
-  }                                                                       \
-  extern "C" void __tsan_atomic##BITS##_store(volatile T* p, T v, int) {  \
-    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                             \
-  }                                                                       \
-  extern "C" T __tsan_atomic##BITS##_exchange(volatile T* p, T v, int) {  \
-    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                   \
-  }                                                                       \
-  extern "C" T __tsan_atomic##BITS##_fetch_add(volatile T* p, T v, int) { \
-    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                    \
-  }                                                                       \
-  extern "C" T __tsan_atomic##BITS##_fetch_sub(volatile T* p, T v, int) { \
-    return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST);                    \
-  }                                                                       \
-  extern "C" T __tsan_atomic##BITS##_fetch_and(volatile T* p, T v, int) { \
-    return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST);                    \
-  }                                                                       \
-  extern "C" T __tsan_atomic##BITS##_fetch_or(volatile T* p, T v, int) {  \
-    return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST);                     \
-  }                                                                       \
-  extern "C" T __tsan_atomic##BITS##_fetch_xor(volatile T* p, T v, int) { \
-    return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST);                    \
-  }                                                                       \
-  extern "C" int __tsan_atomic##BITS##_compare_exchange_strong(           \
-      volatile T* p, T* expected, T v, int, int) {                        \
-    return __atomic_compare_exchange_n(                                   \
-        p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);       \
-  }                                                                       \
-  extern "C" int __tsan_atomic##BITS##_compare_exchange_weak(             \
-      volatile T* p, T* expected, T v, int, int) {                        \
-    return __atomic_compare_exchange_n(                                   \
-        p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);       \
+#define DCN_EMULATOR_FETCH(BITS, T, OPERATION)                 \
+  extern "C" T __tsan_atomic##BITS##_fetch_##OPERATION(        \
+      volatile T* p, T v, int) {                               \
+    return __atomic_fetch_##OPERATION(p, v, __ATOMIC_SEQ_CST); \
   }
+#define DCN_EMULATOR_EXCHANGE(BITS, T, STRENGTH)                    \
+  extern "C" int __tsan_atomic##BITS##_compare_exchange_##STRENGTH( \
+      volatile T* p, T* expected, T v, int, int) {                  \
+    return __atomic_compare_exchange_n(                             \
+        p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+  }
+#define DCN_EMULATOR_ATOMICS(BITS, T)                                    \
+  extern "C" T __tsan_atomic##BITS##_load(const volatile T* p, int) {    \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                         \
+  }                                                                      \
+  extern "C" void __tsan_atomic##BITS##_store(volatile T* p, T v, int) { \
+    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                            \
+  }                                                                      \
+  extern "C" T __tsan_atomic##BITS##_exchange(volatile T* p, T v, int) { \
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                  \
+  }                                                                      \
+  DCN_EMULATOR_FETCH(BITS, T, add)                                       \
+  DCN_EMULATOR_FETCH(BITS, T, sub)                                       \
+  DCN_EMULATOR_FETCH(BITS, T, and)                                       \
+  DCN_EMULATOR_FETCH(BITS, T, or)                                        \
+  DCN_EMULATOR_FETCH(BITS, T, xor)                                       \
+  DCN_EMULATOR_EXCHANGE(BITS, T, strong)                                 \
+  DCN_EMULATOR_EXCHANGE(BITS, T, weak)
 DCN_EMULATOR_ATOMICS(8, unsigned char)
 DCN_EMULATOR_ATOMICS(16, unsigned short)
 DCN_EMULATOR_ATOMICS(32, unsigned int)

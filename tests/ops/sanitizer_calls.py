@@ -8,7 +8,6 @@ Set PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that each tensor is an allocation of it
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -83,8 +82,6 @@ def extreme(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
 def main(device: str) -> None:
     torch.manual_seed(0)
-    # cuBLAS must be told before it starts; PyTorch asks for it in deterministic mode.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for name, call in (*regular(device), *deterministic(device), *extreme(device)):
         call()
         print(f"done: {name}", flush=True)
