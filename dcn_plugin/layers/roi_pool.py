@@ -146,7 +146,7 @@ class DeformRoIPool(BoxPool):
         pooled = roi_pool(features, boxes, **self.settings)
         with without_autocast(pooled):
             flat = pooled.flatten(1).to(self.offset_fc.weight.dtype)
-            return self.offset_fc(flat).unflatten(1, (2, *self.output_size))
+            return self.offset_fc(flat).reshape(-1, 2, *self.output_size)
 
 
 class PSRoIPool(BoxPool):

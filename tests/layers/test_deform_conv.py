@@ -11,6 +11,7 @@ from torch import nn
 
 from dcn_plugin.layers import DeformConv2d, DeformConv2dPack, OffsetConv2d
 
+on_every_device = pytest.mark.usefixtures("default_device")
 SHAPE = {
     "kernel_size": (3, 2),
     "stride": (2, 1),
@@ -20,6 +21,7 @@ SHAPE = {
 }
 
 
+@on_every_device
 def test_deform_conv2d_equals_torchvision() -> None:
     ours = DeformConv2d(6, 4, **SHAPE).double()
     theirs = torchvision.ops.DeformConv2d(6, 4, **SHAPE).double()
@@ -31,6 +33,7 @@ def test_deform_conv2d_equals_torchvision() -> None:
     torch.testing.assert_close(ours(input, offset), theirs(input, offset))
 
 
+@on_every_device
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("offset_groups", [1, 3])
 def test_pack_starts_as_the_plain_convolution(modulated: bool, offset_groups: int) -> None:
@@ -55,6 +58,7 @@ def test_reset_parameters_resets_the_branch() -> None:
     assert not torch.equal(pack.weight, before) and not pack.offset_conv.weight.any()
 
 
+@on_every_device
 @pytest.mark.parametrize("modulated", [False, True])
 def test_every_parameter_of_a_pack_gets_a_gradient(modulated: bool) -> None:
     pack = DeformConv2dPack(6, 4, **SHAPE, modulated=modulated)
@@ -73,17 +77,18 @@ def test_offsets_and_masks_are_ordered_as_in_detectron2() -> None:
     torch.testing.assert_close(mask[0, :, 2, 2], torch.arange(36.0, 54.0).sigmoid())
 
 
-def test_offsets_stay_in_float32_under_autocast() -> None:
+def test_offsets_stay_in_float32_under_autocast(default_device: str) -> None:
     pack = DeformConv2dPack(8, 4, 3, padding=1)
     nn.init.normal_(pack.offset_conv.weight)
     input = torch.randn(1, 8, 6, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(default_device, dtype=torch.bfloat16):
         offset, _ = pack.offset_conv(input.bfloat16())
         output = pack(input)
     assert offset.dtype == torch.float32 and output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), pack(input), rtol=0.05, atol=0.05)
 
 
+@on_every_device
 def test_compiles_without_graph_breaks() -> None:
     pack = DeformConv2dPack(4, 4, 3, padding=1, modulated=True)
     input = torch.randn(1, 4, 6, 6)

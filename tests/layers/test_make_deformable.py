@@ -15,6 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from dcn_plugin.layers import DeformConv2dPack, make_deformable
 
+on_every_device = pytest.mark.usefixtures("default_device")
 LAST_THREE = ["layer4.0.conv2", "layer4.1.conv2", "layer4.2.conv2"]
 
 
@@ -25,6 +26,7 @@ def small() -> nn.Sequential:
     )
 
 
+@on_every_device
 def test_torchvision_resnet_is_unchanged_trains_and_loads_its_checkpoint() -> None:
     model = torchvision.models.resnet50(num_classes=7).eval()
     image = torch.randn(2, 3, 64, 64)
@@ -50,6 +52,7 @@ def test_torchvision_resnet_is_unchanged_trains_and_loads_its_checkpoint() -> No
     torch.testing.assert_close(model.eval()(image), expected, rtol=1e-4, atol=1e-4)
 
 
+@on_every_device
 def test_a_converted_model_can_be_traced_and_exported() -> None:
     model = torchvision.models.resnet18(num_classes=3).eval()
     make_deformable(model, last=2, modulated=True)
@@ -63,6 +66,7 @@ def test_a_converted_model_can_be_traced_and_exported() -> None:
     torch.testing.assert_close(copy.deepcopy(model)(image), expected)
 
 
+@on_every_device
 @pytest.mark.parametrize(
     ("how", "replaced"),
     [
@@ -116,6 +120,7 @@ def test_runs_on_meta_tensors() -> None:
     assert model(torch.empty(2, 3, 9, 8, device="meta")).shape == (2, 4, 7, 8)
 
 
+@on_every_device
 def test_padding_same_is_supported() -> None:
     plain = nn.Conv2d(4, 4, (3, 5), padding="same", dilation=(2, 1))
     image = torch.randn(1, 4, 9, 8)
