@@ -25,6 +25,8 @@ from torch.testing import assert_close
 
 CPU = Setting("cpu", "float32", threads=1)
 NUMBERS = ("min_ms", "median_ms", "spread_percent")
+QUICK = cases.QUICK_CONV_CASES[0]
+SMALL_LAYERS = [case.small() for case in cases.CONV_CASES]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,9 @@ class TestQuickRun:
             assert row.direction in both
             partner = dataclasses.replace(row, direction=both[1 - both.index(row.direction)])
             assert [r for r in rows if identity(r) == identity(partner)]
+            if row.rival == OURS and row.kind != "nets":
+                layouts = {r.layout for r in rows if r.case == row.case and r.rival == OURS}
+                assert layouts == {"nchw", "nhwc"}
         assert len({identity(row) for row in rows}) == len(rows)
 
     def test_supported_rows_have_times_and_the_others_say_so(self, run, rows):
@@ -88,7 +93,7 @@ class TestQuickRun:
 
     def test_ratios_follow_from_the_times(self, run, rows):
         peaks = {(p["dtype"], p["threads"]): p["gflops"] for p in run[1]["gemm_peaks"]}
-        flop = {d: cases.QUICK_CONV_CASES[0].flop(1, direction=d) for d in cases.DIRECTIONS}
+        flop = {d: QUICK.flop(QUICK.batch, direction=d) for d in cases.DIRECTIONS}
         by_identity = {identity(row): row for row in rows}
 
         def median(row: table.Row, **other: str) -> float | None:
@@ -98,7 +103,7 @@ class TestQuickRun:
         for row in (row for row in rows if row.supported):
             for ratio, other in (
                 (row.times_plain, median(row, rival=PLAIN)),
-                (row.times_torchvision, median(row, rival=TORCHVISION)),
+                (row.times_torchvision, median(row, rival=TORCHVISION, layout="nchw")),
             ):
                 assert ratio == (None if other is None else pytest.approx(row.median_ms / other))
             if row.dtype != "float32":
@@ -133,9 +138,16 @@ TIMES = {
 
 class TestArithmetic:
     def test_flop(self):
-        res5 = cases.CONV_CASES[0]
+        res5, birefnet = cases.CONV_CASES[0], cases.CONV_CASES[3]
         assert res5.flop(1, "forward") == 2 * 38 * 63 * 512 * (9 * 512)  # 11.3 GFLOP
         assert res5.flop(8, "forward+backward") == 3 * 8 * res5.flop(1, "forward")
+        assert birefnet.flop(1, "forward") == 2 * 64 * 64 * 256 * (49 * 64)
+
+    def test_names_of_layers(self):
+        names = [case.name for case in cases.CONV_CASES]
+        assert names[0] == "res5: 512 x 38 x 63 -> 512, 3 x 3, dilation 2"
+        assert names[6] == "EDVR: 64 x 180 x 320 -> 64, 3 x 3, 8 offset groups, mask"
+        assert len(set(names)) == len(names)
 
     def test_statistics_and_ratios(self):
         peak = Peak("float32", 1, 10.0, "torch.mm")
@@ -194,18 +206,20 @@ class TestMeasure:
 class TestAgreement:
     @pytest.fixture
     def calls(self) -> dict[Rival, Call]:
-        return cases.QUICK_CONV_CASES[0].rivals(CPU)
+        return QUICK.rivals(CPU)
 
     def replaced(self, calls: dict, function: Callable) -> dict[Rival, Call]:
         """Replaces the function of torchvision."""
         rival = Rival(TORCHVISION)
         return {**calls, rival: dataclasses.replace(calls[rival], function=function)}
 
-    @pytest.mark.parametrize("case", [*cases.QUICK_CONV_CASES, *cases.QUICK_ROI_CASES])
-    def test_torchvision_agrees(self, case):
-        differences, problems = agreement.compare(case.rivals(CPU), case.name, CPU)
+    @pytest.mark.parametrize("case", [*SMALL_LAYERS, *cases.QUICK_ROI_CASES], ids=lambda c: c.name)
+    def test_the_others_agree(self, case):
+        setting = dataclasses.replace(CPU, batch=case.batch)
+        differences, problems = agreement.compare(case.rivals(setting), case.name, setting)
         assert not problems
-        assert 0 <= differences[Rival(TORCHVISION)] < 1e-5
+        assert Rival(TORCHVISION) in differences
+        assert all(0 <= difference < 1e-5 for difference in differences.values())
 
     def test_results_that_differ_are_reported(self, calls):
         theirs = calls[Rival(TORCHVISION)].function
@@ -226,12 +240,12 @@ class TestAgreement:
 
         differences, (problem,) = agreement.compare(self.replaced(calls, fails), "a case", CPU)
         assert not problem.differs
-        assert differences == {}
+        assert Rival(TORCHVISION) not in differences
         assert "torchvision, nchw: OSError: no compiler (a case" in problem.line
 
     def test_an_unsupported_dtype_is_no_problem(self):
         setting = dataclasses.replace(CPU, dtype="bfloat16")
-        calls = cases.QUICK_CONV_CASES[0].rivals(setting)
+        calls = QUICK.rivals(setting)
         assert agreement.compare(calls, "a case", setting) == ({}, [])
 
     def test_our_own_errors_are_raised(self, calls):
@@ -259,13 +273,14 @@ class TestDeformops:
     def functions(self, monkeypatch) -> Iterator[dict[str, Callable]]:
         """The functions for both layouts, with modules that compute by torchvision."""
 
-        def native(value, offset, weight, bias=None, mask=None, stride=1, padding=0, dilation=1):
-            assert offset.shape[3:] == (1, 9, 2)
-            assert value.is_contiguous()
-            assert offset.is_contiguous()
+        def native(value, offset, weight, bias, mask, *geometry, offset_groups):
+            for tensor in filter(torch.is_tensor, (value, offset, mask)):
+                assert tensor.is_contiguous()
+            assert offset.shape[3:] == (offset_groups, 9, 2)
+            assert mask is None or mask.shape[3:] == (offset_groups, 9)
             taps = offset.flatten(3).permute(0, 3, 1, 2)
-            geometry = (stride, padding, dilation)
-            output = theirs(value.permute(0, 3, 1, 2), taps, weight, bias, *geometry)
+            mask = None if mask is None else mask.flatten(3).permute(0, 3, 1, 2)
+            output = theirs(value.permute(0, 3, 1, 2), taps, weight, bias, *geometry, mask)
             return output.permute(0, 2, 3, 1)
 
         theirs = torchvision.ops.deform_conv2d
@@ -281,17 +296,37 @@ class TestDeformops:
         yield {layout: cases.deformops_conv2d(layout) for layout in cases.LAYOUTS}
         cases.deformops_conv2d.cache_clear()
 
+    @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize("layout", cases.LAYOUTS)
-    def test_arguments_are_those_of_its_public_functions(self, functions, layout):
+    def test_arguments_are_those_of_its_public_functions(self, functions, layout, masked):
         input = CPU.randn(2, 4, 5, 6, layout=layout)
-        offset = CPU.randn(2, 18, 5, 6, layout=layout)
+        offset = CPU.randn(2, 36, 5, 6, layout=layout)
         weight = CPU.randn(3, 4, 3, 3, layout=layout)
-        expected = torchvision.ops.deform_conv2d(input, offset, weight, None, 1, 2, 2)
-        found = functions[layout](input, offset, weight, None, 1, 2, 2)
-        assert_close(found, expected)
+        mask = CPU.randn(2, 18, 5, 6, layout=layout) if masked else None
+        args = (input, offset, weight, None, 1, 2, 2, mask)
+        assert_close(functions[layout](*args), torchvision.ops.deform_conv2d(*args))
 
     def test_it_is_a_rival_on_gpus_only(self, functions):
-        assert Rival(DEFORMOPS) not in cases.QUICK_CONV_CASES[0].rivals(CPU)
+        assert Rival(DEFORMOPS) not in QUICK.rivals(CPU)
+
+
+def test_mmcv_has_a_function_without_and_one_with_mask(monkeypatch):
+    def v1(input, offset, weight, stride, padding, dilation, groups, offset_groups):
+        assert (groups, offset_groups) == (1, 2)
+        return theirs(input, offset, weight, None, stride, padding, dilation)
+
+    def v2(input, offset, mask, weight, bias, stride, padding, dilation, groups, offset_groups):
+        assert (groups, offset_groups) == (1, 2)
+        return theirs(input, offset, weight, bias, stride, padding, dilation, mask)
+
+    theirs = torchvision.ops.deform_conv2d
+    ops = SimpleNamespace(deform_conv2d=v1, modulated_deform_conv2d=v2)
+    monkeypatch.setitem(sys.modules, "mmcv", SimpleNamespace(ops=ops))
+    monkeypatch.setitem(sys.modules, "mmcv.ops", ops)
+    function = cases.mmcv_deform_conv2d.__wrapped__()
+    for case in (QUICK, dataclasses.replace(QUICK, mask=False)):
+        args = case.rivals(CPU)[Rival(TORCHVISION)].args
+        assert_close(function(*args), theirs(*args))
 
 
 class TestRivals:
@@ -304,16 +339,18 @@ class TestRivals:
 
     @pytest.mark.parametrize("direction", cases.DIRECTIONS)
     def test_convolutions_equal_torchvision(self, direction):
-        calls = cases.QUICK_CONV_CASES[0].rivals(CPU)
+        calls = QUICK.rivals(CPU)
         ours, theirs = calls[Rival(OURS)], calls[Rival(TORCHVISION)]
-        assert len(ours.run("forward+backward")) == 4  # output; input, offset and weight
+        # output; input, offset, weight and mask
+        assert len(ours.run("forward+backward")) == 5
         assert_close(ours.run(direction), theirs.run(direction), rtol=1e-4, atol=1e-4)
 
     def test_zero_offsets_equal_the_plain_convolution(self):
-        calls = cases.QUICK_CONV_CASES[0].rivals(CPU)
+        calls = QUICK.rivals(CPU)
         ours, plain = calls[Rival(OURS)], calls[Rival(PLAIN)]
         with torch.no_grad():
             ours.args[1].zero_()
+            ours.args[-1].fill_(1)  # mask
         assert_close(ours.run("forward"), plain.run("forward"), rtol=1e-4, atol=1e-4)
 
     def test_boxes_lie_on_the_image(self):
@@ -327,7 +364,7 @@ class TestRivals:
 
 @pytest.mark.skipif(not memory.reset_peak(), reason="the kernel cannot reset the peak")
 def test_workspace_on_the_cpu_is_the_im2col_buffer_of_torchvision(ask):
-    case = cases.ConvCase("many channels, small map", 64, 60, 70)
+    case = cases.ConvCase("many channels, small map", 64, 60, 70, 64)
     im2col = 9 * 64 * 60 * 70 * 4 / memory.MIB
     found = ask(case, CPU, Rival(TORCHVISION), "forward")
     assert im2col <= found < 2 * im2col
@@ -352,9 +389,9 @@ class TestCommandLine:
     def test_default_cases(self):
         jobs = self.plan("--threads", "1")
         convolutions = [setting for kind, setting in jobs if kind == "conv"]
-        assert len(convolutions) == 4 * 2 * 2  # shapes, batches, dtypes
+        assert len(convolutions) == 9 * 2  # layers, dtypes
         assert {s.dtype for s in convolutions} == {"float32", "bfloat16"}
-        assert {s.batch for s in convolutions} == {1, 8}
+        assert [s.batch for s in convolutions] == [1] * 16 + [4] * 2
 
     def test_pooling_has_no_tf32(self, monkeypatch):
         monkeypatch.setattr(benchmark, "check_device", lambda options: None)

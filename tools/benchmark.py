@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, nargs="+", help="default: 1 and all")
     parser.add_argument("--dtypes", choices=tuple(cases.DTYPES), nargs="+")
     parser.add_argument(
-        "--batches", type=positive, nargs="+", help="batch sizes of the convolutions"
+        "--batches", type=positive, nargs="+", help="of the convolutions; default: the layer's"
     )
     parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS, metavar="KIND")
     parser.add_argument("--skip", choices=KINDS, nargs="+", default=(), metavar="KIND")
@@ -68,7 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     default_threads = [every] if options.device == "cuda" else [1, every]
     options.threads = sorted(set(options.threads or default_threads))
     options.dtypes = options.dtypes or DEFAULT_DTYPES[options.device]
-    options.batches = sorted(set(options.batches or ([1] if options.quick else [1, 8])))
+    options.batches = sorted(set(options.batches or ()))
     # float32 first: the other dtypes are compared with it.
     options.dtypes = [dtype for dtype in cases.DTYPES if dtype in options.dtypes]
     options.kinds = [kind for kind in KINDS if kind in options.only and kind not in options.skip]
@@ -100,7 +100,8 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Case, Setting]]:
     dtypes_of = {"nets": nets.NET_DTYPES, "roi": set(cases.DTYPES) - {"tf32"}}
     for kind in options.kinds:
         for case in (case for case in lists[kind] if options.match in case.name):
-            for batch in options.batches if kind == "conv" else [1]:
+            batches = options.batches if kind == "conv" else []
+            for batch in batches or [case.batch]:
                 for threads in options.threads:
                     for dtype in options.dtypes:
                         if dtype in dtypes_of.get(kind, cases.DTYPES):

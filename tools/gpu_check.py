@@ -49,7 +49,7 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck")
 PACKAGES = ("torch", "torchvision", "triton", "deformops", "mmcv", "pytest", "hypothesis", "numpy")
 GRACE = 5  # seconds between interrupting and killing a stage
 # deformops compiles its kernels for each shape: too many for all shapes.
-CONV_MATCH = "R-101"
+CONV_MATCH = "res"
 
 
 @dataclass

@@ -45,11 +45,6 @@ class Setting:
         torch.backends.cuda.matmul.allow_tf32 = self.dtype == "tf32"
         torch.backends.cudnn.allow_tf32 = self.dtype == "tf32"
 
-    @property
-    def layouts(self) -> tuple[str, ...]:
-        """Returns the layouts to compare: on a GPU they differ in the plain convolution's speed."""
-        return tuple(LAYOUTS) if self.device == "cuda" else ("nchw",)
-
     def randn(self, *size: int, layout: str = "nchw") -> Tensor:
         """Returns a random tensor of the dtype and the layout."""
         drawn = torch.randn(size, dtype=DTYPES[self.dtype], device=self.device)
@@ -84,14 +79,28 @@ class Call:
 
 @dataclass(frozen=True)
 class ConvCase:
-    """A 3x3 convolution that preserves size and channels."""
+    """A convolution with stride 1 that preserves the size of the map."""
 
-    name: str
-    channels: int
+    layer: str
+    in_channels: int
     height: int
     width: int
+    out_channels: int
+    kernel: int = 3
     dilation: int = 1
+    offset_groups: int = 1
+    mask: bool = False
+    batch: int = 1
     kind = "conv"
+
+    @property
+    def name(self) -> str:
+        """Returns the layer and its shape."""
+        size = f"{self.in_channels} x {self.height} x {self.width} -> {self.out_channels}"
+        parts = [f"{self.layer}: {size}", f"{self.kernel} x {self.kernel}"]
+        parts += [f"dilation {self.dilation}"] if self.dilation > 1 else []
+        parts += [f"{self.offset_groups} offset groups"] if self.offset_groups > 1 else []
+        return ", ".join([*parts, *(["mask"] if self.mask else [])])
 
     def small(self) -> ConvCase:
         """Returns a small case that runs the same code, for warm-up."""
@@ -99,26 +108,33 @@ class ConvCase:
 
     def flop(self, batch: int, direction: str) -> int:
         """Counts multiplications and additions; backward has two GEMMs of the forward's size."""
-        forward = 2 * batch * self.height * self.width * self.channels * self.channels * 9
+        k = self.in_channels * self.kernel**2
+        forward = 2 * batch * self.height * self.width * self.out_channels * k
         return forward if direction == "forward" else 3 * forward
 
     def rivals(self, setting: Setting) -> dict[Rival, Call]:
         """Returns the calls, with random tensors and offsets of about a pixel."""
         calls: dict[Rival, Call] = {}
         size = (self.height, self.width)
-        for layout in setting.layouts:
+        taps = self.offset_groups * self.kernel**2
+        padding = self.dilation * (self.kernel // 2)
+        geometry = (1, padding, self.dilation)  # with the stride
+        for layout in LAYOUTS:
             randn = functools.partial(setting.randn, layout=layout)
-            input = randn(setting.batch, self.channels, *size).requires_grad_()
-            offset = randn(setting.batch, 18, *size).requires_grad_()
-            weight = randn(self.channels, self.channels, 3, 3).requires_grad_()
-            grad_output = randn(setting.batch, self.channels, *size)
-            geometry = (1, self.dilation, self.dilation)  # stride, padding, dilation
-            deformable = (input, offset, weight, None, *geometry)
+            input = randn(setting.batch, self.in_channels, *size).requires_grad_()
+            offset = randn(setting.batch, 2 * taps, *size).requires_grad_()
+            weight = randn(self.out_channels, self.in_channels, self.kernel, self.kernel)
+            weight.requires_grad_()
+            mask = None
+            if self.mask:
+                mask = randn(setting.batch, taps, *size).sigmoid().requires_grad_()
+            grad_output = randn(setting.batch, self.out_channels, *size)
+            deformable = (input, offset, weight, None, *geometry, mask)
             functions = {OURS: (deform_conv2d, deformable)}
             if layout == "nchw":  # the only one that they support
                 functions[TORCHVISION] = (torchvision.ops.deform_conv2d, deformable)
                 if mmcv_deform_conv2d() is not None:
-                    functions[MMCV] = (mmcv_deform_conv2d(), (input, offset, weight, *geometry))
+                    functions[MMCV] = (mmcv_deform_conv2d(), deformable)
             # On the CPU it is eager PyTorch, which is no rival.
             if setting.device == "cuda" and deformops_conv2d(layout) is not None:
                 functions[DEFORMOPS] = (deformops_conv2d(layout), deformable)
@@ -128,13 +144,28 @@ class ConvCase:
         return calls
 
 
+def offset_groups(offset: Tensor, weight: Tensor) -> int:
+    """Returns the number of offset groups of a convolution."""
+    return offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+
+
 @functools.cache
 def mmcv_deform_conv2d() -> Callable[..., Tensor] | None:
-    """Returns mmcv's function if its compiled ops are installed."""
+    """Returns mmcv's functions with torchvision's arguments if its compiled ops are installed."""
     try:
-        from mmcv.ops import deform_conv2d as function
+        from mmcv.ops import deform_conv2d, modulated_deform_conv2d
     except ImportError:
         return None
+
+    def function(
+        input: Tensor, offset: Tensor, weight: Tensor, bias: None, *more: int | Tensor | None
+    ) -> Tensor:
+        *geometry, mask = more
+        groups = (1, offset_groups(offset, weight))
+        if mask is None:
+            return deform_conv2d(input, offset, weight, *geometry, *groups)
+        return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry, *groups)
+
     return function
 
 
@@ -147,11 +178,18 @@ def deformops_conv2d(layout: str) -> Callable[..., Tensor] | None:
     except ImportError:
         return None
 
-    def nhwc(input: Tensor, offset: Tensor, weight: Tensor, bias: None, *geometry: int) -> Tensor:
+    def nhwc(
+        input: Tensor, offset: Tensor, weight: Tensor, bias: None, *more: int | Tensor | None
+    ) -> Tensor:
         """Calls the op in its own layout; the permutations are views."""
-        # (N, 2*K, H', W') -> (N, H', W', 1, K, 2)
-        offset = offset.permute(0, 2, 3, 1).unflatten(3, (1, -1, 2))
-        output = conv(input.permute(0, 2, 3, 1), offset, weight, bias, None, *geometry)
+        *geometry, mask = more
+        groups = offset_groups(offset, weight)
+        # (N, 2*G*K, H', W') -> (N, H', W', G, K, 2)
+        offset = offset.permute(0, 2, 3, 1).unflatten(3, (groups, -1, 2))
+        if mask is not None:  # (N, G*K, H', W') -> (N, H', W', G, K)
+            mask = mask.permute(0, 2, 3, 1).unflatten(3, (groups, -1))
+        input = input.permute(0, 2, 3, 1)
+        output = conv(input, offset, weight, bias, mask, *geometry, offset_groups=groups)
         return output.permute(0, 3, 1, 2)
 
     return nchw if layout == "nchw" else nhwc
@@ -169,6 +207,7 @@ class RoiCase:
     height: int = 38
     width: int = 63
     bins: int = 7
+    batch = 1
     kind = "roi"
 
     def small(self) -> RoiCase:
@@ -200,7 +239,7 @@ class RoiCase:
             for remark, classes in offsets.items()
         }
         calls: dict[Rival, Call] = {}
-        for layout in setting.layouts:
+        for layout in LAYOUTS:
             input = setting.randn(1, maps, self.height, self.width, layout=layout).requires_grad_()
             size = (self.rois, self.channels, self.bins, self.bins)
             grad_output = setting.randn(*size, layout=layout)
@@ -216,11 +255,17 @@ class RoiCase:
         return calls
 
 
+# Detectors on images of 600 x 1000 and 800 x 1344 pixels, segmentation, video restoration.
 CONV_CASES = (
-    ConvCase("res5 of R-101 at 600x1000: 512 x 38x63, dilation 2", 512, 38, 63, 2),
-    ConvCase("res4 of R-101 at 600x1000: 256 x 38x63", 256, 38, 63),
-    ConvCase("res3 at stride 8: 128 x 75x125", 128, 75, 125),
-    ConvCase("res5 of DeepLab at 1024x2048: 512 x 64x128, dilation 2", 512, 64, 128, 2),
+    ConvCase("res5", 512, 38, 63, 512, dilation=2),
+    ConvCase("res4", 256, 50, 84, 256, mask=True),
+    ConvCase("res3", 128, 100, 168, 128, mask=True),
+    ConvCase("BiRefNet", 64, 64, 64, 256, kernel=7, mask=True),
+    ConvCase("BiRefNet", 64, 128, 128, 256, mask=True),
+    ConvCase("BiRefNet", 64, 128, 128, 256, kernel=1, mask=True),
+    ConvCase("EDVR", 64, 180, 320, 64, offset_groups=8, mask=True),
+    ConvCase("BasicVSR++", 64, 64, 64, 64, offset_groups=16, mask=True),
+    ConvCase("small", 16, 56, 56, 16, batch=4),
 )
 ROI_CASES = (
     RoiCase("deformable RoI pooling: 300 RoIs, 256 channels, 2x2 samples", 256, False, 2),
@@ -228,7 +273,9 @@ ROI_CASES = (
     RoiCase("deformable PS RoI pooling: 300 RoIs, 21 classes, 2x2 samples", 21, True, 2),
     RoiCase("deformable PS RoI pooling: 300 RoIs, 21 classes, a sample per pixel", 21, True, 0),
 )
-QUICK_CONV_CASES = (ConvCase("small convolution", 16, 12, 14, 2),)
+QUICK_CONV_CASES = (
+    ConvCase("quick", 16, 12, 14, 24, dilation=2, offset_groups=2, mask=True, batch=2),
+)
 QUICK_ROI_CASES = (
     RoiCase("small RoI pooling", 8, False, 2, rois=6, bins=3),
     RoiCase("small PS RoI pooling", 3, True, 0, rois=6, bins=3),

@@ -30,6 +30,7 @@ class Net:
     deformable: str
     paper_times_plain: float | None = None  # net forward time in Table 4
     size: tuple[int, int] = (600, 1000)
+    batch = 1
     kind = "nets"
 
 

@@ -23,7 +23,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def compile_kernels(case: ConvCase, dtype: str) -> None:
     """Runs deformops once, which tunes it and leaves its kernels in Triton's cache."""
-    case.rivals(Setting("cuda", dtype, threads=1))[Rival(DEFORMOPS)].run("forward+backward")
+    setting = Setting("cuda", dtype, threads=1, batch=case.batch)
+    case.rivals(setting)[Rival(DEFORMOPS)].run("forward+backward")
 
 
 def main(match: str = "") -> None:
