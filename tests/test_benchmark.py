@@ -17,8 +17,19 @@ import benchmark
 import pytest
 import torch
 import torchvision
-from bench import agreement, cases, memory, nets, table, timing
-from bench.cases import DEFORMOPS, MMCV, NO_OFFSETS, OURS, PLAIN, TORCHVISION, Call, Rival, Setting
+from bench import agreement, cases, memory, nets, onnx_runtime, table, timing
+from bench.cases import (
+    DEFORMOPS,
+    MMCV,
+    NO_OFFSETS,
+    ONNX_RUNTIME,
+    OURS,
+    PLAIN,
+    TORCHVISION,
+    Call,
+    Rival,
+    Setting,
+)
 from bench.machine import Peak
 from bench.timing import Times
 from torch.testing import assert_close
@@ -27,6 +38,9 @@ CPU = Setting("cpu", "float32", threads=1)
 NUMBERS = ("min_ms", "median_ms", "spread_percent")
 QUICK = cases.QUICK_CONV_CASES[0]
 SMALL_LAYERS = [case.small() for case in cases.CONV_CASES]
+needs_onnx_runtime = pytest.mark.skipif(
+    not onnx_runtime.installed(), reason="ONNX Runtime is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +76,8 @@ class TestQuickRun:
 
         pooled = {OURS, f"{OURS}, shared offsets", NO_OFFSETS, TORCHVISION}
         for dtype in ("float32", "bfloat16"):
-            assert rivals("conv", dtype) == {OURS, TORCHVISION, PLAIN}
+            others = {ONNX_RUNTIME} if onnx_runtime.runs("cpu", dtype) else set()
+            assert rivals("conv", dtype) == {OURS, TORCHVISION, PLAIN, *others}
             assert rivals("roi", dtype) == pooled
         if importlib.util.find_spec("detectron2") is not None:
             assert rivals("nets", "float32") == {OURS, PLAIN}
@@ -70,7 +85,8 @@ class TestQuickRun:
             both = (nets.INFERENCE, nets.TRAINING) if row.kind == "nets" else cases.DIRECTIONS
             assert row.direction in both
             partner = dataclasses.replace(row, direction=both[1 - both.index(row.direction)])
-            assert [r for r in rows if identity(r) == identity(partner)]
+            found = [r for r in rows if identity(r) == identity(partner)]
+            assert len(found) == (row.rival != ONNX_RUNTIME)  # which has no backward pass
             if row.rival == OURS and row.kind != "nets":
                 layouts = {r.layout for r in rows if r.case == row.case and r.rival == OURS}
                 assert layouts == {"nchw", "nhwc"}
@@ -104,6 +120,7 @@ class TestQuickRun:
             for ratio, other in (
                 (row.times_plain, median(row, rival=PLAIN)),
                 (row.times_torchvision, median(row, rival=TORCHVISION, layout="nchw")),
+                (row.times_onnx_runtime, median(row, rival=ONNX_RUNTIME, layout="nchw")),
             ):
                 assert ratio == (None if other is None else pytest.approx(row.median_ms / other))
             if row.dtype != "float32":
@@ -114,9 +131,9 @@ class TestQuickRun:
                 assert row.gflops == pytest.approx(gflops)
                 peak = peaks[row.dtype, row.threads]
                 assert row.peak_share == pytest.approx(gflops / peak)
-            if row.kind != "nets" and memory.reset_peak():
+            if row.kind != "nets" and row.rival != ONNX_RUNTIME and memory.reset_peak():
                 assert row.workspace_mib >= 0
-            compared = row.rival == TORCHVISION
+            compared = row.rival in (TORCHVISION, ONNX_RUNTIME)
             assert (row.difference is not None and row.difference < 1e-4) == compared
 
     def test_the_header_describes_the_environment(self, run):
@@ -184,6 +201,10 @@ class TestMeasure:
         times = timing.measure(functions, "cpu", seconds=60.0, least=3, most=5)
         assert [len(t.wall) for t in times.values()] == [5, 5]
 
+    def test_a_function_in_another_process_times_itself(self):
+        times = timing.measure({"a": timing.SelfTimed(lambda: 5.0)}, "cpu", seconds=0.0)
+        assert times["a"].wall == [5.0] * timing.MIN_TURNS
+
     def test_a_dtype_that_is_not_implemented_is_not_an_error(self):
         def fails() -> None:
             raise NotImplementedError("\"some_kernel\" not implemented for 'BFloat16'")
@@ -218,7 +239,10 @@ class TestAgreement:
         setting = dataclasses.replace(CPU, batch=case.batch)
         differences, problems = agreement.compare(case.rivals(setting), case.name, setting)
         assert not problems
-        assert Rival(TORCHVISION) in differences
+        others = {TORCHVISION}
+        if case.kind == "conv" and onnx_runtime.installed():
+            others.add(ONNX_RUNTIME)
+        assert {rival.name for rival in differences} - {MMCV} == others
         assert all(0 <= difference < 1e-5 for difference in differences.values())
 
     def test_results_that_differ_are_reported(self, calls):
@@ -258,6 +282,7 @@ class TestAgreement:
         problem = agreement.Problem(Rival(TORCHVISION), True, "torchvision differs")
         monkeypatch.setattr(agreement, "compare", lambda *_: ({}, [problem]))
         monkeypatch.setattr(memory, "cpu_process", lambda: nullcontext(ask))
+        monkeypatch.setattr(onnx_runtime, "installed", lambda: False)
         options = "--quick --device cpu --only conv --dtypes float32 --threads 1 --seconds 0"
         path = tmp_path / "results.json"
         with pytest.raises(SystemExit, match="results differ"):
@@ -265,7 +290,27 @@ class TestAgreement:
         content = json.loads(path.read_text())
         assert {row["rival"] for row in content["rows"]} == {OURS}
         assert content["problems"] == ["torchvision differs"]
-        assert "  torchvision differs; not timed" in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert "  torchvision differs; not timed" in printed.out
+        assert printed.err.startswith("ONNX Runtime is not installed")
+
+
+class TestOnnxRuntime:
+    @needs_onnx_runtime
+    def test_an_error_in_its_process_is_reported(self):
+        calls = QUICK.rivals(CPU)
+        call = calls[Rival(ONNX_RUNTIME)]
+        calls[Rival(ONNX_RUNTIME)] = dataclasses.replace(call, args=(*call.args[:-1], call.args[0]))
+        _, (problem,) = agreement.compare(calls, "a case", CPU)
+        assert not problem.differs
+        assert problem.line.startswith("ONNX Runtime, nchw: ")
+        assert call.timed("forward")() > 0  # the process goes on
+
+    def test_it_is_for_float32_on_the_cpu(self, monkeypatch):
+        monkeypatch.setattr(onnx_runtime, "installed", lambda: True)
+        assert onnx_runtime.runs("cpu", "float32")
+        assert not onnx_runtime.runs("cpu", "bfloat16")
+        assert not onnx_runtime.runs("cuda", "float32")
 
 
 class TestDeformops:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Times the ops and models, and torchvision, mmcv, deformops and the plain convolution.
+"""Times the ops and models, and other libraries and the plain convolution beside them.
 
     python tools/benchmark.py [--only conv roi nets] [--threads 1 2] [--json FILE]
 
@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from bench import cases, memory, nets, table
+from bench import cases, memory, nets, onnx_runtime, table
 from bench.cases import Setting
 from bench.runner import Case, Runner
 from tqdm import tqdm
@@ -114,6 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
     if "nets" in options.kinds and importlib.util.find_spec("detectron2") is None:
         options.kinds.remove("nets")
         print("Detectron2 is not installed: models are skipped", file=sys.stderr)
+    if "conv" in options.kinds and options.device == "cpu" and not onnx_runtime.installed():
+        print("ONNX Runtime is not installed: it is not timed", file=sys.stderr)
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True  # the plain convolution's best kernel
     jobs = list(plan(options))

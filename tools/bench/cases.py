@@ -15,6 +15,9 @@ from torch import Tensor
 
 from dcn_plugin.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
 
+from . import onnx_runtime
+from .onnx_runtime import OnnxRuntimeCall
+
 # tf32 is float32 with GEMMs that a GPU may round.
 DTYPES = {
     "float32": torch.float32,
@@ -26,7 +29,7 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DIRECTIONS = ("forward", "forward+backward")
 
 OURS, TORCHVISION, MMCV, PLAIN = "dcn_plugin", "torchvision", "mmcv", "plain conv"
-DEFORMOPS = "deformops"
+DEFORMOPS, ONNX_RUNTIME = "deformops", "ONNX Runtime"
 NO_OFFSETS = f"{OURS}, no offsets"
 
 
@@ -66,6 +69,7 @@ class Call:
     function: Callable[..., Tensor]
     args: tuple
     grad_output: Tensor
+    directions = DIRECTIONS
 
     def run(self, direction: str) -> tuple[Tensor, ...]:
         """Runs once; returns the output, and the gradients of the tensors that require them."""
@@ -75,6 +79,10 @@ class Call:
         output = self.function(*self.args)
         leaves = [a for a in self.args if isinstance(a, Tensor) and a.requires_grad]
         return (output, *torch.autograd.grad(output, leaves, self.grad_output))
+
+    def timed(self, direction: str) -> Callable[[], object]:
+        """Returns the function to time."""
+        return functools.partial(self.run, direction)
 
 
 @dataclass(frozen=True)
@@ -112,9 +120,9 @@ class ConvCase:
         forward = 2 * batch * self.height * self.width * self.out_channels * k
         return forward if direction == "forward" else 3 * forward
 
-    def rivals(self, setting: Setting) -> dict[Rival, Call]:
+    def rivals(self, setting: Setting) -> dict[Rival, Call | OnnxRuntimeCall]:
         """Returns the calls, with random tensors and offsets of about a pixel."""
-        calls: dict[Rival, Call] = {}
+        calls: dict[Rival, Call | OnnxRuntimeCall] = {}
         size = (self.height, self.width)
         taps = self.offset_groups * self.kernel**2
         padding = self.dilation * (self.kernel // 2)
@@ -130,8 +138,13 @@ class ConvCase:
                 mask = randn(setting.batch, taps, *size).sigmoid().requires_grad_()
             grad_output = randn(setting.batch, self.out_channels, *size)
             deformable = (input, offset, weight, None, *geometry, mask)
-            functions = {OURS: (deform_conv2d, deformable)}
+            calls[Rival(OURS, layout)] = Call(deform_conv2d, deformable, grad_output)
+            functions = {}
             if layout == "nchw":  # the only one that they support
+                # It leaves the caches cold and PyTorch's threads asleep, which matters the least to
+                # the slowest: torchvision is next.
+                if onnx_runtime.runs(setting.device, setting.dtype):
+                    calls[Rival(ONNX_RUNTIME)] = OnnxRuntimeCall(deformable, setting.threads)
                 functions[TORCHVISION] = (torchvision.ops.deform_conv2d, deformable)
                 if mmcv_deform_conv2d() is not None:
                     functions[MMCV] = (mmcv_deform_conv2d(), deformable)

@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
 
 def rivals() -> Iterator[tuple[str, str]]:
     """Yields the other libraries of deformable convolution that are installed."""
-    for name in (MMCV, DEFORMOPS):
+    for name in (MMCV, DEFORMOPS, "onnxruntime"):
         with suppress(metadata.PackageNotFoundError):
             yield name, metadata.version(name)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from dcn_plugin.files import atomic_write
 
 from . import agreement, cases, machine, memory, nets, table
-from .cases import ConvCase, Rival, RoiCase, Setting
+from .cases import ONNX_RUNTIME, ConvCase, Rival, RoiCase, Setting
 from .timing import Times, measure
 
 Case = ConvCase | RoiCase | nets.Net
@@ -81,13 +81,15 @@ class Runner:
             calls.pop(problem.rival)
         self.problems += problems
         for direction in cases.DIRECTIONS:
-            functions = {r: lambda c=c, d=direction: c.run(d) for r, c in calls.items()}
+            functions = {
+                r: c.timed(direction) for r, c in calls.items() if direction in c.directions
+            }
             times = measure(functions, setting.device, self.options.seconds)
             workspaces = {}
             for rival in [r for r, measured in times.items() if measured is not None]:
                 if setting.device == "cuda":
                     workspaces[rival] = memory.cuda_workspace(calls[rival], direction)
-                else:
+                elif rival.name != ONNX_RUNTIME:  # which keeps its memory from run to run
                     workspaces[rival] = self.ask(case, setting, rival, direction)
             context = table.Context(
                 case.kind,

@@ -7,19 +7,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from .cases import OURS, PLAIN, TORCHVISION, Rival, Setting
+from .cases import ONNX_RUNTIME, OURS, PLAIN, TORCHVISION, Rival, Setting
 from .machine import Peak
 from .timing import Times
 
 NAME_WIDTH, COLUMN_WIDTH = 52, 8
 HEADS = (
-    "min", "median", "spread", "x plain", "x tv", "x fp32", "GFLOP/s", "peak", "MiB", "graph",
-    "diff",
+    "min", "median", "spread", "x plain", "x tv", "x ort", "x fp32", "GFLOP/s", "peak", "MiB",
+    "graph", "diff",
 )  # fmt: skip
 LEGEND = """\
 min, median      ms per call; graph: ms per replay of a CUDA graph (median)
 spread           interquartile range in percent of the median
-x plain, x tv    median relative to the plain convolution in the same layout, to torchvision
+x plain          median relative to the plain convolution in the same layout
+x tv, x ort      median relative to torchvision, to ONNX Runtime
 x fp32           median relative to the same implementation in float32
 GFLOP/s, peak    of the GEMMs by the median, and relative to the GEMM peak above
 MiB              peak memory beyond inputs, outputs and gradients
@@ -49,6 +50,7 @@ class Row:
     graph_ms: float | None = None
     times_plain: float | None = None
     times_torchvision: float | None = None
+    times_onnx_runtime: float | None = None
     times_float32: float | None = None
     gflops: float | None = None
     peak_share: float | None = None
@@ -107,9 +109,9 @@ def make_rows(
         )
         if measured is not None:
             median = measured.median
-            plain, torchvision = (
-                times.get(Rival(PLAIN, rival.layout)),
-                times.get(Rival(TORCHVISION)),
+            others = (Rival(PLAIN, rival.layout), Rival(TORCHVISION), Rival(ONNX_RUNTIME))
+            plain, torchvision, onnx_runtime = (
+                median / times[other].median if times.get(other) else None for other in others
             )
             gflops = context.flop / median / 1e6 if context.flop else None
             row = replace(
@@ -119,8 +121,9 @@ def make_rows(
                 median_ms=median,
                 spread_percent=measured.spread,
                 graph_ms=measured.graph_median,
-                times_plain=median / plain.median if plain else None,
-                times_torchvision=median / torchvision.median if torchvision else None,
+                times_plain=plain,
+                times_torchvision=torchvision,
+                times_onnx_runtime=onnx_runtime,
                 times_float32=median / float32[key(row)] if float32.get(key(row)) else None,
                 gflops=gflops,
                 peak_share=gflops / context.peak.gflops if gflops and context.peak else None,
@@ -162,6 +165,7 @@ def line(row: Row) -> str:
         cell(row.spread_percent, ".1f", "%"),
         cell(row.times_plain, ".2f"),
         cell(row.times_torchvision, ".2f"),
+        cell(row.times_onnx_runtime, ".2f"),
         cell(row.times_float32, ".2f"),
         cell(row.gflops, ".0f"),
         cell(row.peak_share, ".0%"),
