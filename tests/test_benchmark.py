@@ -136,6 +136,14 @@ class TestQuickRun:
             compared = row.rival in (TORCHVISION, ONNX_RUNTIME)
             assert (row.difference is not None and row.difference < 1e-4) == compared
 
+    def test_the_means_follow_the_rows(self, run, rows):
+        ours = [r for r in rows if r.kind == "conv" and r.rival == OURS]
+        for mean, row in zip(run[1]["geometric_means"], ours, strict=True):  # of a single layer
+            assert mean["layers"] == 1
+            assert mean["plain"] == pytest.approx(1 / row.times_plain)
+        end = run[0].splitlines()[-len(ours) :]
+        assert [line.split()[0] for line in end] == [row.direction for row in ours]
+
     def test_the_header_describes_the_environment(self, run):
         printed, written = run
         assert {"PyTorch", "Rivals", "CPU", "Threads", "Commit"} <= set(written["environment"])
@@ -177,6 +185,26 @@ class TestArithmetic:
         assert (ours.workspace_mib, nhwc.workspace_mib) == (7.0, None)
         assert nhwc.times_plain == 2.0  # of the plain convolution in the same layout
         assert "not supported" in table.line(theirs)
+
+    def test_geometric_means(self):
+        def rows(case: str, ours: float, torchvision: float | None) -> list[table.Row]:
+            times = {
+                Rival(OURS): Times([ours] * 3),
+                Rival(OURS, "nhwc"): Times([1.0] * 3),
+                Rival(ONNX_RUNTIME): Times([6.0] * 3),
+                Rival(TORCHVISION): torchvision and Times([torchvision] * 3),
+            }
+            return table.make_rows(table.Context("conv", case, "forward", CPU), times, {}, [])
+
+        found = table.geometric_means([*rows("a", 2.0, 8.0), *rows("b", 6.0, 6.0)])
+        assert [(mean.layout, mean.layers) for mean in found] == [("nchw", 2), ("nhwc", 2)]
+        assert [mean.torchvision for mean in found] == pytest.approx([2.0, 48**0.5])
+        assert [mean.onnx_runtime for mean in found] == pytest.approx([3**0.5, 6.0])
+        assert found[0].plain is None
+        # A mean over the other layers could not be compared with the others.
+        partial = table.geometric_means([*rows("a", 2.0, 8.0), *rows("b", 6.0, None)])
+        assert (partial[0].layers, partial[0].torchvision) == (2, None)
+        assert table.geometric_means([]) == list(table.mean_lines([])) == []
 
     def test_dtypes_are_compared_with_the_float32_of_the_same_rival(self):
         def rows(dtype: str, times: dict, earlier: list[table.Row]) -> list[table.Row]:

@@ -137,6 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
             progress.set_description(table.title(case.name, setting))
             runner.run(case, setting)
             progress.update()
+        runner.end()
     if any(problem.differs for problem in runner.problems):
         sys.exit("benchmark: results differ, see above")
 

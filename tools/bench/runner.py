@@ -125,6 +125,11 @@ class Runner:
         self.rows += rows
         self.save()
 
+    def end(self) -> None:
+        """Prints the geometric means over the layers."""
+        for line in table.mean_lines(table.geometric_means(self.rows)):
+            self.say(line)
+
     def save(self) -> None:
         """Writes all rows so far, since a long run may be interrupted."""
         path = self.options.json
@@ -136,6 +141,7 @@ class Runner:
             "gemm_peaks": [asdict(peak) for peak in self.peaks.values()],
             "problems": [problem.line for problem in self.problems],
             "rows": [asdict(row) for row in self.rows],
+            "geometric_means": [asdict(mean) for mean in table.geometric_means(self.rows)],
         }
         with atomic_write(path) as new:  # the file is whole whenever the run is ended
             new.write_text(json.dumps(content, indent=1) + "\n")

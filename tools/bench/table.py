@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from .cases import ONNX_RUNTIME, OURS, PLAIN, TORCHVISION, Rival, Setting
 from .machine import Peak
 from .timing import Times
 
-NAME_WIDTH, COLUMN_WIDTH = 52, 8
+NAME_WIDTH, COLUMN_WIDTH, MEAN_WIDTH = 52, 8, 14
 HEADS = (
     "min", "median", "spread", "x plain", "x tv", "x ort", "x fp32", "GFLOP/s", "peak", "MiB",
     "graph", "diff",
@@ -138,6 +139,54 @@ def make_rows(
 def key(row: Row) -> tuple:
     """Returns what a row has in common with its rows of other dtypes."""
     return (row.case, row.batch, row.threads, row.rival, row.layout, row.direction)
+
+
+@dataclass(frozen=True)
+class GeometricMean:
+    """Times of the others relative to ours, over all layers; None if one is not measured."""
+
+    direction: str
+    dtype: str
+    threads: int
+    layout: str
+    layers: int
+    plain: float | None
+    torchvision: float | None
+    onnx_runtime: float | None
+
+
+def geometric_means(rows: Iterable[Row]) -> list[GeometricMean]:
+    """Returns the means of each direction, dtype, number of threads and layout."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.kind == "conv" and row.rival == OURS:
+            group = (row.direction, row.dtype, row.threads, row.layout)
+            groups.setdefault(group, []).append(row)
+    found = []
+    for group, layers in groups.items():
+        ratios = zip(
+            *((r.times_plain, r.times_torchvision, r.times_onnx_runtime) for r in layers),
+            strict=True,
+        )
+        means = (None if None in r else 1 / statistics.geometric_mean(r) for r in ratios)
+        found.append(GeometricMean(*group, len(layers), *means))
+    return found
+
+
+def mean_lines(means: list[GeometricMean]) -> Iterator[str]:
+    """Yields the lines of the table of geometric means."""
+    if not means:
+        return
+    yield f"\nTimes relative to {OURS}'s, geometric means over the layers"
+    columns = ("layers", PLAIN, TORCHVISION, ONNX_RUNTIME)
+    yield " " * NAME_WIDTH + "".join(f"{column:>{MEAN_WIDTH}}" for column in columns)
+    for mean in means:
+        of = f"{mean.dtype}, {counted(mean.threads)}, {mean.layout}"
+        ratios = (mean.plain, mean.torchvision, mean.onnx_runtime)
+        cells = (str(mean.layers), *(cell(ratio, ".2f") for ratio in ratios))
+        yield f"  {mean.direction:<17}{of}".ljust(NAME_WIDTH) + "".join(
+            f"{c:>{MEAN_WIDTH}}" for c in cells
+        )
 
 
 def heads() -> str:
