@@ -78,6 +78,18 @@ def test_single_gradients_equal_those_computed_with_all(dtype, names, device):
         assert_near(gradient, everything[name], name, allowed)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (23, 30)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinite_weights_do_not_reach_their_gradient(dtype, size, device):
+    """Padding of a GEMM's K dimension is zero in both operands: 0 * inf would be NaN."""
+    case = ConvCase(2, 6, 5, size, **SQUARE, **ONE_GROUP)
+    call = case.draw(device, dtype)
+    _, expected = gradients(deform_conv2d, call)
+    call["weight"] = torch.full_like(call["weight"], torch.inf)
+    _, found = gradients(deform_conv2d, call)
+    assert_near(found["weight"], expected["weight"], "weight", 0)
+
+
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_processors_without_fast_gemm_instructions_give_the_same(isa):
     """Restricts oneDNN to older instruction sets: other GEMM kernels, the same results."""

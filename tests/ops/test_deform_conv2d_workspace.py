@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Workspace budget, and tensors of more than 2**31 elements."""
+"""Workspace budget, memory kept for map sizes, and tensors of more than 2**31 elements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.devices import kernels_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
-# On the CPU: 24 MiB of copies in the forward pass, 48 MiB of buffers in the backward pass, and a
+# On the CPU: 24 MiB of copies in the forward pass, 56 MiB of buffers in the backward pass, and a
 # few MiB of columns and taps for each of two threads.
 BUDGET_MIB = {"cpu": {"forward": 40, "backward": 64}, "cuda": {"forward": 256, "backward": 256}}
 
@@ -44,6 +44,34 @@ def test_workspace_is_bounded_for_any_batch_and_map_size(device):
     # The measurement works, and the columns of a whole map would exceed the budget.
     assert max(row["forward"] for row in measured) > 1
     assert max(row["columns"] for row in measured) > max(BUDGET_MIB[kernels_of(device)].values())
+
+
+def grown_over_map_sizes(sizes, dtype):
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("measuring the memory of a process requires /proc")
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.ops.map_sizes", str(sizes), dtype],
+        cwd=ROOT,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])  # those of oneDNN's GEMM
+def test_few_gemm_kernels_for_any_map_sizes(dtype):
+    """OneDNN maps 256 KiB of executable memory for each combination of sizes and strides."""
+    # Positions of a map have 64 padded sizes, and are the M dimension of one GEMM and the K
+    # dimension of another, which overwrites or adds; the tiles of the forward pass have 12 sizes.
+    kernels = 3 * 64 + 2 * 12
+    assert grown_over_map_sizes(200, dtype)["compiled"] <= kernels / 4
+
+
+def test_map_sizes_keep_no_memory():
+    assert grown_over_map_sizes(2000, "float32")["resident"] < 15
 
 
 def free_memory(device):

@@ -42,7 +42,7 @@ constexpr int64_t kMinCopiedChannels = 8;
 // block, and all workspaces together.
 constexpr int64_t kCopyBytes = int64_t{8} << 20;
 constexpr int64_t kTapBytes = int64_t{2} << 20;
-constexpr int64_t kGradOutputBytes = int64_t{16} << 20;
+constexpr int64_t kGradOutputBytes = int64_t{24} << 20;
 constexpr int64_t kColumnBytes = int64_t{512} << 10;
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 
@@ -59,13 +59,12 @@ struct BackwardTiling {
   int64_t workspace_bytes; // of a task
   int64_t images; // whose tasks run together
 
-  // `grad_output_bytes`: size of the copies of grad_output, per position.
   BackwardTiling(
       const BackwardInputs& inputs,
       bool wants_input,
       bool accumulates_in_dtype,
       int64_t element_bytes,
-      int64_t grad_output_bytes)
+      const GradOutputBytes& grad_output)
       : channels(
             inputs,
             wants_input,
@@ -83,19 +82,24 @@ struct BackwardTiling {
     const int64_t taps = shape.geometry.taps();
     const int64_t positions = shape.geometry.positions();
     const int64_t tap_bytes = 3 * taps * element_bytes;
-    const int64_t max_tile = std::min(
-        kTapBytes / tap_bytes,
-        kGradOutputBytes / std::max<int64_t>(grad_output_bytes, 1));
-    // Even, for the VNNI layout.
-    tile = std::min(std::max<int64_t>(round_down(max_tile, 2), 2), positions);
+    const int64_t depth = taps * channels.slice_channels;
+    const int64_t max_tile = std::max<int64_t>(
+        std::min(
+            kTapBytes / tap_bytes,
+            kGradOutputBytes / std::max<int64_t>(grad_output.position, 1)),
+        4);
+    block = std::min(
+        std::clamp<int64_t>(
+            round_down(kColumnBytes / (depth * element_bytes), 16), 16, 512),
+        round_down(max_tile, 4));
+    tile = std::min(round_down(max_tile, block), positions);
     tiles = (positions + tile - 1) / tile;
+    const int64_t image_bytes = padded_size(tile) * grad_output.position +
+        block * grad_output.partial_block;
     images = std::clamp<int64_t>(
-        kGradOutputBytes / std::max<int64_t>(tile * grad_output_bytes, 1),
+        kGradOutputBytes / std::max<int64_t>(image_bytes, 1),
         1,
         std::max<int64_t>(shape.batch, 1));
-    const int64_t depth = taps * channels.slice_channels;
-    block = std::clamp<int64_t>(
-        round_down(kColumnBytes / (depth * element_bytes), 16), 16, 512);
     workspace_bytes = channels.copy_bytes + tile * tap_bytes +
         element_bytes * (2 * block * depth + shape.group_out() * depth) +
         block * taps * int64_t{sizeof(DeformTap<double>)};
@@ -130,7 +134,7 @@ class Backward {
             wants_input_,
             std::is_same_v<S, T>,
             sizeof(T),
-            grad_output_.position_bytes()),
+            grad_output_.bytes()),
         offsets_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)) {
     if (wants_input_ || wants_offset_) {
       weight_ =
@@ -229,7 +233,7 @@ class Backward {
     const int64_t begin = tile * tiling_.tile;
     const int64_t end =
         std::min(begin + tiling_.tile, shape_.geometry.positions());
-    grad_output_.load(first_image, images, begin, end);
+    grad_output_.load(first_image, images, begin, end, tiling_.block);
     const int64_t tasks = images * tiling_.slices();
     const auto task = [&](int64_t index) {
       const int64_t image = first_image + index / tiling_.slices();
@@ -337,7 +341,11 @@ class Backward {
                 grad_output.columns,
                 depth(channels),
                 depth(channels)},
-            Matrix<T>{columns.data, to - from, depth(channels), columns.stride},
+            Matrix<T>{
+                columns.data,
+                grad_output.rows,
+                depth(channels),
+                columns.stride},
             Store::kOverwrite);
         if (wants_offset_) {
           wanted.taps =
@@ -364,11 +372,16 @@ class Backward {
     const int64_t width = depth(channels);
     const auto grad_output =
         grad_output_.channel_major(task.image, channels.group, from, to);
+    // Padding of the K dimension.
+    std::fill_n(
+        workspace.columns.get() + (to - from) * width,
+        (grad_output.columns - (to - from)) * width,
+        T(0));
     Matrix<const C> columns{nullptr, grad_output.columns, width, width};
     if constexpr (OperandLayout<C>::kVnni) {
       pack_vnni(
           workspace.columns.get(),
-          to - from,
+          grad_output.columns,
           width,
           workspace.vnni_columns.get());
       columns.data = workspace.vnni_columns.get();

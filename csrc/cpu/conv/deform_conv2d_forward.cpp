@@ -25,8 +25,8 @@ namespace {
 
 // Budget for channels-last copies of images. Larger images are read in place.
 constexpr int64_t kLayoutBytes = int64_t{24} << 20;
-// Output positions of a tile. 48 to 96 rows suit the GEMM; fewer are taken
-// where there would be fewer than kTasks tiles.
+// Output positions of a tile, padded_size() of them. 48 to 96 rows suit the
+// GEMM; fewer are taken where there would be fewer than kTasks tiles.
 constexpr int64_t kTilePositions = 48;
 constexpr int64_t kMinTilePositions = 12;
 constexpr int64_t kTasks = 32;
@@ -139,10 +139,11 @@ class Forward {
       bias_ = inputs.bias->to(c10::CppTypeToScalarType<T>::value).contiguous();
     }
     const int64_t positions = shape.geometry.positions();
-    tile_positions_ = std::clamp<int64_t>(
-        shape.batch * shape.groups * positions / kTasks,
-        kMinTilePositions,
-        kTilePositions);
+    tile_positions_ = padded_size(
+        std::clamp<int64_t>(
+            shape.batch * shape.groups * positions / kTasks,
+            kMinTilePositions,
+            kTilePositions));
     tiles_ = (positions + tile_positions_ - 1) / tile_positions_;
   }
 
@@ -240,6 +241,8 @@ class Forward {
       const Tile& tile,
       const Workspace& workspace) {
     const int64_t positions = tile.end - tile.begin;
+    // Rows of the GEMM. Those after the positions are not stored.
+    const int64_t rows = padded_size(positions);
     const int64_t channels = shape_.group_out();
     int64_t offset_group = -1; // of workspace.taps
     Store store = Store::kOverwrite;
@@ -271,15 +274,18 @@ class Forward {
           workspace.columns[p * depth + block.depth] = C(0);
         }
       }
+      std::fill_n(
+          workspace.columns.get() + positions * depth,
+          (rows - positions) * depth,
+          C(0));
       gemm(
-          Matrix<const C>{workspace.columns.get(), positions, depth, depth},
+          Matrix<const C>{workspace.columns.get(), rows, depth, depth},
           Matrix<const C>{
               weight_.data_ptr<C>() + block.row * channels,
               depth,
               channels,
               channels},
-          Matrix<T>{
-              workspace.result.get(), positions, channels, result_stride()},
+          Matrix<T>{workspace.result.get(), rows, channels, result_stride()},
           store);
       store = Store::kAdd;
     }

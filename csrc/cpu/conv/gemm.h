@@ -8,6 +8,10 @@
 // the instructions of the processor read: the right operand has each pair of
 // rows interleaved, element by element, and the K dimension is padded with
 // zeros to an even size.
+//
+// oneDNN compiles a kernel for each combination of sizes and strides and keeps
+// it for the rest of the thread's life. So strides must not follow from the
+// size of the feature map, and sizes that do are padded to padded_size().
 #pragma once
 
 #include <cstdint>
@@ -28,6 +32,16 @@ struct Matrix {
   int64_t columns;
   int64_t stride; // from row to row, at least `columns`
 };
+
+// The next of a few sizes, at most 1/16 above `size` from 48 on: multiples of 4
+// up to 128, of 8 up to 256, of 16 up to 512 and so on.
+constexpr int64_t padded_size(int64_t size) {
+  int64_t step = 4;
+  while (size > 32 * step) {
+    step *= 2;
+  }
+  return (size + step - 1) / step * step;
+}
 
 enum class Store { kOverwrite, kAdd };
 

@@ -3,8 +3,10 @@
 
 // grad_output as the two GEMMs of the backward pass read it: positions by
 // channels for the gradient of the columns, channels by positions for that of
-// the weight. It is read in place where its memory format and dtype allow;
-// otherwise copied, for one tile of positions of a few images at a time.
+// the weight. It is copied for one tile of positions of a few images at a time,
+// in blocks of positions, so that no stride follows from the size of the map.
+// Positions by channels are read in place where the memory format and dtype
+// allow.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +20,13 @@
 
 namespace dcn::cpu {
 
+// Size of the copies of grad_output.
+struct GradOutputBytes {
+  int64_t position;
+  // Per position of the last block of a tile, in addition.
+  int64_t partial_block;
+};
+
 // S is the dtype of grad_output, C that of the GEMM operands.
 template <typename S, typename C>
 class GradOutputTile {
@@ -29,74 +38,90 @@ class GradOutputTile {
       bool wants_channel_major)
       : grad_(grad_output),
         shape_(shape),
-        channels_(OperandLayout<C>::padded_k(shape.group_out())) {
-    const int64_t positions = shape.geometry.positions();
-    const bool reads_position_major = std::is_same_v<S, C> &&
-        channels_ == shape.group_out() &&
-        grad_.is_contiguous(at::MemoryFormat::ChannelsLast);
-    // The padding of an odd number of positions needs a copy.
-    const bool reads_channel_major = std::is_same_v<S, C> &&
-        OperandLayout<C>::padded_k(positions) == positions &&
-        positions <= kMaxChannelStride && grad_.is_contiguous();
-    copies_position_major_ = wants_position_major && !reads_position_major;
-    copies_channel_major_ = wants_channel_major && !reads_channel_major;
+        wants_position_major_(wants_position_major),
+        wants_channel_major_(wants_channel_major),
+        reads_in_place_(
+            std::is_same_v<S, C> &&
+            OperandLayout<C>::padded_k(shape.group_out()) ==
+                shape.group_out() &&
+            grad_.is_contiguous(at::MemoryFormat::ChannelsLast)),
+        channels_(OperandLayout<C>::padded_k(shape.group_out())) {}
+
+  GradOutputBytes bytes() const {
+    const int64_t position_major =
+        int64_t{sizeof(C)} * wants_position_major_ * channels_ * shape_.groups;
+    const int64_t channel_major =
+        int64_t{sizeof(C)} * wants_channel_major_ * shape_.out_channels;
+    if (reads_in_place_) {
+      return {channel_major, position_major};
+    }
+    return {position_major + channel_major, 0};
   }
 
-  // Size of the copies, per position of an image.
-  int64_t position_bytes() const {
-    return int64_t{sizeof(C)} *
-        (copies_position_major_ * channels_ * shape_.groups +
-         copies_channel_major_ * shape_.out_channels);
-  }
-
-  // Loads positions [begin, end) of images [first, first + count): copies what
-  // cannot be read in place.
-  void load(int64_t first, int64_t count, int64_t begin, int64_t end) {
+  // Loads positions [begin, end) of images [first, first + count), in blocks of
+  // `block` positions.
+  void load(
+      int64_t first,
+      int64_t count,
+      int64_t begin,
+      int64_t end,
+      int64_t block) {
     first_ = first;
     begin_ = begin;
     end_ = end;
-    channel_stride_ = OperandLayout<C>::padded_k(end - begin);
-    const int64_t size = count * channel_stride_ * channels_ * shape_.groups;
-    if (size > size_) {
-      size_ = size;
-      position_major_.reset(copies_position_major_ ? new C[size] : nullptr);
-      channel_major_.reset(copies_channel_major_ ? new C[size] : nullptr);
+    block_ = block;
+    const int64_t positions = end - begin;
+    const int64_t partial = positions % block;
+    padded_ = positions - partial + padded_block(partial);
+    // A block that is padded must be copied.
+    in_place_ = 0;
+    if (reads_in_place_) {
+      in_place_ = padded_ == positions ? positions : positions - partial;
     }
-    if (!copies_position_major_ && !copies_channel_major_) {
-      return;
+    if (wants_position_major_) {
+      position_major_.resize(
+          count * (padded_ - in_place_) * channels_ * shape_.groups);
     }
-    const int64_t blocks = (end - begin + kPositions - 1) / kPositions;
-    parallel_tasks(count * blocks, [&](int64_t task, int64_t last) {
+    if (wants_channel_major_) {
+      image_size_ = positions / block * block_size(block) +
+          block_size(padded_block(partial));
+      channel_major_.resize(count * image_size_);
+    }
+    const int64_t from_block = wants_channel_major_ ? 0 : in_place_ / block;
+    const int64_t blocks = (positions + block - 1) / block - from_block;
+    const int64_t chunks = (block + kPositions - 1) / kPositions;
+    parallel_tasks(count * blocks * chunks, [&](int64_t task, int64_t last) {
       for (; task < last; ++task) {
-        const int64_t from = task % blocks * kPositions;
-        const int64_t to = std::min(from + kPositions, end - begin);
-        copy_positions(task / blocks, from, to);
+        copy_positions(
+            task / chunks / blocks,
+            (from_block + task / chunks % blocks) * block,
+            task % chunks * kPositions);
       }
     });
   }
 
-  // Loaded positions [from, to) of a group, (positions, channels).
+  // Loaded positions [from, to) of a group, (positions, channels): one block,
+  // padded.
   Matrix<const C> position_major(
       int64_t image,
       int64_t group,
       int64_t from,
       int64_t to) const {
+    const int64_t rows = padded_block(to - from);
     if constexpr (std::is_same_v<S, C>) {
-      if (!copies_position_major_) {
+      if (from - begin_ < in_place_) {
         // Not the tensor's strides: that of an axis of size 1 may be any
         // number.
         const auto map = feature_map_view<S>(grad_, image, group * channels_);
         const int64_t stride = shape_.out_channels;
-        return {map.data + from * stride, to - from, channels_, stride};
+        return {map.data + from * stride, rows, channels_, stride};
       }
     }
-    const int64_t stride = shape_.groups * channels_;
-    const int64_t row = (image - first_) * (end_ - begin_) + from - begin_;
     return {
-        position_major_.get() + row * stride + group * channels_,
-        to - from,
+        copied_row(image - first_, group, from - begin_),
+        rows,
         channels_,
-        stride};
+        shape_.groups * channels_};
   }
 
   // The same, (channels, positions).
@@ -105,97 +130,191 @@ class GradOutputTile {
       int64_t group,
       int64_t from,
       int64_t to) const {
-    const int64_t channels = shape_.group_out();
-    const int64_t positions = OperandLayout<C>::padded_k(to - from);
-    if constexpr (std::is_same_v<S, C>) {
-      if (!copies_channel_major_) {
-        const auto map = feature_map_view<S>(grad_, image, group * channels);
-        const int64_t stride = shape_.geometry.positions();
-        return {map.data + from, channels, positions, stride};
-      }
-    }
-    const int64_t channel =
-        (image - first_) * shape_.out_channels + group * channels;
+    const int64_t positions = padded_block(to - from);
+    const int64_t stride = channel_stride(positions);
     return {
-        channel_major_.get() + channel * channel_stride_ + from - begin_,
-        channels,
+        copied_block(image - first_, group, from - begin_, stride),
+        shape_.group_out(),
         positions,
-        channel_stride_};
+        stride};
   }
 
  private:
-  // Positions of one task of a copy, and the channels that it copies at a time.
+  // Positions of one task of a copy, and the elements of a row or column that
+  // it copies at a time: about a cache line.
   static constexpr int64_t kPositions = 64;
-  static constexpr int64_t kChannels = 16;
-  // oneDNN's GEMM takes less than 2^31 bytes for the rows of a register block.
-  static constexpr int64_t kMaxChannelStride = int64_t{1} << 20;
+  static constexpr int64_t kLine = 16;
 
-  // Makes both copies in one pass; `image` and positions count from those
-  // loaded.
-  void copy_positions(int64_t image, int64_t from, int64_t to) {
-    const int64_t width = shape_.geometry.out_w;
-    const int64_t channels = shape_.group_out();
-    const int64_t positions = end_ - begin_;
-    for (int64_t group = 0; group < shape_.groups; ++group) {
-      const auto map =
-          feature_map_view<S>(grad_, first_ + image, group * channels);
-      C* by_channel = channel_major_.get() +
-          (image * shape_.out_channels + group * channels) * channel_stride_;
-      const auto by_position = [&](int64_t position) {
-        return position_major_.get() +
-            ((image * positions + position) * shape_.groups + group) *
-            channels_;
-      };
-      const S* pixels[kPositions];
-      for (int64_t p = from; p < to; ++p) {
-        pixels[p - from] =
-            map.pixel((begin_ + p) / width, (begin_ + p) % width);
+  // Elements are written before they are read.
+  class Buffer {
+   public:
+    void resize(int64_t size) {
+      if (size > size_) {
+        size_ = size;
+        data_.reset(new C[size]);
       }
-      for (int64_t first = 0; first < channels; first += kChannels) {
-        const int64_t last = std::min(first + kChannels, channels);
-        for (int64_t p = from; p < to; ++p) {
-          const S* pixel = pixels[p - from];
-          if (copies_position_major_) {
-            C* row = by_position(p);
-            for (int64_t c = first; c < last; ++c) {
-              row[c] = static_cast<C>(pixel[c * map.channel_stride]);
-            }
-          }
-          if (copies_channel_major_) {
-            for (int64_t c = first; c < last; ++c) {
-              by_channel[c * channel_stride_ + p] =
-                  static_cast<C>(pixel[c * map.channel_stride]);
-            }
+    }
+    C* data() const {
+      return data_.get();
+    }
+
+   private:
+    int64_t size_ = 0;
+    std::unique_ptr<C[]> data_;
+  };
+
+  // Size of a block of this many positions.
+  int64_t padded_block(int64_t positions) const {
+    return std::min(padded_size(positions), block_);
+  }
+
+  // In the following, `image` and positions count from those loaded.
+
+  C* copied_row(int64_t image, int64_t group, int64_t position) const {
+    const int64_t row = image * (padded_ - in_place_) + position - in_place_;
+    return position_major_.data() + (row * shape_.groups + group) * channels_;
+  }
+
+  // From channel to channel of a block, padded.
+  static int64_t channel_stride(int64_t positions) {
+    // Not a power of two, which would map all rows to the same few cache sets.
+    return positions % 256 == 0 ? positions + 16 : positions;
+  }
+  int64_t block_size(int64_t positions) const {
+    return shape_.out_channels * channel_stride(positions);
+  }
+
+  // The block that starts at `position`, of `stride` elements per channel.
+  C* copied_block(
+      int64_t image,
+      int64_t group,
+      int64_t position,
+      int64_t stride) const {
+    return channel_major_.data() + image * image_size_ +
+        position / block_ * block_size(block_) +
+        group * shape_.group_out() * stride;
+  }
+
+  // Copies up to kPositions positions of the block that starts at `block`, from
+  // its position `offset` on.
+  void copy_positions(int64_t image, int64_t block, int64_t offset) {
+    const int64_t positions = std::min(block_, end_ - begin_ - block);
+    const int64_t size = padded_block(positions);
+    const int64_t stride = channel_stride(size);
+    const int64_t count = std::min(kPositions, positions - offset);
+    if (count <= 0) {
+      return;
+    }
+    // After the last position: padding.
+    const int64_t padded = offset + count == positions ? size - offset : count;
+    const auto& g = shape_.geometry;
+    const bool by_position = wants_position_major_ && block >= in_place_;
+    for (int64_t group = 0; group < shape_.groups; ++group) {
+      const auto map = feature_map_view<const S>(
+          grad_, first_ + image, group * shape_.group_out());
+      // The positions of a channel. The stride of an axis of size 1 may be any
+      // number.
+      const bool is_contiguous = (map.column_stride == 1 || g.out_w == 1) &&
+          (map.row_stride == g.out_w || g.out_h == 1);
+      const S* pixels[kPositions];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t position = begin_ + block + offset + i;
+        pixels[i] = map.pixel(position / g.out_w, position % g.out_w);
+      }
+      if (by_position) {
+        copy_rows(
+            pixels,
+            map.channel_stride,
+            count,
+            padded,
+            copied_row(image, group, block + offset));
+      }
+      if (wants_channel_major_) {
+        copy_columns(
+            pixels,
+            map.channel_stride,
+            is_contiguous,
+            count,
+            padded,
+            stride,
+            copied_block(image, group, block, stride) + offset);
+      }
+    }
+  }
+
+  // To (padded, groups, channels_).
+  void copy_rows(
+      const S* const* pixels,
+      int64_t channel_stride,
+      int64_t count,
+      int64_t padded,
+      C* to) const {
+    const int64_t channels = shape_.group_out();
+    const int64_t stride = shape_.groups * channels_;
+    for (int64_t first = 0; first < channels; first += kLine) {
+      const int64_t last = std::min(first + kLine, channels);
+      for (int64_t i = 0; i < count; ++i) {
+        C* row = to + i * stride;
+        for (int64_t c = first; c < last; ++c) {
+          row[c] = static_cast<C>(pixels[i][c * channel_stride]);
+        }
+      }
+    }
+    for (int64_t i = 0; i < padded; ++i) {
+      C* row = to + i * stride;
+      std::fill(row + (i < count ? channels : 0), row + channels_, C(0));
+    }
+  }
+
+  // To (channels, stride).
+  void copy_columns(
+      const S* const* pixels,
+      int64_t channel_stride,
+      bool is_contiguous,
+      int64_t count,
+      int64_t padded,
+      int64_t stride,
+      C* to) const {
+    const int64_t channels = shape_.group_out();
+    if (is_contiguous) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const S* from = pixels[0] + c * channel_stride;
+        for (int64_t i = 0; i < count; ++i) {
+          to[c * stride + i] = static_cast<C>(from[i]);
+        }
+      }
+    } else {
+      for (int64_t begin = 0; begin < count; begin += kLine) {
+        const int64_t end = std::min(begin + kLine, count);
+        for (int64_t c = 0; c < channels; ++c) {
+          for (int64_t i = begin; i < end; ++i) {
+            to[c * stride + i] = static_cast<C>(pixels[i][c * channel_stride]);
           }
         }
       }
-      // Padding of the K dimension.
-      for (int64_t p = from; copies_position_major_ && p < to; ++p) {
-        std::fill(by_position(p) + channels, by_position(p) + channels_, C(0));
-      }
-      for (int64_t c = 0;
-           copies_channel_major_ && to == positions && c < channels;
-           ++c) {
-        C* row = by_channel + c * channel_stride_;
-        std::fill(row + to, row + channel_stride_, C(0));
-      }
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      std::fill(to + c * stride + count, to + c * stride + padded, C(0));
     }
   }
 
   const at::Tensor& grad_;
   const DeformConvShape& shape_;
-  bool copies_position_major_;
-  bool copies_channel_major_;
+  bool wants_position_major_;
+  bool wants_channel_major_;
+  bool reads_in_place_; // positions by channels
   int64_t channels_; // of a group, padded
   int64_t first_ = 0; // image
   int64_t begin_ = 0; // position
   int64_t end_ = 0;
-  int64_t channel_stride_ = 0; // of the channel-major copy
-  int64_t size_ = 0; // elements allocated for each copy
-  // (images, positions, groups, channels_)
-  std::unique_ptr<C[]> position_major_;
-  // (images, out_channels, channel_stride_)
-  std::unique_ptr<C[]> channel_major_;
+  int64_t block_ = 0; // positions of a block
+  int64_t padded_ = 0; // positions, with padding
+  int64_t in_place_ = 0; // positions that are read in place
+  // (images, padded_ - in_place_, groups, channels_)
+  Buffer position_major_;
+  int64_t image_size_ = 0; // elements of channel_major_
+  // (images, blocks, out_channels, channel_stride())
+  Buffer channel_major_;
 };
 
 } // namespace dcn::cpu
