@@ -36,7 +36,8 @@ enum class TapState : int {
 };
 
 // One sampling location p0 + pn + dpn of Eq. 2 and its four corner pixels.
-// Corner k is row k >> 1, column k & 1.
+// Corner k is row k >> 1, column k & 1. Corners and weights are valid only
+// inside the map.
 template <typename T>
 struct DeformTap {
   TapState state;
@@ -50,7 +51,8 @@ struct DeformTap {
   // 0 for a corner without weight, even if the mask is infinite.
   DCN_INLINE T masked_weight(int corner) const {
     const T unmasked = weight(corner);
-    return unmasked == T(0) ? unmasked : mask * unmasked;
+    const T masked = mask * unmasked;
+    return unmasked == T(0) ? unmasked : masked;
   }
   DCN_INLINE T dweight_dy(int corner) const {
     return y.dweight[corner >> 1] * x.weight[corner & 1];
@@ -58,62 +60,62 @@ struct DeformTap {
   DCN_INLINE T dweight_dx(int corner) const {
     return y.weight[corner >> 1] * x.dweight[corner & 1];
   }
-  // The value of a tap that reads no pixel: 0, or NaN.
+  // The value of a tap that reads no pixel: 0, or NaN if `mask` is not finite.
   DCN_INLINE T value_outside() const {
-    return state == TapState::kNan ? mask : T(0) * mask;
+    return T(0) * mask;
   }
 };
 
-// Tap (kernel_y, kernel_x) of output position (out_y, out_x), displaced by
-// (dy, dx).
+// 1, or 0 for NaN.
 template <typename T>
-DCN_INLINE DeformTap<T> locate_tap(
-    const ConvGeometry& g,
-    int out_y,
-    int out_x,
-    int kernel_y,
-    int kernel_x,
-    T dy,
-    T dx,
-    T mask) {
-  const int64_t base_y = static_cast<int64_t>(out_y) * g.stride_h - g.pad_h +
-      static_cast<int64_t>(kernel_y) * g.dilation_h;
-  const int64_t base_x = static_cast<int64_t>(out_x) * g.stride_w - g.pad_w +
-      static_cast<int64_t>(kernel_x) * g.dilation_w;
-  const T y = static_cast<T>(base_y) + dy;
-  const T x = static_cast<T>(base_x) + dx;
-  DeformTap<T> tap{};
-  tap.mask = mask;
-  if (has_weight_at(y, g.in_h) && has_weight_at(x, g.in_w) && mask == mask) {
-    tap.state = TapState::kInside;
-    tap.y = linear_weights(y, g.in_h);
-    tap.x = linear_weights(x, g.in_w);
-  } else if (y == y && x == x && mask == mask) {
-    tap.state = TapState::kOutside;
-  } else {
-    tap.state = TapState::kNan;
-    tap.mask = y + x + mask; // one of them is NaN, so the sum is
-  }
+DCN_INLINE T is_number(T value) {
+  return value == value ? T(1) : T(0);
+}
+
+// The tap at (y, x) of a map of in_h x in_w pixels. Without branches, so that
+// loops over it are vectorized.
+template <typename T>
+DCN_INLINE DeformTap<T> locate_tap(T y, T x, T mask, int in_h, int in_w) {
+  // Conditions as numbers: compilers do not vectorize combined booleans.
+  const T numbers =
+      is_number(y) * is_number(x) * is_number(mask); // 0 if one is NaN
+  const T inside = has_weight_at(y, in_h) * has_weight_at(x, in_w) * numbers;
+  DeformTap<T> tap;
+  tap.state = inside != T(0) ? TapState::kInside
+      : numbers != T(0)      ? TapState::kOutside
+                             : TapState::kNan;
+  const T nan = y + x + mask; // if one of them is
+  tap.mask = numbers != T(0) ? mask : nan;
+  tap.y = linear_weights(inside != T(0) ? y : T(0), in_h);
+  tap.x = linear_weights(inside != T(0) ? x : T(0), in_w);
   return tap;
 }
 
+// Where tap `kernel` of output position `out` lies along an axis on the regular
+// grid, without offset.
+DCN_INLINE int64_t
+grid_position(int out, int stride, int pad, int kernel, int dilation) {
+  return static_cast<int64_t>(out) * stride - pad +
+      static_cast<int64_t>(kernel) * dilation;
+}
+
 // Gradients of (dy, dx, mask), Eq. 7. corner_sums[k] is the sum over channels
-// of grad_column * pixel of corner k.
+// of grad_column * pixel of corner k; it does not count outside the map.
 template <typename T>
 DCN_INLINE void tap_gradients(
     const DeformTap<T>& tap,
     const T (&corner_sums)[4],
     T* gradient) {
-  const T start = tap.state == TapState::kNan ? tap.mask : T(0);
-  gradient[0] = gradient[1] = gradient[2] = start;
-  if (tap.state != TapState::kInside) {
-    return;
-  }
+  T dy = 0, dx = 0, mask = 0;
   for (int k = 0; k < 4; ++k) {
-    gradient[0] += tap.mask * tap.dweight_dy(k) * corner_sums[k];
-    gradient[1] += tap.mask * tap.dweight_dx(k) * corner_sums[k];
-    gradient[2] += tap.weight(k) * corner_sums[k];
+    dy += tap.mask * tap.dweight_dy(k) * corner_sums[k];
+    dx += tap.mask * tap.dweight_dx(k) * corner_sums[k];
+    mask += tap.weight(k) * corner_sums[k];
   }
+  const T outside = tap.state == TapState::kNan ? tap.mask : T(0);
+  gradient[0] = tap.state == TapState::kInside ? dy : outside;
+  gradient[1] = tap.state == TapState::kInside ? dx : outside;
+  gradient[2] = tap.state == TapState::kInside ? mask : outside;
 }
 
 } // namespace dcn

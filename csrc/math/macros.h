@@ -15,6 +15,12 @@
 #define DCN_INLINE inline
 #endif
 
+#if defined(__GNUC__)
+#define DCN_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define DCN_PREFETCH(address) static_cast<void>(address)
+#endif
+
 // DCN_VECTOR_CLONES compiles a function once per instruction set; the loader
 // picks the best one, so that one binary serves every x86-64 processor. The
 // bodies are plain loops in DCN_INLINE functions. Off under sanitizers, which

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include <ATen/core/Tensor.h>
@@ -55,6 +56,71 @@ class AnyDtypeView {
     }
   }
 
+  // Loads positions [begin, end) of a channel, counted along rows of `width`.
+  template <typename T>
+  void load_positions(
+      int64_t n,
+      int64_t c,
+      int64_t begin,
+      int64_t end,
+      int64_t width,
+      T* values) const {
+    visit_rows(n, c, begin, end, width, [&](auto* row, int64_t count) {
+      if (w_ == 1) { // for vectorization
+        for (int64_t i = 0; i < count; ++i) {
+          values[i] = static_cast<T>(row[i]);
+        }
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          values[i] = static_cast<T>(row[i * w_]);
+        }
+      }
+      values += count;
+    });
+  }
+
+  // Prefetches them, unless they are strided.
+  void prefetch_positions(
+      int64_t n,
+      int64_t c,
+      int64_t begin,
+      int64_t end,
+      int64_t width) const {
+    constexpr int64_t kCacheLine = 64;
+    if (w_ != 1) {
+      return;
+    }
+    visit_rows(n, c, begin, end, width, [](auto* row, int64_t count) {
+      for (int64_t i = 0; i < count; i += kCacheLine / sizeof(*row)) {
+        DCN_PREFETCH(row + i);
+      }
+    });
+  }
+
+  // Stores them.
+  template <typename T>
+  void store_positions(
+      int64_t n,
+      int64_t c,
+      int64_t begin,
+      int64_t end,
+      int64_t width,
+      const T* values) const {
+    visit_rows(n, c, begin, end, width, [&](auto* row, int64_t count) {
+      using S = std::remove_pointer_t<decltype(row)>;
+      if (w_ == 1) {
+        for (int64_t i = 0; i < count; ++i) {
+          row[i] = static_cast<S>(values[i]);
+        }
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          row[i * w_] = static_cast<S>(values[i]);
+        }
+      }
+      values += count;
+    });
+  }
+
   template <typename T>
   DCN_INLINE void store(int64_t index, T value) const {
     switch (dtype_) {
@@ -78,6 +144,38 @@ class AnyDtypeView {
   }
 
  private:
+  template <typename Body>
+  void visit_rows(
+      int64_t n,
+      int64_t c,
+      int64_t begin,
+      int64_t end,
+      int64_t width,
+      const Body& body) const {
+    const auto visit = [&](auto* data) {
+      if (h_ == width * w_) { // all rows are one
+        body(data + at(n, c, 0, 0) + begin * w_, end - begin);
+        return;
+      }
+      while (begin < end) {
+        const int64_t x = begin % width;
+        const int64_t count = std::min(width - x, end - begin);
+        body(data + at(n, c, begin / width, x), count);
+        begin += count;
+      }
+    };
+    switch (dtype_) {
+      case at::kDouble:
+        return visit(static_cast<double*>(data_));
+      case at::kHalf:
+        return visit(static_cast<c10::Half*>(data_));
+      case at::kBFloat16:
+        return visit(static_cast<c10::BFloat16*>(data_));
+      default:
+        return visit(static_cast<float*>(data_));
+    }
+  }
+
   void* data_ = nullptr;
   at::ScalarType dtype_ = at::kFloat;
   int64_t n_ = 0, c_ = 0, h_ = 0, w_ = 0;

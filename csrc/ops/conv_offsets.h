@@ -12,6 +12,7 @@ namespace dcn {
 // Offset and mask of a call. locate() returns the sampling location of a tap.
 struct ConvOffsets {
   ConvGeometry geometry;
+  int64_t offset_groups;
   AnyDtypeView offset;
   AnyDtypeView mask; // undefined: every mask is 1
 
@@ -29,7 +30,17 @@ struct ConvOffsets {
     const T dx = offset.load<T>(offset.at(image, 2 * channel + 1, y, x));
     const T mask_value =
         mask.defined() ? mask.load<T>(mask.at(image, channel, y, x)) : T(1);
-    return locate_tap(geometry, y, x, kernel_y, kernel_x, dy, dx, mask_value);
+    const auto& g = geometry;
+    const int64_t base_y =
+        grid_position(y, g.stride_h, g.pad_h, kernel_y, g.dilation_h);
+    const int64_t base_x =
+        grid_position(x, g.stride_w, g.pad_w, kernel_x, g.dilation_w);
+    return locate_tap(
+        static_cast<T>(base_y) + dy,
+        static_cast<T>(base_x) + dx,
+        mask_value,
+        g.in_h,
+        g.in_w);
   }
 };
 
@@ -86,6 +97,7 @@ inline ConvOffsets conv_offsets(
     const OptionalTensor& mask) {
   return {
       shape.geometry,
+      shape.offset_groups,
       AnyDtypeView(offset),
       mask ? AnyDtypeView(*mask) : AnyDtypeView()};
 }

@@ -102,7 +102,7 @@ struct BackwardTiling {
         std::max<int64_t>(shape.batch, 1));
     workspace_bytes = channels.copy_bytes + tile * tap_bytes +
         element_bytes * (2 * block * depth + shape.group_out() * depth) +
-        block * taps * int64_t{sizeof(DeformTap<double>)};
+        2 * block * taps * SamplingPlan<double>::kTapBytes;
   }
 
   int64_t slices() const {
@@ -191,9 +191,11 @@ class Backward {
     std::unique_ptr<T[]> grad_input; // likewise
     std::unique_ptr<T[]> columns; // (block, taps, slice)
     std::unique_ptr<C[]> vnni_columns; // the same, if C has the VNNI layout
-    std::unique_ptr<DeformTap<T>[]> taps; // (block, taps)
     std::unique_ptr<T[]> grad_weight; // (group_out, taps, slice)
-    std::unique_ptr<T[]> grad_taps; // (tile, taps, 3): dy, dx, mask
+    std::unique_ptr<T[]> grad_taps; // (taps, 3, positions): dy, dx, mask
+    std::unique_ptr<SamplingPlan<T>> plan; // of a block
+    // For grad_input, if its strides differ from those of the input.
+    std::unique_ptr<SamplingPlan<T>> grad_plan;
   };
 
   const ChannelSlice& slice(const Task& task) const {
@@ -218,7 +220,7 @@ class Backward {
     workspace.columns = buffer(true, columns);
     workspace.vnni_columns.reset(
         OperandLayout<C>::kVnni && wants_weight_ ? new C[columns] : nullptr);
-    workspace.taps.reset(new DeformTap<T>[tiling_.block * g.taps()]);
+    workspace.plan = std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
     workspace.grad_weight =
         buffer(wants_weight_, shape_.group_out() * g.taps() * channels);
     workspace.grad_taps = buffer(wants_offset_, tiling_.tile * g.taps() * 3);
@@ -305,7 +307,8 @@ class Backward {
     const auto& g = shape_.geometry;
     const auto& channels = slice(task);
     const int64_t taps = g.taps();
-    Im2colGradients<T> wanted{{nullptr, 0, 0, 0}, nullptr, wants_weight_};
+    Im2colGradients<T> wanted{
+        {nullptr, 0, 0, 0}, workspace.plan.get(), wants_offset_, wants_weight_};
     if (tiling_.channels.copies_grad) {
       wanted.input =
           channels_last_view(workspace.grad_input.get(), g.in_w, channels.size);
@@ -316,6 +319,16 @@ class Backward {
             feature_map_view<T>(gradients_.input, task.image, channels.begin);
       }
     }
+    const bool same_strides = wanted.input.data == nullptr ||
+        (map.row_stride == wanted.input.row_stride &&
+         map.column_stride == wanted.input.column_stride);
+    if (!same_strides) {
+      if (!workspace.grad_plan) {
+        workspace.grad_plan =
+            std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
+      }
+      wanted.plan = workspace.grad_plan.get();
+    }
     for (int64_t from = task.begin; from < task.end; from += tiling_.block) {
       const int64_t to = std::min(from + tiling_.block, task.end);
       const Im2colTile<T> columns{
@@ -324,13 +337,16 @@ class Backward {
           taps,
           channels.size,
           depth(channels)};
-      compute_taps(
-          offsets_,
-          task.image,
-          channels.offset_group,
-          from,
-          to,
-          workspace.taps.get());
+      workspace.plan->select(task.image, from, to);
+      workspace.plan->compute(
+          channels.offset_group, map.row_stride, map.column_stride);
+      if (!same_strides) {
+        workspace.grad_plan->select(task.image, from, to);
+        workspace.grad_plan->compute(
+            channels.offset_group,
+            wanted.input.row_stride,
+            wanted.input.column_stride);
+      }
       if (wants_input_ || wants_offset_) {
         const auto grad_output =
             grad_output_.position_major(task.image, channels.group, from, to);
@@ -347,14 +363,12 @@ class Backward {
                 depth(channels),
                 columns.stride},
             Store::kOverwrite);
-        if (wants_offset_) {
-          wanted.taps =
-              workspace.grad_taps.get() + (from - task.begin) * taps * 3;
-        }
-        deform_im2col_backward<M, T>(
-            map, workspace.taps.get(), columns, wanted);
-      } else {
-        deform_im2col<M, T, T>(map, workspace.taps.get(), taps, columns);
+      }
+      deform_im2col_backward<M, T>(map, *workspace.plan, columns, wanted);
+      if (wants_offset_) {
+        workspace.plan->compute_gradients(
+            workspace.grad_taps.get() + from - task.begin,
+            task.end - task.begin);
       }
       if (wants_weight_) {
         accumulate_grad_weight(task, from, to, workspace);
@@ -432,12 +446,20 @@ class Backward {
 
   void store_grad_taps(const Task& task) const {
     const auto& g = shape_.geometry;
-    const T* sums = grad_taps_.data();
-    for (int64_t p = task.begin; p < task.end; ++p) {
-      for (int tap = 0; tap < g.taps(); ++tap, sums += 3) {
-        offset_gradients_.store(
-            g, task.image, slice(task).offset_group, p, tap, sums, false);
-      }
+    const int64_t positions = task.end - task.begin;
+    const int64_t first = slice(task).offset_group * g.taps();
+    for (int64_t tap = 0; tap < g.taps(); ++tap) {
+      const T* sums = grad_taps_.data() + 3 * tap * positions;
+      const auto store =
+          [&](const AnyDtypeView& view, int64_t c, const T* row) {
+            if (view.defined()) {
+              view.store_positions(
+                  task.image, c, task.begin, task.end, g.out_w, row);
+            }
+          };
+      store(offset_gradients_.offset, 2 * (first + tap), sums);
+      store(offset_gradients_.offset, 2 * (first + tap) + 1, sums + positions);
+      store(offset_gradients_.mask, first + tap, sums + 2 * positions);
     }
   }
 

@@ -145,6 +145,8 @@ class Forward {
             kMinTilePositions,
             kTilePositions));
     tiles_ = (positions + tile_positions_ - 1) / tile_positions_;
+    // Groups of a task share the taps of their offset group.
+    task_groups_ = shape.batch * tiles_ >= kTasks ? shape.groups : 1;
   }
 
   void run() {
@@ -172,17 +174,17 @@ class Forward {
   }
 
  private:
-  // The task of one thread: a tile of output positions of one group.
+  // The task of one thread: a tile of output positions of some groups.
   struct Tile {
     int64_t image; // of the batch
     int64_t map; // index of the image in the maps that are read
-    int64_t group;
+    int64_t first_group;
     int64_t begin; // positions
     int64_t end;
   };
   struct Workspace {
     std::unique_ptr<C[]> columns; // (tile positions, depth of a K block)
-    std::unique_ptr<DeformTap<T>[]> taps; // (tile positions, taps)
+    SamplingPlan<T> plan;
     std::unique_ptr<T[]> result; // (tile positions, group_out)
   };
 
@@ -211,20 +213,18 @@ class Forward {
   // `maps` holds images [first, first + count), in dtype M.
   template <typename M>
   void run_images(int64_t first, int64_t count, const at::Tensor& maps) {
-    const int64_t tasks = count * shape_.groups * tiles_;
+    const int64_t group_tasks = shape_.groups / task_groups_;
+    const int64_t tasks = count * group_tasks * tiles_;
     parallel_tasks(tasks, [&](int64_t begin, int64_t end) {
-      Workspace workspace;
-      workspace.columns.reset(
-          new C
-              [tile_positions_ *
-               OperandLayout<C>::padded_k(k_blocking_.max_depth)]);
-      workspace.taps.reset(
-          new DeformTap<T>[tile_positions_ * shape_.geometry.taps()]);
-      workspace.result.reset(new T[tile_positions_ * result_stride()]);
+      const int64_t depth = OperandLayout<C>::padded_k(k_blocking_.max_depth);
+      Workspace workspace{
+          std::unique_ptr<C[]>(new C[tile_positions_ * depth]),
+          SamplingPlan<T>(offsets_, tile_positions_),
+          std::unique_ptr<T[]>(new T[tile_positions_ * result_stride()])};
       for (int64_t task = begin; task < end; ++task) {
         Tile tile{};
-        tile.group = task / tiles_ % shape_.groups;
-        tile.map = task / tiles_ / shape_.groups;
+        tile.first_group = task / tiles_ % group_tasks * task_groups_;
+        tile.map = task / tiles_ / group_tasks;
         tile.image = first + tile.map;
         tile.begin = task % tiles_ * tile_positions_;
         tile.end =
@@ -239,30 +239,38 @@ class Forward {
   void run_tile(
       const at::Tensor& maps,
       const Tile& tile,
-      const Workspace& workspace) {
+      Workspace& workspace) {
+    workspace.plan.select(tile.image, tile.begin, tile.end);
+    int64_t offset_group = -1; // of the plan
+    for (int64_t i = 0; i < task_groups_; ++i) {
+      run_group<M>(maps, tile, tile.first_group + i, workspace, offset_group);
+    }
+  }
+
+  // `offset_group` is that of the plan.
+  template <typename M>
+  void run_group(
+      const at::Tensor& maps,
+      const Tile& tile,
+      int64_t group,
+      Workspace& workspace,
+      int64_t& offset_group) {
     const int64_t positions = tile.end - tile.begin;
     // Rows of the GEMM. Those after the positions are not stored.
     const int64_t rows = padded_size(positions);
     const int64_t channels = shape_.group_out();
-    int64_t offset_group = -1; // of workspace.taps
     Store store = Store::kOverwrite;
-    for (const auto& block : k_blocking_.blocks_of_group[tile.group]) {
+    for (const auto& block : k_blocking_.blocks_of_group[group]) {
       const int64_t depth = OperandLayout<C>::padded_k(block.depth);
       for (const auto& segment : block.segments) {
         if (segment.slice.offset_group != offset_group) {
           offset_group = segment.slice.offset_group;
-          compute_taps(
-              offsets_,
-              tile.image,
-              offset_group,
-              tile.begin,
-              tile.end,
-              workspace.taps.get());
+          workspace.plan.compute(offset_group, maps.stride(2), maps.stride(3));
         }
         deform_im2col<M, T, C>(
             feature_map_view<const M>(maps, tile.map, segment.slice.begin),
-            workspace.taps.get() + segment.tap,
-            shape_.geometry.taps(),
+            workspace.plan,
+            segment.tap,
             {workspace.columns.get() + segment.column,
              positions,
              segment.taps,
@@ -289,12 +297,12 @@ class Forward {
           store);
       store = Store::kAdd;
     }
-    store_tile(tile, workspace.result.get());
+    store_tile(tile, group, workspace.result.get());
   }
 
-  void store_tile(const Tile& tile, const T* result) const {
+  void store_tile(const Tile& tile, int64_t group, const T* result) const {
     const int64_t channels = shape_.group_out();
-    const int64_t first = tile.group * channels;
+    const int64_t first = group * channels;
     store_epilogue(
         result,
         result_stride(),
@@ -315,7 +323,8 @@ class Forward {
   at::Tensor weight_;
   at::Tensor bias_;
   int64_t tile_positions_;
-  int64_t tiles_; // of one image and group
+  int64_t tiles_; // of one image
+  int64_t task_groups_; // groups of a task: one, or all
 };
 
 } // namespace

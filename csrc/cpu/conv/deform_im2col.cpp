@@ -4,18 +4,101 @@
 #include "cpu/conv/deform_im2col.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/conv/gemm.h"
 
 namespace dcn::cpu {
 namespace {
 
-// A channel stride of 1 as a compile-time constant, for vectorization.
-struct UnitStride {
-  constexpr operator int64_t() const {
-    return 1;
+// The channels of a slice, as the loops below run over them: `kCount`
+// contiguous ones, which are one vector; contiguous ones; or strided ones.
+template <int64_t kCount>
+struct FixedChannels {
+  constexpr int64_t count() const {
+    return kCount;
   }
 };
+
+struct ContiguousChannels {
+  int64_t size;
+  static constexpr int64_t stride() {
+    return 1;
+  }
+  int64_t count() const {
+    return size;
+  }
+};
+
+struct StridedChannels {
+  int64_t size;
+  int64_t step;
+  int64_t stride() const {
+    return step;
+  }
+  int64_t count() const {
+    return size;
+  }
+};
+
+// Calls body(channels) with the type for which the fastest code is compiled.
+template <typename Body>
+DCN_INLINE void with_channels(int64_t count, int64_t stride, const Body& body) {
+  if (stride != 1) {
+    body(StridedChannels{count, stride});
+  } else if (count == 4) {
+    body(FixedChannels<4>{});
+  } else if (count == 8) {
+    body(FixedChannels<8>{});
+  } else if (count == 16) {
+    body(FixedChannels<16>{});
+  } else {
+    body(ContiguousChannels{count});
+  }
+}
+
+template <typename T, int64_t kCount>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kCount * sizeof(T))));
+};
+
+template <typename T, int64_t kCount, typename S>
+DCN_INLINE typename VectorOf<T, kCount>::Type load_vector(const S* from) {
+  typename VectorOf<T, kCount>::Type vector;
+  if constexpr (std::is_same_v<S, T>) {
+    std::memcpy(&vector, from, sizeof(vector));
+  } else {
+    for (int64_t c = 0; c < kCount; ++c) {
+      vector[c] = static_cast<T>(from[c]);
+    }
+  }
+  return vector;
+}
+
+template <typename T, int64_t kCount, typename C>
+DCN_INLINE void store_vector(
+    const typename VectorOf<T, kCount>::Type& vector,
+    C* to) {
+  if constexpr (std::is_same_v<C, T>) {
+    std::memcpy(to, &vector, sizeof(vector));
+  } else {
+    for (int64_t c = 0; c < kCount; ++c) {
+      to[c] = round_to<C>(static_cast<T>(vector[c]));
+    }
+  }
+}
+
+// The sum of the elements, always in the same order.
+template <typename T, int64_t kCount>
+DCN_INLINE T sum_of(const typename VectorOf<T, kCount>::Type& vector) {
+  if constexpr (kCount == 4) {
+    return (vector[0] + vector[2]) + (vector[1] + vector[3]);
+  } else {
+    typename VectorOf<T, kCount / 2>::Type halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return sum_of<T, kCount / 2>(halves[0] + halves[1]);
+  }
+}
 
 template <typename S, typename T>
 struct Corners {
@@ -25,48 +108,61 @@ struct Corners {
 
 template <typename S, typename T>
 DCN_INLINE Corners<S, T> load_corners(
-    const FeatureMapView<const S>& map,
-    const DeformTap<T>& tap) {
+    const S* map,
+    const PlannedTaps<T>& taps,
+    int64_t index) {
   Corners<S, T> corners;
   for (int k = 0; k < 4; ++k) {
-    corners.pixel[k] = map.pixel(tap.y.pixel[k >> 1], tap.x.pixel[k & 1]);
-    corners.masked_weight[k] = tap.masked_weight(k);
+    const int64_t i = index + k * taps.corner_stride;
+    corners.pixel[k] = map + taps.pixels[i];
+    corners.masked_weight[k] = taps.masked_weights[i];
   }
   return corners;
 }
 
-template <typename S, typename T, typename C, typename Stride>
+template <typename S, typename T, typename C, typename Channels>
 DCN_INLINE void interpolate(
     const Corners<S, T>& from,
-    Stride stride,
-    int64_t channels,
+    Channels channels,
     C* row) {
   const S *p0 = from.pixel[0], *p1 = from.pixel[1];
   const S *p2 = from.pixel[2], *p3 = from.pixel[3];
   const T w0 = from.masked_weight[0], w1 = from.masked_weight[1];
   const T w2 = from.masked_weight[2], w3 = from.masked_weight[3];
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t i = c * stride;
+#pragma omp simd
+  for (int64_t c = 0; c < channels.count(); ++c) {
+    const int64_t i = c * channels.stride();
     row[c] = round_to<C>(
         w0 * static_cast<T>(p0[i]) + w1 * static_cast<T>(p1[i]) +
         w2 * static_cast<T>(p2[i]) + w3 * static_cast<T>(p3[i]));
   }
 }
 
+template <typename S, typename T, typename C, int64_t kCount>
+DCN_INLINE void interpolate(
+    const Corners<S, T>& from,
+    FixedChannels<kCount>,
+    C* row) {
+  auto sum = from.masked_weight[0] * load_vector<T, kCount>(from.pixel[0]);
+  for (int k = 1; k < 4; ++k) {
+    sum += from.masked_weight[k] * load_vector<T, kCount>(from.pixel[k]);
+  }
+  store_vector<T, kCount>(sum, row);
+}
+
 // Sum over channels of gradient * pixel, for each of the four corners.
-template <typename S, typename T, typename Stride>
+template <typename S, typename T, typename Channels>
 DCN_INLINE void dot_corners(
     const Corners<S, T>& corners,
     const T* gradient,
-    Stride stride,
-    int64_t channels,
+    Channels channels,
     T (&sums)[4]) {
   const S *p0 = corners.pixel[0], *p1 = corners.pixel[1];
   const S *p2 = corners.pixel[2], *p3 = corners.pixel[3];
   T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t i = c * stride;
+  for (int64_t c = 0; c < channels.count(); ++c) {
+    const int64_t i = c * channels.stride();
     s0 += gradient[c] * static_cast<T>(p0[i]);
     s1 += gradient[c] * static_cast<T>(p1[i]);
     s2 += gradient[c] * static_cast<T>(p2[i]);
@@ -78,36 +174,21 @@ DCN_INLINE void dot_corners(
   sums[3] = s3;
 }
 
-template <typename T, typename Stride>
+template <typename T>
 DCN_INLINE void scatter_corner(
     T* pixel,
     T weight,
     const T* gradient,
-    Stride stride,
-    int64_t channels) {
+    int64_t stride,
+    int64_t count) {
+  if (stride == 1) {
 #pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
-    pixel[c * stride] += weight * gradient[c];
-  }
-}
-
-template <typename T>
-DCN_INLINE void scatter(
-    const DeformTap<T>& tap,
-    const T* gradient,
-    const FeatureMapView<T>& input,
-    int64_t channels) {
-  for (int k = 0; k < 4; ++k) {
-    const T weight = tap.masked_weight(k);
-    // A corner has no weight at integer coordinates and outside the map.
-    if (weight == T(0)) {
-      continue;
+    for (int64_t c = 0; c < count; ++c) {
+      pixel[c] += weight * gradient[c];
     }
-    T* pixel = input.pixel(tap.y.pixel[k >> 1], tap.x.pixel[k & 1]);
-    if (input.channel_stride == 1) {
-      scatter_corner(pixel, weight, gradient, UnitStride{}, channels);
-    } else {
-      scatter_corner(pixel, weight, gradient, input.channel_stride, channels);
+  } else {
+    for (int64_t c = 0; c < count; ++c) {
+      pixel[c * stride] += weight * gradient[c];
     }
   }
 }
@@ -148,155 +229,158 @@ DCN_INLINE void fused_tap_backward(
   sums[3] = s3;
 }
 
-template <typename S, typename T, typename Stride>
+// The backward pass of one tap inside the map; `sums` are those of its corners,
+// `grads` its pixels of gradients.input.
+template <typename S, typename T, typename Channels>
 DCN_INLINE void tap_backward(
-    const FeatureMapView<const S>& map,
-    Stride stride,
-    const DeformTap<T>& tap,
-    int64_t channels,
+    const Corners<S, T>& corners,
+    Channels channels,
     const Im2colGradients<T>& gradients,
+    T* const (&grads)[4],
     T* row,
-    T* out) {
-  const auto corners = load_corners(map, tap);
-  T sums[4];
-  const auto& input = gradients.input;
-  const bool all_wanted =
-      out != nullptr && input.data != nullptr && gradients.wants_columns;
-  const bool distinct_corners = corners.masked_weight[0] != T(0) &&
-      corners.masked_weight[1] != T(0) && corners.masked_weight[2] != T(0) &&
-      corners.masked_weight[3] != T(0);
-  if (std::is_same_v<Stride, UnitStride> && all_wanted && distinct_corners &&
-      input.channel_stride == 1) {
-    T* grads[4];
-    for (int k = 0; k < 4; ++k) {
-      grads[k] = input.pixel(tap.y.pixel[k >> 1], tap.x.pixel[k & 1]);
-    }
-    fused_tap_backward(corners, grads, channels, row, sums);
-    tap_gradients(tap, sums, out);
+    T (&sums)[4]) {
+  const bool wants_input = gradients.input.data != nullptr;
+  const auto& weights = corners.masked_weight;
+  const bool distinct_corners = weights[0] != T(0) && weights[1] != T(0) &&
+      weights[2] != T(0) && weights[3] != T(0);
+  if (std::is_same_v<Channels, ContiguousChannels> && wants_input &&
+      gradients.wants_taps && gradients.wants_columns && distinct_corners &&
+      gradients.input.channel_stride == 1) {
+    fused_tap_backward(corners, grads, channels.count(), row, sums);
     return;
   }
-  if (out != nullptr) {
-    dot_corners(corners, row, stride, channels, sums);
-    tap_gradients(tap, sums, out);
+  if (gradients.wants_taps) {
+    dot_corners(corners, row, channels, sums);
   }
-  if (gradients.input.data != nullptr) {
-    scatter(tap, row, gradients.input, channels);
+  for (int k = 0; wants_input && k < 4; ++k) {
+    // A corner has no weight at integer coordinates and outside the map.
+    if (weights[k] != T(0)) {
+      scatter_corner(
+          grads[k],
+          weights[k],
+          row,
+          gradients.input.channel_stride,
+          channels.count());
+    }
   }
   if (gradients.wants_columns) {
-    interpolate(corners, stride, channels, row);
+    interpolate(corners, channels, row);
+  }
+}
+
+template <typename S, typename T, int64_t kCount>
+DCN_INLINE void tap_backward(
+    const Corners<S, T>& corners,
+    FixedChannels<kCount> channels,
+    const Im2colGradients<T>& gradients,
+    T* const (&grads)[4],
+    T* row,
+    T (&sums)[4]) {
+  const auto gradient = load_vector<T, kCount>(row);
+  const auto& weights = corners.masked_weight;
+  for (int k = 0; gradients.wants_taps && k < 4; ++k) {
+    const auto pixel = load_vector<T, kCount>(corners.pixel[k]);
+    sums[k] = sum_of<T, kCount>(gradient * pixel);
+  }
+  for (int k = 0; gradients.input.data != nullptr && k < 4; ++k) {
+    if (weights[k] == T(0)) {
+      continue;
+    }
+    if (gradients.input.channel_stride == 1) {
+      auto pixel = load_vector<T, kCount>(grads[k]);
+      pixel += weights[k] * gradient;
+      store_vector<T, kCount>(pixel, grads[k]);
+    } else {
+      scatter_corner(
+          grads[k], weights[k], row, gradients.input.channel_stride, kCount);
+    }
+  }
+  if (gradients.wants_columns) {
+    interpolate(corners, channels, row);
   }
 }
 
 template <typename S, typename T, typename C>
 DCN_INLINE void deform_im2col_body(
     const FeatureMapView<const S>& map,
-    const DeformTap<T>* taps,
-    int64_t tap_stride,
-    const Im2colTile<C>& columns) {
-  for (int64_t p = 0; p < columns.positions; ++p) {
-    C* row = columns.data + p * columns.stride;
-    const DeformTap<T>* tap = taps + p * tap_stride;
-    for (int64_t k = 0; k < columns.taps; ++k, ++tap, row += columns.channels) {
-      if (tap->state != TapState::kInside) {
-        std::fill_n(row, columns.channels, round_to<C>(tap->value_outside()));
-      } else if (map.channel_stride == 1) {
-        interpolate(
-            load_corners(map, *tap), UnitStride{}, columns.channels, row);
-      } else {
-        interpolate(
-            load_corners(map, *tap), map.channel_stride, columns.channels, row);
+    const SamplingPlan<T>& plan,
+    int64_t first_tap,
+    const Im2colTile<C>& tile) {
+  const auto taps = plan.taps();
+  const Im2colTile<C> columns = tile;
+  const S* const data = map.data;
+  with_channels(columns.channels, map.channel_stride, [=](auto channels) {
+    for (int64_t p = 0; p < columns.positions; ++p) {
+      C* row = columns.data + p * columns.stride;
+      int64_t index = taps.index(first_tap, p);
+      for (int64_t k = 0; k < columns.taps; ++k) {
+        if (taps.inside[index] != 0) {
+          interpolate(load_corners(data, taps, index), channels, row);
+        } else {
+          const T outside = taps.masked_weights[index];
+          std::fill_n(row, channels.count(), round_to<C>(outside));
+        }
+        row += channels.count();
+        index += taps.tap_stride;
       }
     }
-  }
+  });
 }
 
 template <typename S, typename T>
 DCN_INLINE void deform_im2col_backward_body(
     const FeatureMapView<const S>& map,
-    const DeformTap<T>* taps,
-    const Im2colTile<T>& columns,
-    const Im2colGradients<T>& gradients) {
-  for (int64_t p = 0; p < columns.positions; ++p) {
-    for (int64_t k = 0; k < columns.taps; ++k) {
-      const int64_t r = p * columns.taps + k;
-      const auto& tap = taps[r];
-      T* row = columns.data + p * columns.stride + k * columns.channels;
-      T* out = gradients.taps == nullptr ? nullptr : gradients.taps + 3 * r;
-      if (tap.state != TapState::kInside) {
-        if (out != nullptr) {
-          const T zeros[4] = {};
-          tap_gradients(tap, zeros, out);
+    const SamplingPlan<T>& plan,
+    const Im2colTile<T>& tile,
+    const Im2colGradients<T>& wanted) {
+  const auto taps = plan.taps();
+  const Im2colTile<T> columns = tile;
+  const Im2colGradients<T> gradients = wanted;
+  const int64_t* const grad_pixels = gradients.plan->taps().pixels;
+  const S* const data = map.data;
+  with_channels(columns.channels, map.channel_stride, [=](auto channels) {
+    for (int64_t p = 0; p < columns.positions; ++p) {
+      T* row = columns.data + p * columns.stride;
+      int64_t index = taps.index(0, p);
+      for (int64_t k = 0; k < columns.taps; ++k) {
+        T sums[4] = {};
+        if (taps.inside[index] != 0) {
+          T* grads[4] = {};
+          for (int i = 0; gradients.input.data != nullptr && i < 4; ++i) {
+            grads[i] = gradients.input.data +
+                grad_pixels[index + i * taps.corner_stride];
+          }
+          tap_backward(
+              load_corners(data, taps, index),
+              channels,
+              gradients,
+              grads,
+              row,
+              sums);
+        } else if (gradients.wants_columns) {
+          std::fill_n(row, channels.count(), taps.masked_weights[index]);
         }
-        if (gradients.wants_columns) {
-          std::fill_n(row, columns.channels, tap.value_outside());
+        for (int i = 0; gradients.wants_taps && i < 4; ++i) {
+          taps.corner_sums[index + i * taps.corner_stride] = sums[i];
         }
-      } else if (map.channel_stride == 1) {
-        tap_backward(
-            map, UnitStride{}, tap, columns.channels, gradients, row, out);
-      } else {
-        tap_backward(
-            map,
-            map.channel_stride,
-            tap,
-            columns.channels,
-            gradients,
-            row,
-            out);
+        row += channels.count();
+        index += taps.tap_stride;
       }
     }
-  }
+  });
 }
 
 } // namespace
 
-template <typename T>
-void compute_taps(
-    const ConvOffsets& source,
-    int64_t image,
-    int64_t offset_group,
-    int64_t begin,
-    int64_t end,
-    DeformTap<T>* taps) {
-  const auto& g = source.geometry;
-  int y = static_cast<int>(begin / g.out_w);
-  int x = static_cast<int>(begin % g.out_w);
-  for (int64_t position = begin; position < end; ++position) {
-    for (int ky = 0; ky < g.kernel_h; ++ky) {
-      for (int kx = 0; kx < g.kernel_w; ++kx) {
-        *taps++ = source.locate<T>(image, offset_group, y, x, ky, kx);
-      }
-    }
-    if (++x == g.out_w) {
-      x = 0;
-      ++y;
-    }
-  }
-}
-
-template void compute_taps(
-    const ConvOffsets&,
-    int64_t,
-    int64_t,
-    int64_t,
-    int64_t,
-    DeformTap<float>*);
-template void compute_taps(
-    const ConvOffsets&,
-    int64_t,
-    int64_t,
-    int64_t,
-    int64_t,
-    DeformTap<double>*);
-
 // One function per combination of dtypes, each cloned per instruction set.
-#define DCN_DEFINE_IM2COL(S, T, C)                      \
-  template <>                                           \
-  DCN_VECTOR_CLONES void deform_im2col(                 \
-      const FeatureMapView<const S>& map,               \
-      const DeformTap<T>* taps,                         \
-      int64_t tap_stride,                               \
-      const Im2colTile<C>& columns) {                   \
-    deform_im2col_body(map, taps, tap_stride, columns); \
+#define DCN_DEFINE_IM2COL(S, T, C)                     \
+  template <>                                          \
+  DCN_VECTOR_CLONES void deform_im2col(                \
+      const FeatureMapView<const S>& map,              \
+      const SamplingPlan<T>& plan,                     \
+      int64_t first_tap,                               \
+      const Im2colTile<C>& columns) {                  \
+    deform_im2col_body(map, plan, first_tap, columns); \
   }
 
 DCN_DEFINE_IM2COL(double, double, double)
@@ -311,10 +395,10 @@ DCN_DEFINE_IM2COL(c10::BFloat16, float, c10::BFloat16)
   template <>                                                   \
   DCN_VECTOR_CLONES void deform_im2col_backward(                \
       const FeatureMapView<const S>& map,                       \
-      const DeformTap<T>* taps,                                 \
+      const SamplingPlan<T>& plan,                              \
       const Im2colTile<T>& columns,                             \
       const Im2colGradients<T>& gradients) {                    \
-    deform_im2col_backward_body(map, taps, columns, gradients); \
+    deform_im2col_backward_body(map, plan, columns, gradients); \
   }
 
 DCN_DEFINE_BACKWARD(double, double)

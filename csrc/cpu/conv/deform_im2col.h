@@ -3,25 +3,15 @@
 
 // Deformable im2col and its backward pass (col2im and the gradients of offset
 // and mask), for a tile of output positions and a slice of channels. The
-// channels of a tap are contiguous, so that the bilinear weights of a tap are
-// computed once and the sum over its four corners is vector code.
+// channels of a tap are contiguous, so that the sum over its four corners is
+// vector code.
 #pragma once
 
+#include "cpu/conv/sampling_plan.h"
 #include "ops/conv_offsets.h"
 #include "ops/feature_map_view.h"
 
 namespace dcn::cpu {
-
-// Computes sampling locations and bilinear weights of all taps of output
-// positions [begin, end): taps[position][tap].
-template <typename T>
-void compute_taps(
-    const ConvOffsets& source,
-    int64_t image,
-    int64_t offset_group,
-    int64_t begin,
-    int64_t end,
-    DeformTap<T>* taps);
 
 // Columns of some taps of some positions, (positions, taps, channels).
 template <typename C>
@@ -33,20 +23,22 @@ struct Im2colTile {
   int64_t stride; // from position to position
 };
 
-// columns = mask * sampled value. `tap_stride` is the distance in `taps` from
-// one position to the next.
+// columns = mask * sampled value, of the taps from `first_tap` on.
 template <typename S, typename T, typename C>
 void deform_im2col(
     const FeatureMapView<const S>& map,
-    const DeformTap<T>* taps,
-    int64_t tap_stride,
+    const SamplingPlan<T>& plan,
+    int64_t first_tap,
     const Im2colTile<C>& columns);
 
 // What deform_im2col_backward computes.
 template <typename T>
 struct Im2colGradients {
   FeatureMapView<T> input; // accumulated; not computed if data is null
-  T* taps; // (positions, taps, 3): dy, dx, mask; not computed if null
+  // The pixels of `input`; another plan than that of the map if the strides
+  // differ.
+  const SamplingPlan<T>* plan;
+  bool wants_taps; // the plan's corner_sums()
   bool wants_columns; // overwrites grad_columns with the columns
 };
 
@@ -55,7 +47,7 @@ struct Im2colGradients {
 template <typename S, typename T>
 void deform_im2col_backward(
     const FeatureMapView<const S>& map,
-    const DeformTap<T>* taps,
+    const SamplingPlan<T>& plan,
     const Im2colTile<T>& columns,
     const Im2colGradients<T>& gradients);
 
