@@ -4,6 +4,10 @@
 // Copies between memory formats and dtypes.
 #pragma once
 
+#include <type_traits>
+
+#include "cpu/transpose.h"
+#include "ops/any_dtype_view.h"
 #include "ops/feature_map_view.h"
 
 namespace dcn::cpu {
@@ -24,10 +28,39 @@ void copy_rows(
     int64_t end_row,
     int64_t width,
     int64_t channels) {
-  // One side is often contiguous along channels, the other along pixels. Blocks
-  // of channels keep the cache lines of both in cache.
+  using Source = std::remove_const_t<From>;
+  using T = OpMathType<Source>;
+  // One side is often contiguous along channels, the other along pixels.
+  const bool to_channels_last =
+      from.column_stride == 1 && to.channel_stride == 1;
+  const bool from_channels_last =
+      from.channel_stride == 1 && to.column_stride == 1;
+  // Otherwise blocks of channels keep the cache lines of both in cache.
   constexpr int64_t kChannels = 16;
+  const T* const no_bias = nullptr;
   for (int64_t y = begin_row; y < end_row; ++y) {
+    if (to_channels_last) {
+      transpose<Source, To, kAdd, T>(
+          from.pixel(y, 0),
+          from.channel_stride,
+          channels,
+          width,
+          no_bias,
+          to.pixel(y, 0),
+          to.column_stride);
+      continue;
+    }
+    if (from_channels_last) {
+      transpose<Source, To, kAdd, T>(
+          from.pixel(y, 0),
+          from.column_stride,
+          width,
+          channels,
+          no_bias,
+          to.pixel(y, 0),
+          to.channel_stride);
+      continue;
+    }
     for (int64_t first = 0; first < channels; first += kChannels) {
       const int64_t last =
           first + kChannels < channels ? first + kChannels : channels;

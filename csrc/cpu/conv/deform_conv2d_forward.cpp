@@ -19,6 +19,7 @@
 #include "cpu/conv/gemm.h"
 #include "cpu/conv/packed_weight.h"
 #include "cpu/parallel.h"
+#include "cpu/transpose.h"
 
 namespace dcn::cpu {
 namespace {
@@ -32,17 +33,17 @@ constexpr int64_t kMinTilePositions = 12;
 constexpr int64_t kTasks = 32;
 
 template <typename S, typename T>
-DCN_INLINE void store_contiguous(
+DCN_INLINE void store_rows_body(
     const T* values,
     int64_t stride,
     const T* bias,
     int64_t rows,
     int64_t columns,
     S* output,
-    int64_t row_step) {
+    int64_t output_stride) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* from = values + r * stride;
-    S* to = output + r * row_step;
+    S* to = output + r * output_stride;
     if (bias == nullptr) {
       for (int64_t c = 0; c < columns; ++c) {
         to[c] = round_to<S>(from[c]);
@@ -55,63 +56,31 @@ DCN_INLINE void store_contiguous(
   }
 }
 
-// In blocks of columns, so that the strided reads stay in cache.
-template <typename S, typename T>
-DCN_INLINE void store_transposed(
-    const T* values,
-    int64_t stride,
-    const T* bias,
-    int64_t rows,
-    int64_t columns,
-    S* output,
-    int64_t row_step,
-    int64_t column_step) {
-  constexpr int64_t kColumns = 16;
-  for (int64_t first = 0; first < columns; first += kColumns) {
-    const int64_t last = std::min(first + kColumns, columns);
-    for (int64_t c = first; c < last; ++c) {
-      const T add = bias == nullptr ? T(0) : bias[c];
-      const T* from = values + c;
-      S* to = output + c * column_step;
-      for (int64_t r = 0; r < rows; ++r) {
-        to[r * row_step] = round_to<S>(from[r * stride] + add);
-      }
-    }
-  }
-}
-
 } // namespace
 
-// Stores element (row, column) of a GEMM's result, plus bias[column] if there
-// is a bias, to output[row * row_step + column * column_step].
+// Stores the rows of a GEMM's result, plus bias[column] if there is a bias.
 template <typename S, typename T>
-void store_epilogue(
+void store_rows(
     const T* values,
     int64_t stride,
     const T* bias,
     int64_t rows,
     int64_t columns,
     S* output,
-    int64_t row_step,
-    int64_t column_step);
+    int64_t output_stride);
 
-#define DCN_DEFINE_EPILOGUE(S, T)                                              \
-  template <>                                                                  \
-  DCN_VECTOR_CLONES void store_epilogue(                                       \
-      const T* values,                                                         \
-      int64_t stride,                                                          \
-      const T* bias,                                                           \
-      int64_t rows,                                                            \
-      int64_t columns,                                                         \
-      S* output,                                                               \
-      int64_t row_step,                                                        \
-      int64_t column_step) {                                                   \
-    if (column_step == 1) {                                                    \
-      store_contiguous(values, stride, bias, rows, columns, output, row_step); \
-    } else {                                                                   \
-      store_transposed(                                                        \
-          values, stride, bias, rows, columns, output, row_step, column_step); \
-    }                                                                          \
+#define DCN_DEFINE_EPILOGUE(S, T)                                    \
+  template <>                                                        \
+  DCN_VECTOR_CLONES void store_rows(                                 \
+      const T* values,                                               \
+      int64_t stride,                                                \
+      const T* bias,                                                 \
+      int64_t rows,                                                  \
+      int64_t columns,                                               \
+      S* output,                                                     \
+      int64_t output_stride) {                                       \
+    store_rows_body(                                                 \
+        values, stride, bias, rows, columns, output, output_stride); \
   }
 
 DCN_DEFINE_EPILOGUE(double, double)
@@ -303,16 +272,17 @@ class Forward {
   void store_tile(const Tile& tile, int64_t group, const T* result) const {
     const int64_t channels = shape_.group_out();
     const int64_t first = group * channels;
-    store_epilogue(
-        result,
-        result_stride(),
-        bias_.defined() ? bias_.data_ptr<T>() + first : nullptr,
-        tile.end - tile.begin,
-        channels,
-        output_.data_ptr<S>() + tile.image * output_.stride(0) +
-            first * output_.stride(1) + tile.begin * output_.stride(3),
-        output_.stride(3),
-        output_.stride(1));
+    const T* bias = bias_.defined() ? bias_.data_ptr<T>() + first : nullptr;
+    S* to = output_.data_ptr<S>() + tile.image * output_.stride(0) +
+        first * output_.stride(1) + tile.begin * output_.stride(3);
+    const int64_t rows = tile.end - tile.begin;
+    if (output_.stride(1) == 1) {
+      store_rows(
+          result, result_stride(), bias, rows, channels, to, output_.stride(3));
+    } else {
+      transpose<T, S, false>(
+          result, result_stride(), rows, channels, bias, to, output_.stride(1));
+    }
   }
 
   const DeformConvShape& shape_;

@@ -4,9 +4,9 @@
 #include "cpu/conv/deform_im2col.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/conv/gemm.h"
+#include "cpu/vector.h"
 
 namespace dcn::cpu {
 namespace {
@@ -54,49 +54,6 @@ DCN_INLINE void with_channels(int64_t count, int64_t stride, const Body& body) {
     body(FixedChannels<16>{});
   } else {
     body(ContiguousChannels{count});
-  }
-}
-
-template <typename T, int64_t kCount>
-struct VectorOf {
-  typedef T Type __attribute__((vector_size(kCount * sizeof(T))));
-};
-
-template <typename T, int64_t kCount, typename S>
-DCN_INLINE typename VectorOf<T, kCount>::Type load_vector(const S* from) {
-  typename VectorOf<T, kCount>::Type vector;
-  if constexpr (std::is_same_v<S, T>) {
-    std::memcpy(&vector, from, sizeof(vector));
-  } else {
-    for (int64_t c = 0; c < kCount; ++c) {
-      vector[c] = static_cast<T>(from[c]);
-    }
-  }
-  return vector;
-}
-
-template <typename T, int64_t kCount, typename C>
-DCN_INLINE void store_vector(
-    const typename VectorOf<T, kCount>::Type& vector,
-    C* to) {
-  if constexpr (std::is_same_v<C, T>) {
-    std::memcpy(to, &vector, sizeof(vector));
-  } else {
-    for (int64_t c = 0; c < kCount; ++c) {
-      to[c] = round_to<C>(static_cast<T>(vector[c]));
-    }
-  }
-}
-
-// The sum of the elements, always in the same order.
-template <typename T, int64_t kCount>
-DCN_INLINE T sum_of(const typename VectorOf<T, kCount>::Type& vector) {
-  if constexpr (kCount == 4) {
-    return (vector[0] + vector[2]) + (vector[1] + vector[3]);
-  } else {
-    typename VectorOf<T, kCount / 2>::Type halves[2];
-    std::memcpy(halves, &vector, sizeof(vector));
-    return sum_of<T, kCount / 2>(halves[0] + halves[1]);
   }
 }
 
