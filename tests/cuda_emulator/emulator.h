@@ -39,7 +39,7 @@ void run(
 // by `distance` (exclusive or). `line` identifies the shuffle in its source.
 uint64_t shuffle_xor(unsigned mask, uint64_t value, int distance, int line);
 
-// Called before an atomic addition of `size` bytes.
+// Called before an atomic operation on `size` bytes.
 void atomic_access(const void* address, size_t size);
 
 // Whether the copy of the sources with deliberate faults has this one now.

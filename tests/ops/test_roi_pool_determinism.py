@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
+from tests.cuda_emulator.traffic import traffic_of
 from tests.devices import CUDA, EMULATOR
-from tests.ops.roi_cases import MODES, RoiCase, gradients
+from tests.ops.roi_cases import MODES, RoiCase, gradients, standard_grad_output
 from tests.ops.test_deform_conv2d_determinism import LAYOUTS, REPETITIONS, assert_same_bits
 
 
@@ -40,6 +42,18 @@ SCORES = RoiCase(
     classes=21, channels=21, batch=3, size=(38, 50), output=(7, 7), part=(7, 7), group=(7, 7),
     scale=1 / 16, boxes=spread_boxes(40, 608, 800),
 )  # fmt: skip
+# More RoIs than the CUDA kernels take at once: the budgets are used up by the bits of the cells of
+# many classes and images, and by the offset gradients of many bins.
+SEVERAL_RANGES = {
+    "deterministic": RoiCase(
+        classes=21, channels=21, batch=64, size=(8, 8), output=(7, 7), part=(7, 7), group=(1, 1),
+        scale=1 / 16, boxes=spread_boxes(70, 128, 128),
+    ),
+    "atomic": RoiCase(
+        classes=81, channels=81, batch=1, size=(4, 4), output=(7, 7), part=(1, 1), group=(1, 1),
+        scale=1 / 16, ratio=1, boxes=spread_boxes(1060, 64, 64),
+    ),
+}  # fmt: skip
 if EMULATOR:  # slow, and it draws the order of the warps, whatever their number
     DEEP = replace(DEEP, channels=12, boxes=spread_boxes(20, 608, 800))
     MANY = replace(MANY, boxes=spread_boxes(50, 480, 640))
@@ -99,3 +113,42 @@ def test_only_grad_input_is_nondeterministic_on_cuda(name, layout):
     first = gradients(case.function, call)
     for _ in range(REPETITIONS):
         assert_same_bits(without_input(gradients(case.function, call)), without_input(first))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("deterministic", torch.float16),
+        ("deterministic", torch.bfloat16),
+        ("atomic", torch.float16),  # seconds
+    ],
+)
+def test_sums_of_several_ranges_of_rois_are_rounded_once(name, dtype, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    case = SEVERAL_RANGES[name]
+    call = case.draw(CUDA, dtype)
+    in_float32 = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    grad_output = standard_grad_output(case.output_shape).to(CUDA, dtype)
+    found = {}
+    torch.use_deterministic_algorithms(name == "deterministic")
+    try:
+        launched = launches(lambda: found.update(gradients(case.function, call, grad_output)[1]))
+        wanted = gradients(case.function, in_float32, grad_output.float())[1]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    if EMULATOR:
+        kernel = "cell_bits_kernel" if name == "deterministic" else "offset_grad_kernel"
+        assert launched[kernel] > 1
+    for gradient, expected in zip(found.values(), wanted.values(), strict=True):
+        # The order of atomic additions changes the last bits of float32.
+        atol = 1e-6 * float(expected.abs().max())
+        rtol = 1.02 * torch.finfo(dtype).eps / 2
+        assert_close(gradient.float(), expected, rtol=rtol, atol=atol)
+
+
+def launches(call):
+    """Calls a function; returns the number of launches by kernel, which the emulator counts."""
+    if EMULATOR is None:
+        return call()
+    return {name.split("<")[0]: t.launches for name, t in traffic_of(EMULATOR, call).items()}

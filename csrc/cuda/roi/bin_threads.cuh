@@ -65,6 +65,11 @@ DCN_INLINE int64_t num_bins(const RoiTile<S, T>& tile) {
   return tile.rois * shape.classes * shape.bins.count();
 }
 
+// The first of `bins` bins that belongs to part (or group) `part` of `parts`.
+__device__ inline int first_bin(int part, int parts, int bins) {
+  return (int64_t{part} * bins + parts - 1) / parts;
+}
+
 // Loads kSize channels of the gradient of a bin, converted to T.
 template <int kSize, typename S, typename T>
 __device__ __forceinline__ void load_pooled(

@@ -207,11 +207,6 @@ struct OffsetGradParams {
   AnyDtypeView gradient;
 };
 
-// The first of `bins` bins that belongs to part `part` of `parts`.
-__device__ int first_bin(int part, int parts, int bins) {
-  return (int64_t{part} * bins + parts - 1) / parts;
-}
-
 template <typename T>
 __global__ void offset_grad_kernel(OffsetGradParams<T> params) {
   const auto& shape = params.geometry.shape;

@@ -79,10 +79,6 @@ void pool_bins(RoiTile<S, T> tile);
 template <typename S, typename T>
 void backward_bins(RoiTile<S, T> tile, const RoiTileGradients<S, T>& gradients);
 
-// The largest number of rows, and of columns, of cells that the function below
-// divides a map into.
-constexpr int kCellsPerAxis = 8;
-
 // Computes the gradient of the input only, each pixel's sum in a fixed order.
 // `options` are those of a tensor on the device.
 template <typename S, typename T>

@@ -21,11 +21,8 @@ namespace {
 
 // Slices with fewer channels are not copied.
 constexpr int64_t kMinCopiedChannels = 16;
-// Budget for what is stored per bin of a range of RoIs.
+// Budget for the offset gradients per bin of a range of RoIs.
 constexpr int64_t kBinBytes = int64_t{32} << 20;
-// Per bin, the keys and indices that backward_input_deterministic sorts.
-constexpr int64_t kSortBytes =
-    kCellsPerAxis * kCellsPerAxis * 4 * int64_t{sizeof(int64_t)};
 
 // View of channels [channel, channel + channels) of every group, of some
 // images: (images, channels, groups, H, W).
@@ -141,91 +138,114 @@ void forward(
       });
 }
 
-template <typename S>
-void backward(
-    const RoiGeometry& geometry,
-    const at::Tensor& grad_output,
-    const at::Tensor& input,
-    const RoiPoolGradients& gradients) {
-  using T = OpMathType<S>;
-  constexpr auto kAccumulator = c10::CppTypeToScalarType<T>::value;
+// The arguments of the backward pass.
+struct BackwardArguments {
+  const RoiGeometry& geometry;
+  const at::Tensor& grad_output;
+  const at::Tensor& input;
+  const RoiPoolGradients& gradients;
+};
+
+// Adds the contributions of a range of RoIs to the gradient of the input, if it
+// is wanted, and to `offset_grads` unless it is null.
+template <typename S, typename T>
+void backward_rois(
+    const BackwardArguments& arguments,
+    int64_t first,
+    int64_t rois,
+    bool wants_input,
+    OffsetGrad<T>* offset_grads) {
   constexpr bool kAccumulatesInDtype = std::is_same_v<S, T>;
-  const auto& shape = geometry.shape;
-  const bool wants_input = gradients.input.numel() > 0;
-  const bool wants_offset = gradients.offset.numel() > 0;
-  const bool deterministic = at::globalContext().deterministicAlgorithms();
+  const auto& shape = arguments.geometry.shape;
+  const at::Tensor& input = arguments.input;
   const bool channels_last = is_channels_last(input, shape);
   const ChannelTiling tiling(
       shape.map.count() * shape.groups.count(),
       shape.channels,
-      wants_offset && !channels_last,
+      offset_grads != nullptr && !channels_last,
       wants_input && !(channels_last && kAccumulatesInDtype),
       kAccumulatesInDtype,
       {shape.channels, kMinCopiedChannels, kCopyBytes, sizeof(S), sizeof(T)});
+  for_each_copy(
+      shape,
+      tiling,
+      [&](int64_t image, int64_t images, int64_t channel, int64_t channels) {
+        at::Tensor maps =
+            grouped_view(input, shape, image, images, channel, channels);
+        if (tiling.copies_input) {
+          maps = empty_channels_last(maps, input.scalar_type()).copy_(maps);
+        }
+        RoiTileGradients<S, T> wanted{};
+        wanted.offset_grads = offset_grads;
+        at::Tensor grad_maps, sums;
+        if (wants_input) {
+          grad_maps = grouped_view(
+              arguments.gradients.input,
+              shape,
+              image,
+              images,
+              channel,
+              channels);
+          sums = tiling.copies_grad
+              ? empty_channels_last(
+                    grad_maps, c10::CppTypeToScalarType<T>::value)
+                    .zero_()
+              : grad_maps;
+          wanted.input = maps_of<T>(sums);
+        }
+        auto tile = make_tile<S>(
+            arguments.geometry, first, rois, arguments.grad_output);
+        tile.first_image = image;
+        tile.images = images;
+        tile.first_channel = channel;
+        tile.channels = channels;
+        tile.maps = maps_of<const S>(maps);
+        if (wants_input && at::globalContext().deterministicAlgorithms()) {
+          backward_input_deterministic<S, T>(tile, wanted, input.options());
+        } else {
+          backward_bins<S, T>(tile, wanted);
+        }
+        if (tiling.copies_grad) {
+          grad_maps.add_(sums);
+        }
+      });
+}
+
+template <typename S>
+void backward(const BackwardArguments& arguments) {
+  using T = OpMathType<S>;
+  const auto& shape = arguments.geometry.shape;
+  const auto& gradients = arguments.gradients;
+  const bool wants_input = gradients.input.numel() > 0;
+  const bool wants_offset = gradients.offset.numel() > 0;
+  const int64_t bins = shape.classes * shape.bins.count();
+  const int64_t max_rois =
+      std::max<int64_t>(kBinBytes / (bins * int64_t{sizeof(OffsetGrad<T>)}), 1);
+  // With several ranges, the gradient of the input would be rounded to S after
+  // each of them.
+  const bool together = wants_input && wants_offset && shape.rois <= max_rois &&
+      !at::globalContext().deterministicAlgorithms();
   if (wants_input) {
     gradients.input.zero_();
   }
-  const int64_t bins = shape.classes * shape.bins.count();
-  const int64_t bytes_per_bin =
-      std::max<int64_t>(sizeof(OffsetGrad<T>), deterministic ? kSortBytes : 0);
-  const int64_t max_rois =
-      std::max<int64_t>(kBinBytes / (bins * bytes_per_bin), 1);
-  for (int64_t first = 0; first < shape.rois; first += max_rois) {
+  if (wants_input && !together) {
+    backward_rois<S, T>(arguments, 0, shape.rois, true, nullptr);
+  }
+  for (int64_t first = 0; wants_offset && first < shape.rois;
+       first += max_rois) {
     const int64_t rois = std::min(max_rois, shape.rois - first);
-    at::Tensor offset_grads;
-    if (wants_offset) {
-      offset_grads =
-          at::zeros({rois, bins, 2}, input.options().dtype(kAccumulator));
-    }
-    for_each_copy(
-        shape,
-        tiling,
-        [&](int64_t image, int64_t images, int64_t channel, int64_t channels) {
-          at::Tensor maps =
-              grouped_view(input, shape, image, images, channel, channels);
-          if (tiling.copies_input) {
-            maps = empty_channels_last(maps, input.scalar_type()).copy_(maps);
-          }
-          RoiTileGradients<S, T> wanted{};
-          at::Tensor grad_maps, sums;
-          if (wants_input) {
-            grad_maps = grouped_view(
-                gradients.input, shape, image, images, channel, channels);
-            sums = tiling.copies_grad
-                ? empty_channels_last(grad_maps, kAccumulator).zero_()
-                : grad_maps;
-            wanted.input = maps_of<T>(sums);
-          }
-          if (wants_offset) {
-            wanted.offset_grads = reinterpret_cast<OffsetGrad<T>*>(
-                offset_grads.template data_ptr<T>());
-          }
-          auto tile = make_tile<S>(geometry, first, rois, grad_output);
-          tile.first_image = image;
-          tile.images = images;
-          tile.first_channel = channel;
-          tile.channels = channels;
-          tile.maps = maps_of<const S>(maps);
-          if (deterministic && wants_input) {
-            backward_input_deterministic<S, T>(tile, wanted, input.options());
-            wanted.input.map.data = nullptr;
-          }
-          if (wants_offset || !deterministic) {
-            backward_bins<S, T>(tile, wanted);
-          }
-          if (tiling.copies_grad) {
-            grad_maps.add_(sums);
-          }
-        });
-    if (wants_offset) {
-      sum_offset_grads(
-          geometry,
-          first,
-          rois,
-          reinterpret_cast<const OffsetGrad<T>*>(
-              offset_grads.template data_ptr<T>()),
-          AnyDtypeView(gradients.offset));
-    }
+    const at::Tensor sums = at::zeros(
+        {rois, bins, 2},
+        arguments.input.options().dtype(c10::CppTypeToScalarType<T>::value));
+    auto* offset_grads =
+        reinterpret_cast<OffsetGrad<T>*>(sums.template data_ptr<T>());
+    backward_rois<S, T>(arguments, first, rois, together, offset_grads);
+    sum_offset_grads<T>(
+        arguments.geometry,
+        first,
+        rois,
+        offset_grads,
+        AnyDtypeView(gradients.offset));
   }
 }
 
@@ -257,7 +277,7 @@ struct Device {
         input.scalar_type(),
         "_deform_roi_pool_backward",
         [&] {
-          cuda::backward<scalar_t>(geometry, grad_output, input, gradients);
+          cuda::backward<scalar_t>({geometry, grad_output, input, gradients});
         });
   }
 };

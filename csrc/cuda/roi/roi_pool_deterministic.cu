@@ -3,21 +3,25 @@
 
 // Deterministic gradient of the input of RoI pooling, used under
 // torch.use_deterministic_algorithms: each pixel sums the contributions of the
-// bins that read it, in a fixed order. The map is divided into cells; the bins
-// are sorted by the cells that they read, and a pixel visits those of its cell.
+// bins that read it, in a fixed order. The map is divided into cells. Per cell
+// and bin there is a bit for every RoI: whether the bin reads the cell. A pixel
+// visits the bits of its cell.
 
-#include <limits>
+#include <algorithm>
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/sort.h>
+#include <ATen/ops/zeros.h>
 
 #include "cuda/roi/bin_threads.cuh"
 
 namespace dcn::cuda {
 namespace {
 
-// The key of a bin that does not read a cell, sorted behind all cells.
-constexpr int64_t kNoCell = std::numeric_limits<int64_t>::max();
+// The largest number of rows, and of columns, of cells of a map.
+constexpr int kCellsPerAxis = 8;
+// RoIs per word of bits.
+constexpr int kWordRois = 32;
+// Budget for the bits of a range of RoIs.
+constexpr int64_t kBitBytes = int64_t{32} << 20;
 
 // The cells of a map.
 struct CellGrid {
@@ -33,22 +37,24 @@ struct CellGrid {
         columns((shape.map.w + width - 1) / width) {}
 };
 
-// Bins with the same key contribute to the same cell: of a class, an image and
-// a group of channels.
-template <typename S, typename T>
-__device__ int64_t cell_key(
-    const RoiTile<S, T>& tile,
-    const CellGrid& cells,
-    int64_t class_index,
-    int64_t image, // in the tile
-    int group,
-    int row,
-    int column) {
-  const int64_t map =
-      (class_index * tile.images + image) * tile.geometry.shape.groups.count() +
-      group;
-  return (map * cells.rows + row) * cells.columns + column;
-}
+// Which bins read which cells, for a range of RoIs.
+struct CellBits {
+  CellGrid cells;
+  int64_t words; // per cell and bin
+  int32_t* data; // (images, classes, rows, columns, bins, words)
+
+  // The words of bin (0, 0) for a cell.
+  __device__ int32_t* of_cell(
+      const RoiPoolShape& shape,
+      int64_t image, // in the tile
+      int64_t class_index,
+      int row,
+      int column) const {
+    const int64_t map = image * shape.classes + class_index;
+    const int64_t cell = (map * cells.rows + row) * cells.columns + column;
+    return data + cell * shape.bins.count() * words;
+  }
+};
 
 // The pixels that the samples of a bin read along one axis.
 struct PixelRange {
@@ -70,17 +76,17 @@ __device__ PixelRange pixels_of(const BinAxis<T>& bin) {
 }
 
 template <typename S, typename T>
-struct CellKeyParams {
+struct CellBitsParams {
   RoiTile<S, T> tile;
-  CellGrid cells;
-  int64_t* keys; // (cells, bins)
+  CellBits bits; // zeros
 };
 
 // One thread per bin.
 template <typename S, typename T>
-__global__ void cell_key_kernel(CellKeyParams<S, T> params) {
+__global__ void cell_bits_kernel(CellBitsParams<S, T> params) {
   const auto& tile = params.tile;
-  const auto& cells = params.cells;
+  const auto& shape = tile.geometry.shape;
+  const auto& cells = params.bits.cells;
   const int64_t bins = num_bins(tile);
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -89,21 +95,24 @@ __global__ void cell_key_kernel(CellKeyParams<S, T> params) {
     const ClassBin<T> bin_index(tile, index);
     const auto bin = bin_index.locate(tile);
     const int64_t image = bin.image - tile.first_image;
-    const bool reads =
-        bin.state == RoiState::kInside && image >= 0 && image < tile.images;
-    const int group = tile.geometry.shape.group_of(bin_index.i, bin_index.j);
-    const PixelRange y = reads ? pixels_of(bin.y) : PixelRange{0, -1};
-    const PixelRange x = reads ? pixels_of(bin.x) : PixelRange{0, -1};
-    for (int row = 0; row < cells.rows; ++row) {
-      for (int column = 0; column < cells.columns; ++column) {
-        const bool reads_cell = y.first < (row + 1) * cells.height &&
-            y.last >= row * cells.height &&
-            x.first < (column + 1) * cells.width &&
-            x.last >= column * cells.width;
-        params.keys[(row * cells.columns + column) * bins + index] = reads_cell
-            ? cell_key(
-                  tile, cells, bin_index.class_index, image, group, row, column)
-            : kNoCell;
+    if (bin.state != RoiState::kInside || image < 0 || image >= tile.images) {
+      continue;
+    }
+    const PixelRange y = pixels_of(bin.y), x = pixels_of(bin.x);
+    if (y.last < y.first || x.last < x.first) {
+      continue;
+    }
+    const int64_t word = (int64_t{bin_index.i} * shape.bins.w + bin_index.j) *
+            params.bits.words +
+        bin_index.roi / kWordRois;
+    const int bit = static_cast<int>(1u << bin_index.roi % kWordRois);
+    for (int row = y.first / cells.height; row <= y.last / cells.height;
+         ++row) {
+      for (int column = x.first / cells.width; column <= x.last / cells.width;
+           ++column) {
+        int32_t* cell = params.bits.of_cell(
+            shape, image, bin_index.class_index, row, column);
+        atomicOr(cell + word, bit);
       }
     }
   }
@@ -128,26 +137,8 @@ template <typename S, typename T>
 struct DeterministicParams {
   RoiTile<S, T> tile;
   RoiTileGradients<S, T> gradients;
-  CellGrid cells;
-  const int64_t* keys; // sorted
-  const int64_t* order; // indices into (cells, bins), in the order of the keys
-  int64_t count;
+  CellBits bits;
 };
-
-// The first index whose key is not less than `key`.
-__device__ inline int64_t lower_bound(
-    const int64_t* keys,
-    int64_t count,
-    int64_t key) {
-  int64_t low = 0;
-  while (count > 0) {
-    const int64_t half = count / 2;
-    const bool less = keys[low + half] < key;
-    low = less ? low + half + 1 : low;
-    count = less ? count - half - 1 : half;
-  }
-  return low;
-}
 
 // Adds the contribution of a bin to pixel (y, x) of kSize output channels, from
 // `c` on, to `sums`.
@@ -179,6 +170,44 @@ __device__ void add_bin(
   }
 }
 
+// Adds the contributions of the bins of a group to pixel (y, x), as above.
+template <int kSize, typename S, typename T>
+__device__ void add_group(
+    const DeterministicParams<S, T>& params,
+    int64_t image,
+    int group,
+    int y,
+    int x,
+    int64_t c,
+    T (&sums)[kSize]) {
+  const auto& tile = params.tile;
+  const auto& shape = tile.geometry.shape;
+  const auto& cells = params.bits.cells;
+  const int64_t words = params.bits.words;
+  const int64_t class_index = c / shape.channels_per_class();
+  const int32_t* cell = params.bits.of_cell(
+      shape, image, class_index, y / cells.height, x / cells.width);
+  const int row = group / shape.groups.w, column = group % shape.groups.w;
+  const int end_i = first_bin(row + 1, shape.groups.h, shape.bins.h);
+  const int end_j = first_bin(column + 1, shape.groups.w, shape.bins.w);
+  const int begin_j = first_bin(column, shape.groups.w, shape.bins.w);
+  for (int i = first_bin(row, shape.groups.h, shape.bins.h); i < end_i; ++i) {
+    for (int j = begin_j; j < end_j; ++j) {
+      const int64_t bin = int64_t{i} * shape.bins.w + j;
+      for (int64_t word = 0; word < words; ++word) {
+        for (unsigned rois = cell[bin * words + word]; rois != 0;
+             rois &= rois - 1) {
+          const int64_t roi = word * kWordRois + __ffs(rois) - 1;
+          const ClassBin<T> bin_index(
+              tile,
+              (roi * shape.bins.count() + bin) * shape.classes + class_index);
+          add_bin(tile, bin_index, y, x, c, sums);
+        }
+      }
+    }
+  }
+}
+
 // One thread per pixel, group and kSize channels.
 template <typename S, typename T, int kSize>
 __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
@@ -188,7 +217,6 @@ __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
   const int64_t groups = shape.groups.count();
   const int64_t pixels = shape.map.count();
   const int64_t count = tile.images * pixels * groups * channel_blocks;
-  const int64_t bins = num_bins(tile);
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
        index < count;
@@ -198,28 +226,34 @@ __global__ void deterministic_kernel(DeterministicParams<S, T> params) {
     const int64_t pixel = index / channel_blocks / groups % pixels;
     const int64_t image = index / channel_blocks / groups / pixels;
     const int y = pixel / shape.map.w, x = pixel % shape.map.w;
-    const int64_t c = tile.first_channel + channel;
-    const int64_t key = cell_key(
-        tile,
-        params.cells,
-        c / shape.channels_per_class(),
-        image,
-        group,
-        y / params.cells.height,
-        x / params.cells.width);
     T sums[kSize] = {};
-    for (int64_t i = lower_bound(params.keys, params.count, key);
-         i < params.count && params.keys[i] == key;
-         ++i) {
-      const ClassBin<T> bin_index(tile, params.order[i] % bins);
-      add_bin(tile, bin_index, y, x, c, sums);
-    }
+    add_group(params, image, group, y, x, tile.first_channel + channel, sums);
     const auto input = params.gradients.input.view(image, group, channel);
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
       input.pixel(y, x)[k * input.channel_stride] += sums[k];
     }
   }
+}
+
+// The gradient of one range of RoIs.
+template <typename S, typename T>
+void backward_range(
+    RoiTile<S, T> tile,
+    const RoiTileGradients<S, T>& gradients,
+    const CellBits& bits) {
+  const auto& shape = tile.geometry.shape;
+  launch(
+      cell_bits_kernel<S, T>, CellBitsParams<S, T>{tile, bits}, num_bins(tile));
+  constexpr int kWide = kVectorSize<S>;
+  const bool wide = divides_channels(tile, kWide);
+  const int64_t size = wide ? kWide : 1;
+  assign_threads(tile, size);
+  launch(
+      wide ? deterministic_kernel<S, T, kWide> : deterministic_kernel<S, T, 1>,
+      DeterministicParams<S, T>{tile, gradients, bits},
+      tile.images * shape.map.count() * shape.groups.count() *
+          (tile.channels / size));
 }
 
 } // namespace
@@ -229,32 +263,19 @@ void backward_input_deterministic(
     RoiTile<S, T> tile,
     const RoiTileGradients<S, T>& gradients,
     const at::TensorOptions& options) {
-  const CellGrid cells(tile.geometry.shape);
-  const int64_t bins = num_bins(tile);
-  const at::Tensor keys =
-      at::empty({cells.rows * cells.columns * bins}, options.dtype(at::kLong));
-  launch(
-      cell_key_kernel<S, T>,
-      CellKeyParams<S, T>{tile, cells, keys.data_ptr<int64_t>()},
-      bins);
-  const auto [sorted, order] =
-      at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-  constexpr int kWide = kVectorSize<S>;
-  const bool wide = divides_channels(tile, kWide);
-  const int64_t size = wide ? kWide : 1;
   const auto& shape = tile.geometry.shape;
-  assign_threads(tile, size);
-  launch(
-      wide ? deterministic_kernel<S, T, kWide> : deterministic_kernel<S, T, 1>,
-      DeterministicParams<S, T>{
-          tile,
-          gradients,
-          cells,
-          sorted.template data_ptr<int64_t>(),
-          order.template data_ptr<int64_t>(),
-          keys.numel()},
-      tile.images * shape.map.count() * shape.groups.count() *
-          (tile.channels / size));
+  const CellGrid cells(shape);
+  const int64_t bins = tile.images * shape.classes * cells.rows *
+      cells.columns * shape.bins.count();
+  const int64_t max_words =
+      std::max<int64_t>(kBitBytes / (bins * int64_t{sizeof(int32_t)}), 1);
+  const int64_t end = tile.first_roi + tile.rois;
+  for (; tile.first_roi < end; tile.first_roi += tile.rois) {
+    tile.rois = std::min(end - tile.first_roi, max_words * kWordRois);
+    const int64_t words = (tile.rois + kWordRois - 1) / kWordRois;
+    const at::Tensor data = at::zeros({bins * words}, options.dtype(at::kInt));
+    backward_range(tile, gradients, {cells, words, data.data_ptr<int32_t>()});
+  }
 }
 
 #define DCN_INSTANTIATE_DETERMINISTIC(S, T)   \

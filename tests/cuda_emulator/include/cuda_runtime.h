@@ -42,6 +42,11 @@ constexpr std::common_type_t<A, B> min(A a, B b) {
   return a < b ? a : b;
 }
 
+// The number of the lowest bit that is set, from 1 on; 0 if there is none.
+inline int __ffs(int bits) {
+  return __builtin_ffs(bits);
+}
+
 // The accesses of these functions are reported by the functions themselves.
 #define DCN_EMULATOR_INTRINSIC __attribute__((no_sanitize("thread"), noinline))
 
@@ -64,6 +69,13 @@ DCN_EMULATOR_INTRINSIC T atomicAdd(T* to, T value) {
   cuda_emulator::atomic_access(to, sizeof(T));
   const T old = *to;
   *to = old + value;
+  return old;
+}
+
+DCN_EMULATOR_INTRINSIC inline int atomicOr(int* to, int bits) {
+  cuda_emulator::atomic_access(to, sizeof(int));
+  const int old = *to;
+  *to = old | bits;
   return old;
 }
 
