@@ -277,8 +277,14 @@ class TestRead:
     def test_sanitizer(self):
         text = """done: a
 ========= Invalid __global__ read of size 4 bytes
-=========     at void dcn::cuda::kernel<float>(Params)+0x10
-========= ERROR SUMMARY: 1 error"""
+=========     at void dcn::cuda::<unnamed>::im2col_kernel<float, float, (int)4>(T1)+0x1b0
+=========     by thread (31,0,0) in block (0,0,0)
+=========     Address 0x7f2a4be00400 is out of bounds
+========= Invalid __global__ read of size 16 bytes
+=========     at void dcn::cuda::(anonymous namespace)::im2col_kernel<double, double, 2>(T1)+0x90
+========= Invalid __global__ write of size 4 bytes
+=========     at cell_bits_kernel(Params)+0x10 in roi_pool_deterministic.cu:81
+========= ERROR SUMMARY: 3 errors"""
         detail, measured = gpu_report.read_sanitizer(text)
         assert detail == "1 errors in 1 calls"
         assert measured["kernels"] == {"dcn::cuda::kernel": 1}

@@ -58,7 +58,8 @@ def read_sanitizer(text: str) -> Read:
         return "compute-sanitizer does not support this GPU or driver", {"skip": True}
     calls = len(re.findall(r"^done: ", text, re.M))
     summary = re.findall(r"SUMMARY: (\d+) (?:error|hazard)", text)
-    kernels = Counter(re.findall(r"^=========\s+at (?:void )?([\w:]+)", text, re.M))
+    named = re.sub(r"(<unnamed>|\(anonymous namespace\))::", "", text)
+    kernels = Counter(re.findall(r"^=========\s+at (?:void )?([\w:]+)", named, re.M))
     errors = int(summary[-1]) if summary else None
     counted = "no summary" if errors is None else f"{errors} errors"
     measured = {"calls": calls, "errors": errors, "kernels": dict(kernels.most_common())}
