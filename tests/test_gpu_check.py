@@ -58,6 +58,7 @@ class Machine:
             "tools/benchmark.py": ("", 0),
         }
         self.commands = []
+        self.benchmark = BENCHMARK
         self.output = tmp_path / "report"
         self.start = gpu_check.start_command
         monkeypatch.setattr(gpu_check, "start_command", self)
@@ -71,7 +72,7 @@ class Machine:
         script = f"import sys, pathlib; print({text!r}); "
         if "--json" in command:
             path = command[command.index("--json") + 1]
-            script += f"pathlib.Path({path!r}).write_text({json.dumps(BENCHMARK)!r}); "
+            script += f"pathlib.Path({path!r}).write_text({json.dumps(self.benchmark)!r}); "
         return self.start(python(f"{script}sys.exit({status})"), log, variables)
 
     def run(self, *arguments):
@@ -100,6 +101,22 @@ class TestStages:
         assert status["racecheck"].endswith("ok       0 errors in 2 calls")
         assert status["deformops"].endswith("ok       kernels compiled")
         assert status["benchmark roi"].endswith("ok       3 rows")
+
+    @pytest.mark.parametrize(
+        ("command", "stage"),
+        [
+            ("--tool", "memcheck"),
+            ("-m pytest", "CUDA tests"),
+            ("tools/benchmark.py", "benchmark roi"),
+            ("gpu_check.probe", "environment"),
+        ],
+    )
+    def test_a_command_without_a_result_fails_its_stage(self, machine, command, stage):
+        machine.outputs[command] = ("nothing", 0)
+        machine.benchmark = {**BENCHMARK, "rows": []}
+        with pytest.raises(SystemExit, match=stage):
+            machine.run()
+        assert machine.report()[stage]["log_end"] == "nothing"
 
     def test_stages_that_do_not_need_the_failed_one_run(self, machine):
         machine.outputs["-m pytest"] = (TESTS, 1)
@@ -236,8 +253,9 @@ except KeyboardInterrupt:
         assert "Not run: wheels" in (check.output / "report.md").read_text()
         assert "built" in (check.output / "log.txt").read_text()
 
-    def test_an_unknown_output_is_no_crash(self, check):
+    def test_an_unknown_output_is_a_failure_and_no_crash(self, check):
         check.run(stage("build", "pass", read=lambda text: json.loads("")))
+        assert check.results["build"].status == "FAILED"
         assert "output not understood" in check.results["build"].detail
 
 
@@ -272,7 +290,8 @@ class TestRead:
         detail, measured = gpu_report.read_tests(f"{xdist}{TESTS}\nFAILED tests/ops/test_a.py - x")
         assert detail == "1 error, 1 failed, 2 passed"
         assert measured["failed"] == ["tests/a.py::c", "tests/ops/test_a.py::test_y"]
-        assert gpu_report.read_tests("No module named pytest")[0] == "no test ran"
+        detail, measured = gpu_report.read_tests("No module named pytest")
+        assert (detail, measured["missing"]) == ("no test ran", True)
 
     def test_sanitizer(self):
         text = """done: a
@@ -286,11 +305,13 @@ class TestRead:
 =========     at cell_bits_kernel(Params)+0x10 in roi_pool_deterministic.cu:81
 ========= ERROR SUMMARY: 3 errors"""
         detail, measured = gpu_report.read_sanitizer(text)
-        assert detail == "1 errors in 1 calls"
-        assert measured["kernels"] == {"dcn::cuda::kernel": 1}
+        assert detail == "3 errors in 1 calls"
+        assert measured["kernels"] == {"dcn::cuda::im2col_kernel": 2, "cell_bits_kernel": 1}
+        assert "missing" not in measured
         race = "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)"
         assert gpu_report.read_sanitizer(race)[1]["errors"] == 2
-        assert gpu_report.read_sanitizer("done: a")[0] == "no summary in 1 calls"
+        detail, measured = gpu_report.read_sanitizer("done: a")
+        assert (detail, measured["missing"]) == ("no summary in 1 calls", True)
 
     def test_a_sanitizer_that_refuses_the_device_is_skipped(self, check):
         read = gpu_report.read_sanitizer

@@ -74,6 +74,7 @@ class Stage:
     """The commands of a stage, all of which run, and how their output is read.
 
     `read` returns the line's detail and what was measured; it may get the start of an output only.
+    "missing" among what was measured: the output has no result, so the stage failed.
     """
 
     name: str
@@ -125,11 +126,11 @@ class Check:
         try:
             detail, measured = stage.read(text)
         except Exception as error:  # an output of a form that we do not know
-            detail, measured = f"output not understood: {error!r}", {}
+            detail, measured = f"output not understood: {error!r}", {"missing": True}
         problems = [f"exit status {code}" for code in codes if code][:1]
         if None in codes:
             problems = [f"out of time after {limit:.0f} s"]
-        status = "FAILED" if problems else "ok"
+        status = "FAILED" if measured.pop("missing", False) or problems else "ok"
         if "skip" in measured:
             status, problems = "skipped", []
         end = "\n".join(text.splitlines()[-30:]) if status == "FAILED" else ""

@@ -2,8 +2,8 @@
 # Copyright (c) dcn_plugin contributors
 """Reads the outputs of the stages of gpu_check.py, and writes its Markdown report.
 
-A `read_...` function returns the detail of a stage's line and what was measured. It may get the
-start of an output only, since a stage can run out of time.
+A `read_...` function returns the detail of a stage's line and what was measured; "missing" if the
+output has no result. It may get the start of an output only, since a stage can run out of time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def read_probe(text: str) -> Read:
     found = json.loads(lines[-1]) if lines else {}
     gpu = found.get("gpu") or "no GPU that PyTorch can use"
     parts = [gpu, *(f"{name} {found.get(name) or 'missing'}" for name in ("torch", "nvcc"))]
-    return (", ".join(parts) if found else "PyTorch does not work"), found
+    return (", ".join(parts), found) if found else ("PyTorch does not work", {"missing": True})
 
 
 def read_build(text: str) -> Read:
@@ -39,7 +39,8 @@ def read_tests(text: str) -> Read:
     counts = Counter(state.lower() for state, _ in states)
     failed = sorted({test.strip() for state, test in states if state in ("FAILED", "ERROR")})
     detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    return detail or "no test ran", {"counts": dict(counts), "failed": failed}
+    measured = {"counts": dict(counts), "failed": failed}
+    return (detail, measured) if counts else ("no test ran", {**measured, "missing": True})
 
 
 def read_emulator(text: str) -> Read:
@@ -49,7 +50,8 @@ def read_emulator(text: str) -> Read:
         for count, state in re.findall(r"(\d+) (passed|failed|skipped|error)", summary):
             counts[state] += int(count)
     detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    return f"no GPU: in the emulator, {detail or 'no test ran'}", {"counts": dict(counts)}
+    measured = {"counts": dict(counts), **({} if counts else {"missing": True})}
+    return f"no GPU: in the emulator, {detail or 'no test ran'}", measured
 
 
 def read_sanitizer(text: str) -> Read:
@@ -63,14 +65,18 @@ def read_sanitizer(text: str) -> Read:
     errors = int(summary[-1]) if summary else None
     counted = "no summary" if errors is None else f"{errors} errors"
     measured = {"calls": calls, "errors": errors, "kernels": dict(kernels.most_common())}
+    if errors is None or not calls:
+        measured["missing"] = True
     return f"{counted} in {calls} calls", measured
 
 
 def read_benchmark(path: Path) -> Read:
     """Reads the rows that the benchmark wrote, all of them or those until it was ended."""
     if not path.exists():
-        return "nothing was measured", {}
+        return "nothing was measured", {"missing": True}
     content = json.loads(path.read_text())
+    if not content["rows"]:
+        content["missing"] = True
     problems = "".join(f"; {problem}" for problem in content["problems"])
     return f"{len(content['rows'])} rows{problems}", content
 
