@@ -58,15 +58,18 @@ class Machine:
             "tools/benchmark.py": ("", 0),
         }
         self.commands = []
+        self.variables = {}  # by command
         self.benchmark = BENCHMARK
         self.output = tmp_path / "report"
         self.start = gpu_check.start_command
         monkeypatch.setattr(gpu_check, "start_command", self)
         monkeypatch.setattr(gpu_check, "SITE", tmp_path / "site")
         monkeypatch.setattr(gpu_check, "TRITON_CACHE", tmp_path / "triton")
+        monkeypatch.setattr(gpu_check, "VENV", tmp_path / ".venv")
 
     def __call__(self, command, log, variables):
         self.commands.append(" ".join(command))
+        self.variables[self.commands[-1]] = variables
         needle = next(needle for needle in self.outputs if needle in self.commands[-1])
         text, status = self.outputs[needle]
         script = f"import sys, pathlib; print({text!r}); "
@@ -101,6 +104,15 @@ class TestStages:
         assert status["racecheck"].endswith("ok       0 errors in 2 calls")
         assert status["deformops"].endswith("ok       kernels compiled")
         assert status["benchmark roi"].endswith("ok       3 rows")
+
+    def test_the_build_is_for_cuda_and_makes_that_of_venv_stale(self, machine, tmp_path):
+        done = tmp_path / ".venv" / ".setup" / "ops.done"
+        done.parent.mkdir(parents=True)
+        done.touch()
+        machine.run()
+        assert not done.exists()
+        build = next(c for c in machine.commands if "build_ext" in c)
+        assert machine.variables[build] == {"FORCE_CUDA": "1"}
 
     @pytest.mark.parametrize(
         ("command", "stage"),

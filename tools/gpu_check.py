@@ -40,6 +40,7 @@ from gpu_report import (
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "gpu_check"
 SITE, TRITON_CACHE = BUILD / "site", BUILD / "triton"
+VENV = ROOT / ".venv"
 # Seconds of 9 minutes, in the order of the stages. What a stage leaves is shared by the later ones.
 SECONDS = {
     "wheels": 30, "environment": 20, "build": 150, "CUDA tests": 110, "memcheck": 40,
@@ -259,7 +260,10 @@ def run_without_gpu(check: Check) -> None:
 def run_with_gpu(check: Check) -> None:
     """Builds, and runs what needs the build."""
     python, machine = sys.executable, check.measured("environment")
-    check.run(Stage("build", [[python, "setup.py", "build_ext", "--inplace"]], read_build))
+    # The build replaces the library of .venv, maybe for another PyTorch: `make setup` compiles again.
+    (VENV / ".setup" / "ops.done").unlink(missing_ok=True)
+    build = [python, "setup.py", "build_ext", "--inplace"]
+    check.run(Stage("build", [build], read_build, {"FORCE_CUDA": "1"}))
     if not check.ok("build"):
         for name in list(SECONDS)[3:]:
             check.skip(name, "the build failed")
