@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dcn_plugin.ops import deform_conv2d, roi_pool
 from tests.cuda_emulator.library import ROOT, Emulator
+from tests.deterministic import deterministic_algorithms
 
 OUT = ROOT / "build" / "cuda_emulator" / "faults"
 
@@ -65,11 +66,8 @@ def pool() -> None:
 
 
 def convolve_deterministic() -> None:
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_algorithms():
         convolve()
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,13 @@ FAULTS = {
         "gradients_.input.zero_();",
         "if (!FAULT) gradients_.input.zero_();",
         "read of uninitialised memory",
+    ),
+    "a key not written": Fault(
+        "cuda/conv/col2im_deterministic.cu",
+        "for (int k = 0; k < 4; ++k) {\n      const bool has_weight",
+        "for (int k = FAULT ? 1 : 0; k < 4; ++k) {\n      const bool has_weight",
+        "read of uninitialised memory",
+        convolve_deterministic,
     ),
     "all threads of a group store their sum": Fault(
         IM2COL,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcn_plugin.ops import deform_conv2d, deform_roi_pool, roi_pool
 from tests.cuda_emulator.faults import far_input
+from tests.deterministic import deterministic_algorithms
 from tests.devices import EMULATOR
 
 pytestmark = [
@@ -24,11 +25,8 @@ WARPS = 2**16 * 8
 
 @pytest.fixture(params=[False, True], ids=["atomics", "deterministic"])
 def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
-    torch.use_deterministic_algorithms(request.param)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # would touch all of it
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    with deterministic_algorithms(request.param):
+        yield
 
 
 def assert_equal_to_near_input(function, far: Tensor, *others: Tensor) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dcn_plugin.ops import deform_conv2d
+from tests.deterministic import deterministic_algorithms
 from tests.devices import CUDA, EMULATOR
 from tests.ops.conv_cases import ConvCase, gradients
 
@@ -74,13 +75,10 @@ def test_the_library_uses_threads():
 @pytest.mark.parametrize("case", [DEEP, LARGE, GROUPED], ids=["deep", "large", "grouped"])
 def test_same_bits_with_deterministic_algorithms_on(case, dtype, layout):
     call = draw(case, CUDA, dtype, layout)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_algorithms():
         first = gradients(deform_conv2d, call)
         for _ in range(REPETITIONS):
             assert_same_bits(gradients(deform_conv2d, call), first)
-    finally:
-        torch.use_deterministic_algorithms(False)
     fast = gradients(deform_conv2d, call)
     assert torch.equal(fast[0], first[0])
 

@@ -12,6 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.cuda_emulator.traffic import traffic_of
+from tests.deterministic import deterministic_algorithms
 from tests.devices import CUDA, EMULATOR
 from tests.ops.roi_cases import MODES, RoiCase, gradients, standard_grad_output
 from tests.ops.test_deform_conv2d_determinism import LAYOUTS, REPETITIONS, assert_same_bits
@@ -90,13 +91,10 @@ def test_same_bits_for_any_number_of_threads(name, mode, dtype, layout):
 @cases
 def test_same_bits_with_deterministic_algorithms_on(name, mode, dtype, layout):
     case, call = draw(name, mode, CUDA, dtype, layout)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_algorithms():
         first = gradients(case.function, call)
         for _ in range(REPETITIONS):
             assert_same_bits(gradients(case.function, call), first)
-    finally:
-        torch.use_deterministic_algorithms(False)
     fast = gradients(case.function, call)
     assert torch.equal(fast[0], first[0])
 
@@ -124,19 +122,15 @@ def test_only_grad_input_is_nondeterministic_on_cuda(name, layout):
         ("atomic", torch.float16),  # seconds
     ],
 )
-def test_sums_of_several_ranges_of_rois_are_rounded_once(name, dtype, monkeypatch):
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+def test_sums_of_several_ranges_of_rois_are_rounded_once(name, dtype):
     case = SEVERAL_RANGES[name]
     call = case.draw(CUDA, dtype)
     in_float32 = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
     grad_output = standard_grad_output(case.output_shape).to(CUDA, dtype)
     found = {}
-    torch.use_deterministic_algorithms(name == "deterministic")
-    try:
+    with deterministic_algorithms(name == "deterministic"):
         launched = launches(lambda: found.update(gradients(case.function, call, grad_output)[1]))
         wanted = gradients(case.function, in_float32, grad_output.float())[1]
-    finally:
-        torch.use_deterministic_algorithms(False)
     if EMULATOR:
         kernel = "cell_bits_kernel" if name == "deterministic" else "offset_grad_kernel"
         assert launched[kernel] > 1
