@@ -14,8 +14,6 @@ import gpu_report
 import pytest
 from gpu_check import Check, Stage
 
-from tests.ops import sanitizer_calls
-
 GPU = {"gpu": "Fake GPU", "torch": "2.11.0", "nvcc": "13.0", "compute-sanitizer": "/bin/sanitizer"}
 TESTS = "tests/ops/test_a.py::test_x[1, 2] PASSED [ 50%]\ntests/ops/test_a.py::test_y FAILED [ 99%]"
 SUMMARY = "done: a\ndone: b\n========= ERROR SUMMARY: 0 errors"
@@ -81,6 +79,9 @@ class Machine:
     def run(self, *arguments):
         gpu_check.main(["--output", str(self.output), "--minutes", "1", *arguments])
 
+    def sanitized(self):
+        return [command for command in self.commands if "--tool" in command]
+
     def report(self):
         report = json.loads((self.output / "report.json").read_text())
         return {stage["name"]: stage for stage in report["stages"]}
@@ -129,6 +130,11 @@ class TestStages:
         with pytest.raises(SystemExit, match=stage):
             machine.run()
         assert machine.report()[stage]["log_end"] == "nothing"
+
+    def test_racecheck_runs_a_few_calls(self, machine):
+        machine.run()
+        calls = {c.split()[2]: c.split("sanitizer_calls cuda")[1] for c in machine.sanitized()}
+        assert calls == {"memcheck": " ", "racecheck": " wide-torch.float32", "initcheck": " "}
 
     def test_stages_that_do_not_need_the_failed_one_run(self, machine):
         machine.outputs["-m pytest"] = (TESTS, 1)
@@ -335,13 +341,6 @@ class TestRead:
         cells = [[cell.strip() for cell in line.split("|")[5:-1]] for line in lines[-3:]]
         assert cells[0] == ["dcn_plugin", "nchw", "0.500", "0.200", "2.00", "0.50", "1.0", ""]
         assert cells[2] == ["torchvision", "nchw", "1.000", "", "4.00", "1.00", "1.0", "2e-06"]
-
-
-def test_the_calls_for_the_sanitizer_run_on_the_cpu(capsys):
-    sanitizer_calls.main("cpu")
-    names = capsys.readouterr().out.split("done: ")[1:]
-    assert len(names) == len(set(names)) > 100
-    assert {name.split("-")[0] for name in names} == {"conv", "roi"}
 
 
 def test_the_probe_finds_this_environment():

@@ -2,7 +2,8 @@
 # Copyright (c) dcn_plugin contributors
 """A small fixed set of calls that reach all kernels, for compute-sanitizer.
 
-`python -m tests.ops.sanitizer_calls DEVICE` runs them and prints the name of each when it is done.
+`python -m tests.ops.sanitizer_calls DEVICE [MATCH]` runs them, or those whose name contains MATCH,
+and prints the name of each when it is done.
 Set PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that each tensor is an allocation of its own.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from dcn_plugin.ops import deform_conv2d
+from tests.deterministic import deterministic_algorithms
 from tests.ops import bad_inputs, conv_cases, roi_bad_inputs, roi_cases
 
 CONVOLUTIONS = {
@@ -27,8 +29,15 @@ CONVOLUTIONS = {
     # Channels for 16-byte accesses.
     "wide": replace(conv_cases.ASYMMETRIC, in_channels=96, out_channels=16),
 }
-DTYPES = (torch.float32, torch.float16, torch.float64)
+ROIS = {
+    **roi_cases.BOTH,
+    # One channel per class: never accessed two at a time.
+    "odd": replace(roi_cases.ASYMMETRIC["align"], channels=3),
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+# Calls that reach the deterministic kernels, with and without 16-byte accesses.
+DETERMINISTIC = ("conv-asymmetric", "conv-wide", "roi-odd", "roi-wide")
 # Of the extreme values, those that move sampling locations to nowhere and far away.
 EXTREME = ("nan", "1e+30")
 
@@ -49,24 +58,21 @@ def regular(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
                 call = case.draw(device, dtype)
                 job = partial(run, conv_cases.gradients, deform_conv2d, call, layout)
                 yield f"conv-{name}-{dtype}-{layout}", job
-            for name, case in roi_cases.BOTH.items():
+            for name, case in ROIS.items():
                 call = case.draw(device, dtype)
                 job = partial(run, roi_cases.gradients, case.function, call, layout)
                 yield f"roi-{name}-{dtype}-{layout}", job
 
 
 def deterministic(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yields the regular calls in float32, to run with PyTorch's deterministic algorithms."""
+    """Yields some of the regular calls, to run with PyTorch's deterministic algorithms."""
 
     def job(call: Callable[[], None]) -> None:
-        torch.use_deterministic_algorithms(True)
-        try:
+        with deterministic_algorithms():
             call()
-        finally:
-            torch.use_deterministic_algorithms(False)
 
     for name, call in regular(device):
-        if "float32" in name:
+        if name.startswith(DETERMINISTIC) or "float32" in name:
             yield f"{name}-deterministic", partial(job, call)
 
 
@@ -80,11 +86,12 @@ def extreme(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"roi-{name}", partial(roi_bad_inputs.check_extreme, name, device)
 
 
-def main(device: str) -> None:
+def main(device: str, match: str = "") -> None:
     torch.manual_seed(0)
     for name, call in (*regular(device), *deterministic(device), *extreme(device)):
-        call()
-        print(f"done: {name}", flush=True)
+        if match in name:
+            call()
+            print(f"done: {name}", flush=True)
 
 
 if __name__ == "__main__":
