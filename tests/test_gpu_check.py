@@ -195,12 +195,20 @@ class TestWithoutGpu:
             "7 passed, 1 skipped in 3.21s (0:00:03)\n2 passed in 1s",
             0,
         )
+        gpu_check.VENV.mkdir()
         machine.run()
         for line in capsys.readouterr().out.splitlines()[2:-1]:
             assert "no GPU" in line
+        assert machine.variables["make emulate"]["PYTHON"] == str(tmp_path / ".venv/bin/python")
         assert machine.report()["CUDA tests"]["detail"] == (
             "no GPU: in the emulator, 9 passed, 1 skipped"
         )
+
+    def test_without_venv_nothing_is_installed(self, monkeypatch, tmp_path):
+        machine = Machine(monkeypatch, tmp_path, gpu=None)
+        machine.run()
+        assert not any("make" in command for command in machine.commands)
+        assert machine.report()["CUDA tests"]["status"] == "skipped"
 
     def test_broken_pytorch_is_a_failure(self, monkeypatch, tmp_path):
         machine = Machine(monkeypatch, tmp_path)

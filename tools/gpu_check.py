@@ -6,7 +6,8 @@
     python tools/gpu_check.py [--wheels DIR] [--output DIR] [--minutes 9]
 
 It uses the Python that runs it, which has PyTorch; Detectron2 is not needed. Every stage prints one
-line; report.md, report.json and log.txt in the output folder are written after every stage.
+line; report.md, report.json and log.txt in the output folder are written after every stage. Without
+a GPU it runs `make emulate` if there is .venv.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ SECONDS = {
     "wheels": 30, "environment": 20, "build": 150, "CUDA tests": 110, "memcheck": 40,
     "racecheck": 20, "initcheck": 40, "deformops": 20, "benchmark conv": 80, "benchmark roi": 30,
 }  # fmt: skip
-# Tools of compute-sanitizer, and which calls they run: racecheck a few, since it looks at shared memory
-# only, and no kernel uses any (tools/cuda_report.py).
+# Tools of compute-sanitizer, and which calls they run: racecheck a few, since it looks at shared
+# memory only, and no kernel uses any (tools/cuda_report.py).
 SANITIZERS = {"memcheck": "", "racecheck": "wide-torch.float32", "initcheck": ""}
 PACKAGES = ("torch", "torchvision", "triton", "deformops", "mmcv", "pytest", "hypothesis", "numpy")
 GRACE = 5  # seconds between interrupting and killing a stage
@@ -249,12 +250,16 @@ def run_environment(check: Check) -> None:
 
 
 def run_without_gpu(check: Check) -> None:
-    """Runs the tests in the emulator."""
+    """Runs the tests in the emulator, unless `make emulate` would create .venv from the network."""
     reason = "no GPU" if check.ok("environment") else "PyTorch does not work"
     check.planned = ["CUDA tests"]
+    # Also if PYTHON names another one, for which make would create .venv again.
+    variables = {"MAKEFLAGS": "", "PYTHON": str(VENV / "bin" / "python")}
     for name in list(SECONDS)[2:]:
-        if name == "CUDA tests" and check.ok("environment"):
-            check.run(Stage(name, [["make", "emulate"]], read_emulator))
+        if name == "CUDA tests" and check.ok("environment") and VENV.exists():
+            check.run(Stage(name, [["make", "emulate"]], read_emulator, variables))
+        elif name == "CUDA tests" and check.ok("environment"):
+            check.skip(name, f"{reason}, and no .venv: `make emulate` would create it")
         else:
             check.skip(name, reason)
 
