@@ -170,7 +170,7 @@ emulated = DCN_CUDA_EMULATOR=$(CURDIR)/build/cuda_emulator/$(1)/emulator.so \
   $(PYTEST) -m "cuda and not slow and not gpu" $(2) $(PYTEST_ARGS)
 EMULATED_TESTS := tests/ops tests/layers tests/cuda_emulator/test_far_indices.py
 # The checked build takes three times as long: in CI, the comparisons with the references.
-CHECKED_TESTS := tests/ops/test_deform_conv2d.py tests/ops/test_roi_pool.py \
+CHECKED_TESTS := tests/ops/test_deform_conv2d.py tests/ops/test_roi_pool.py tests/ops/test_sanitizer_calls.py \
   tests/cuda_emulator/test_far_indices.py
 
 emulator: setup
@@ -181,8 +181,8 @@ emulator: setup
 emulate: emulator
 	$(call stage,CUDA kernels in the emulator,$(call emulated,plain,$(EMULATED_TESTS)))
 	$(call stage,checks of their memory accesses,$(call emulated,checked,$(CHECKED_TESTS)))
-	$(call stage,reports of deliberate faults,$(V)/python -m tests.cuda_emulator.faults table && \
-	  $(PYTEST) tests/cuda_emulator/test_faults.py)
+	$(call stage,reports of deliberate faults,DCN_CUDA_FAULTS=1 $(PYTEST) -n 0 -s \
+	  tests/cuda_emulator/test_faults.py)
 
 emulate-checked: emulator
 	$(call stage,checked CUDA kernels,$(call emulated,checked,$(EMULATED_TESTS)))

@@ -5,8 +5,9 @@
 // warps, and the lanes of a warp, run in random order, one at a time.
 //
 // In the checked build, the compiler calls a function at each memory access of
-// the kernels (memory.cpp), which checks it as a GPU, or compute-sanitizer,
-// would.
+// the kernels (memory.cpp), which looks for accesses out of bounds, misaligned
+// ones, reads of uninitialised memory, and races in global memory. What it
+// misses is in docs/cuda.md.
 
 #pragma once
 

@@ -4,7 +4,7 @@
 
 `python -m tests.cuda_emulator.faults copy` writes the copy for the Makefile's build `faults`, in
 which each fault is off until it is selected. `... run` prints what the emulator reports for each,
-as JSON, and `... table` as text.
+as JSON.
 """
 
 from __future__ import annotations
@@ -215,8 +215,5 @@ def run() -> dict[str, str]:
 if __name__ == "__main__":
     if sys.argv[1] == "copy":
         copy_sources()
-    elif sys.argv[1] == "run":
-        print(json.dumps(run()))
     else:
-        for name, report in run().items():
-            print(f"{name or 'none'}:\n    {report or 'nothing'}")
+        print(json.dumps(run()))

@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.cuda_emulator.faults import FAULTS, OUT
+from tests.cuda_emulator.faults import FAULTS
 from tests.cuda_emulator.library import ROOT
 
 pytestmark = pytest.mark.skipif(
-    not (OUT / "emulator.so").exists(), reason="make emulate builds the copy with the faults"
+    "DCN_CUDA_FAULTS" not in os.environ,
+    reason="make emulate builds the copy with the faults, and sets DCN_CUDA_FAULTS",
 )
 
 
@@ -32,6 +34,6 @@ def test_without_a_fault_nothing_is_reported(reports: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_reported_under_its_name(name: str, reports: dict[str, str]) -> None:
-    print(f"{name}: {reports[name]}")
+    print(f"\n{name}:\n    {reports[name]}")
     assert reports[name].startswith(f"cuda_emulator: {FAULTS[name].report} (")
     assert "_kernel<" in reports[name] and "DCN_EMULATOR_SEED=" in reports[name]
