@@ -84,15 +84,17 @@ struct BackwardTiling {
     const int64_t tap_bytes = 3 * taps * element_bytes;
     const int64_t depth = taps * channels.slice_channels;
     const int64_t max_tile = std::max<int64_t>(
-        std::min(
-            kTapBytes / tap_bytes,
-            kGradOutputBytes / std::max<int64_t>(grad_output.position, 1)),
+        round_down(
+            std::min(
+                kTapBytes / tap_bytes,
+                kGradOutputBytes / std::max<int64_t>(grad_output.position, 1)),
+            4),
         4);
     block = std::min(
         std::clamp<int64_t>(
             round_down(kColumnBytes / (depth * element_bytes), 16), 16, 512),
-        round_down(max_tile, 4));
-    tile = std::min(round_down(max_tile, block), positions);
+        max_tile);
+    tile = std::min(max_tile, positions);
     tiles = (positions + tile - 1) / tile;
     const int64_t image_bytes = padded_size(tile) * grad_output.position +
         block * grad_output.partial_block;
