@@ -21,38 +21,24 @@ constexpr int64_t kColumns = 16;
 template <typename T>
 using Row = typename VectorOf<T, kBlock>::Type;
 
-// Elements of blocks of kSize x kSize, of which `a` and `b` are rows in the
-// same place, after the upper right and the lower left block were exchanged.
-template <int64_t kSize, typename T>
-DCN_INLINE Row<T> upper(const Row<T>& a, const Row<T>& b) {
-#define DCN_ELEMENT(i) \
-  ((i & kSize) != 0 ? b[i - kSize * ((i & kSize) != 0)] : a[i])
+// With `a` and `b` in the same place of blocks of kSize x kSize above each
+// other: the row above or below after the upper right and the lower left block
+// were exchanged.
+template <int64_t kSize, bool kAbove, typename T>
+DCN_INLINE Row<T> exchanged(const Row<T>& a, const Row<T>& b) {
+  const auto element = [&](int64_t i) {
+    const int64_t from = kAbove ? i & ~kSize : i | kSize;
+    return (i & kSize) == 0 ? a[from] : b[from];
+  };
   return Row<T>{
-      DCN_ELEMENT(0),
-      DCN_ELEMENT(1),
-      DCN_ELEMENT(2),
-      DCN_ELEMENT(3),
-      DCN_ELEMENT(4),
-      DCN_ELEMENT(5),
-      DCN_ELEMENT(6),
-      DCN_ELEMENT(7)};
-#undef DCN_ELEMENT
-}
-
-template <int64_t kSize, typename T>
-DCN_INLINE Row<T> lower(const Row<T>& a, const Row<T>& b) {
-#define DCN_ELEMENT(i) \
-  ((i & kSize) != 0 ? b[i] : a[i + kSize * ((i & kSize) == 0)])
-  return Row<T>{
-      DCN_ELEMENT(0),
-      DCN_ELEMENT(1),
-      DCN_ELEMENT(2),
-      DCN_ELEMENT(3),
-      DCN_ELEMENT(4),
-      DCN_ELEMENT(5),
-      DCN_ELEMENT(6),
-      DCN_ELEMENT(7)};
-#undef DCN_ELEMENT
+      element(0),
+      element(1),
+      element(2),
+      element(3),
+      element(4),
+      element(5),
+      element(6),
+      element(7)};
 }
 
 template <int64_t kSize, typename T>
@@ -61,8 +47,8 @@ DCN_INLINE void exchange_blocks(Row<T> (&rows)[kBlock]) {
   for (int64_t i = 0; i < kBlock; ++i) {
     if ((i & kSize) == 0) {
       const Row<T> a = rows[i], b = rows[i + kSize];
-      rows[i] = upper<kSize, T>(a, b);
-      rows[i + kSize] = lower<kSize, T>(a, b);
+      rows[i] = exchanged<kSize, true, T>(a, b);
+      rows[i + kSize] = exchanged<kSize, false, T>(a, b);
     }
   }
 }

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cpu/conv/gemm.h"
+#include "cpu/round.h"
 #include "math/macros.h"
 
 namespace dcn::cpu {

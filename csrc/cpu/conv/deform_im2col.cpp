@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "cpu/conv/gemm.h"
+#include "cpu/round.h"
 #include "cpu/vector.h"
 
 namespace dcn::cpu {
