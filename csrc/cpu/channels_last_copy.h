@@ -39,26 +39,15 @@ void copy_rows(
   constexpr int64_t kChannels = 16;
   const T* const no_bias = nullptr;
   for (int64_t y = begin_row; y < end_row; ++y) {
-    if (to_channels_last) {
+    if (to_channels_last || from_channels_last) {
       transpose<Source, To, kAdd, T>(
           from.pixel(y, 0),
-          from.channel_stride,
-          channels,
-          width,
+          to_channels_last ? from.channel_stride : from.column_stride,
+          to_channels_last ? channels : width,
+          to_channels_last ? width : channels,
           no_bias,
           to.pixel(y, 0),
-          to.column_stride);
-      continue;
-    }
-    if (from_channels_last) {
-      transpose<Source, To, kAdd, T>(
-          from.pixel(y, 0),
-          from.column_stride,
-          width,
-          channels,
-          no_bias,
-          to.pixel(y, 0),
-          to.channel_stride);
+          to_channels_last ? to.column_stride : to.channel_stride);
       continue;
     }
     for (int64_t first = 0; first < channels; first += kChannels) {

@@ -59,20 +59,6 @@ struct ConvOffsetGradients {
       const ConvGeometry& geometry,
       int64_t image,
       int64_t offset_group,
-      int64_t position,
-      int tap,
-      const T* gradient,
-      bool adds) const {
-    const int64_t y = position / geometry.out_w;
-    const int64_t x = position % geometry.out_w;
-    store(geometry, image, offset_group, y, x, tap, gradient, adds);
-  }
-
-  template <typename T>
-  DCN_INLINE void store(
-      const ConvGeometry& geometry,
-      int64_t image,
-      int64_t offset_group,
       int64_t y,
       int64_t x,
       int tap,

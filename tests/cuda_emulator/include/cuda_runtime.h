@@ -42,7 +42,7 @@ constexpr std::common_type_t<A, B> min(A a, B b) {
   return a < b ? a : b;
 }
 
-// The number of the lowest bit that is set, from 1 on; 0 if there is none.
+// The index of the least significant bit that is set, counted from 1, or 0.
 inline int __ffs(int bits) {
   return __builtin_ffs(bits);
 }
