@@ -13,10 +13,8 @@
 namespace dcn::cpu {
 namespace {
 
+// Rows and columns of a block.
 constexpr int64_t kBlock = 8;
-// Columns that are transposed for all rows before the next ones: cache lines of
-// both sides are used whole.
-constexpr int64_t kColumns = 16;
 
 template <typename T>
 using Row = typename VectorOf<T, kBlock>::Type;
@@ -102,25 +100,29 @@ DCN_INLINE void transpose_body(
     const T* bias,
     To* to,
     int64_t to_stride) {
-  for (int64_t first = 0; first < columns; first += kColumns) {
-    const int64_t last = std::min(first + kColumns, columns);
-    for (int64_t r = 0; r < rows; r += kBlock) {
-      for (int64_t c = first; c < last; c += kBlock) {
-        const From* source = from + r * from_stride + c;
-        const T* add = bias == nullptr ? nullptr : bias + c;
-        To* target = to + c * to_stride + r;
-        if (r + kBlock <= rows && c + kBlock <= last) {
-          transpose_block<From, To, kAdd>(
-              source, from_stride, add, target, to_stride);
-          continue;
-        }
-        for (int64_t j = 0; j < std::min(kBlock, last - c); ++j) {
-          for (int64_t i = 0; i < std::min(kBlock, rows - r); ++i) {
-            transpose_element<From, To, kAdd>(
-                source + i * from_stride + j,
-                add == nullptr ? nullptr : add + j,
-                target + j * to_stride + i);
-          }
+  // Block after block along the side whose rows are farther apart, so that few
+  // of its cache lines and pages are in use at a time.
+  const bool down = from_stride < to_stride;
+  const int64_t outer_end = down ? columns : rows;
+  const int64_t inner_end = down ? rows : columns;
+  for (int64_t outer = 0; outer < outer_end; outer += kBlock) {
+    for (int64_t inner = 0; inner < inner_end; inner += kBlock) {
+      const int64_t r = down ? inner : outer;
+      const int64_t c = down ? outer : inner;
+      const From* source = from + r * from_stride + c;
+      const T* add = bias == nullptr ? nullptr : bias + c;
+      To* target = to + c * to_stride + r;
+      if (r + kBlock <= rows && c + kBlock <= columns) {
+        transpose_block<From, To, kAdd>(
+            source, from_stride, add, target, to_stride);
+        continue;
+      }
+      for (int64_t j = 0; j < std::min(kBlock, columns - c); ++j) {
+        for (int64_t i = 0; i < std::min(kBlock, rows - r); ++i) {
+          transpose_element<From, To, kAdd>(
+              source + i * from_stride + j,
+              add == nullptr ? nullptr : add + j,
+              target + j * to_stride + i);
         }
       }
     }

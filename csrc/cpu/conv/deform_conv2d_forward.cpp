@@ -28,7 +28,7 @@ namespace {
 constexpr int64_t kLayoutBytes = int64_t{24} << 20;
 // Output positions of a tile, padded_size() of them. 48 to 96 rows suit the
 // GEMM; fewer are taken where there would be fewer than kTasks tiles.
-constexpr int64_t kTilePositions = 48;
+constexpr int64_t kTilePositions = 96;
 constexpr int64_t kMinTilePositions = 12;
 constexpr int64_t kTasks = 32;
 
@@ -227,8 +227,12 @@ class Forward {
     const int64_t positions = tile.end - tile.begin;
     // Rows of the GEMM. Those after the positions are not stored.
     const int64_t rows = padded_size(positions);
-    const int64_t channels = shape_.group_out();
+    const Matrix<T> result = result_of(tile, group, rows, workspace);
     Store store = Store::kOverwrite;
+    if (is_output(result, workspace) && bias_.defined()) {
+      fill_rows(result, bias_of(group));
+      store = Store::kAdd;
+    }
     for (const auto& block : k_blocking_.blocks_of_group[group]) {
       const int64_t depth = OperandLayout<C>::padded_k(block.depth);
       for (const auto& segment : block.segments) {
@@ -255,24 +259,66 @@ class Forward {
           workspace.columns.get() + positions * depth,
           (rows - positions) * depth,
           C(0));
-      gemm(
-          Matrix<const C>{workspace.columns.get(), rows, depth, depth},
-          Matrix<const C>{
-              weight_.data_ptr<C>() + block.row * channels,
-              depth,
-              channels,
-              channels},
-          Matrix<T>{workspace.result.get(), rows, channels, result_stride()},
-          store);
+      for_each_panel(result.columns, [&](int64_t first, int64_t last) {
+        const int64_t width = last - first;
+        const C* panel = weight_.data_ptr<C>() + first * k_blocking_.rows;
+        gemm(
+            Matrix<const C>{workspace.columns.get(), rows, depth, depth},
+            Matrix<const C>{panel + block.row * width, depth, width, width},
+            Matrix<T>{result.data + first, rows, width, result.stride},
+            store);
+      });
       store = Store::kAdd;
     }
-    store_tile(tile, group, workspace.result.get());
+    if (!is_output(result, workspace)) {
+      store_tile(tile, group, result.data);
+    }
+  }
+
+  // Where the GEMMs of a tile accumulate: in the output if its dtype and layout
+  // allow and no row is padding.
+  Matrix<T> result_of(
+      const Tile& tile,
+      int64_t group,
+      int64_t rows,
+      const Workspace& workspace) const {
+    const int64_t channels = shape_.group_out();
+    if constexpr (std::is_same_v<S, T>) {
+      if (rows == tile.end - tile.begin &&
+          output_.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+        const int64_t row =
+            tile.image * shape_.geometry.positions() + tile.begin;
+        return {
+            output_.data_ptr<T>() + row * shape_.out_channels +
+                group * channels,
+            rows,
+            channels,
+            shape_.out_channels};
+      }
+    }
+    return {workspace.result.get(), rows, channels, result_stride()};
+  }
+
+  static bool is_output(const Matrix<T>& result, const Workspace& workspace) {
+    return result.data != workspace.result.get();
+  }
+
+  // Null if there is no bias.
+  const T* bias_of(int64_t group) const {
+    return bias_.defined() ? bias_.data_ptr<T>() + group * shape_.group_out()
+                           : nullptr;
+  }
+
+  static void fill_rows(const Matrix<T>& matrix, const T* row) {
+    for (int64_t i = 0; i < matrix.rows; ++i) {
+      std::copy_n(row, matrix.columns, matrix.data + i * matrix.stride);
+    }
   }
 
   void store_tile(const Tile& tile, int64_t group, const T* result) const {
     const int64_t channels = shape_.group_out();
     const int64_t first = group * channels;
-    const T* bias = bias_.defined() ? bias_.data_ptr<T>() + first : nullptr;
+    const T* bias = bias_of(group);
     S* to = output_.data_ptr<S>() + tile.image * output_.stride(0) +
         first * output_.stride(1) + tile.begin * output_.stride(3);
     const int64_t rows = tile.end - tile.begin;

@@ -4,12 +4,15 @@
 #include "cpu/conv/packed_weight.h"
 
 #include <algorithm>
+#include <utility>
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "cpu/conv/gemm.h"
 #include "cpu/parallel.h"
+#include "cpu/transpose.h"
+#include "ops/any_dtype_view.h"
 
 namespace dcn::cpu {
 namespace {
@@ -17,10 +20,10 @@ namespace {
 // Between a depth of 256 and 768 the GEMM runs at the processor's peak; it is
 // slower above, and many small GEMMs are slower too.
 constexpr int64_t kDepth = 640;
-// Output channels per task: their packed row is one or two cache lines.
+// Output channels per task.
 constexpr int64_t kOutputs = 64;
-// Elements of each filter that are transposed at a time.
-constexpr int64_t kElements = 16;
+// Channels that are transposed at a time.
+constexpr int64_t kChannels = 16;
 
 int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -57,41 +60,53 @@ struct WeightView {
   }
 };
 
-// Packs elements [first, first + count) of the filters of outputs [begin, end),
-// counted as they are stored in a contiguous weight: channels outside, taps
-// inside. Reads along the filters and writes along the outputs through a small
-// tile, so that both sides use whole cache lines.
+// Writes a row of a right operand from `row` on.
+template <typename T, typename C>
+void store_operand_row(const T* values, int64_t columns, C* row) {
+  for (int64_t i = 0; i < columns; ++i) {
+    row[i * OperandLayout<C>::kColumnStep] = static_cast<C>(values[i]);
+  }
+}
+
+// Packs channels [first, first + channels) of a slice of the filters of
+// outputs [begin, end), which are those of a panel, through a buffer that they
+// are transposed to in the order of the memory.
 template <typename S, typename C>
-void transpose_tile(
+void pack_channels(
     const WeightView<S>& view,
     const int64_t* first_rows, // of each tap
     int64_t taps,
     int64_t first,
-    int64_t count,
+    int64_t channels,
     int64_t begin,
     int64_t end,
-    int64_t outputs,
-    C* packed) {
-  S tile[kOutputs][kElements];
-  int64_t offsets[kElements];
-  int64_t rows[kElements];
-  for (int64_t e = 0; e < count; ++e) {
-    const int64_t channel = (first + e) / taps;
-    const int64_t tap = (first + e) % taps;
-    offsets[e] = view.at(0, channel, tap) - view.data;
-    rows[e] = OperandLayout<C>::row_offset(first_rows[tap] + channel, outputs);
+    std::vector<OpMathType<S>>& buffer,
+    C* panel) {
+  using T = OpMathType<S>;
+  const int64_t width = end - begin;
+  const bool taps_outside = view.channel_stride == 1;
+  const int64_t outer = taps_outside ? taps : 1;
+  const int64_t elements = channels * taps / outer;
+  const T* const no_bias = nullptr;
+  buffer.resize(channels * taps * width);
+  for (int64_t tap = 0; tap < outer; ++tap) {
+    transpose<S, T, false, T>(
+        view.at(begin, first, tap),
+        view.output_stride,
+        width,
+        elements,
+        no_bias,
+        buffer.data() + tap * elements * width,
+        width);
   }
-  for (int64_t o = begin; o < end; ++o) {
-    const S* from = view.at(o, 0, 0);
-    for (int64_t e = 0; e < count; ++e) {
-      tile[o - begin][e] = from[offsets[e]];
-    }
-  }
-  for (int64_t e = 0; e < count; ++e) {
-    C* to = packed + rows[e];
-    for (int64_t o = begin; o < end; ++o) {
-      to[o * OperandLayout<C>::kColumnStep] =
-          static_cast<C>(tile[o - begin][e]);
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t row = taps_outside ? tap * channels + c : c * taps + tap;
+      store_operand_row(
+          buffer.data() + row * width,
+          width,
+          panel +
+              OperandLayout<C>::row_offset(first_rows[tap] + first + c, width));
     }
   }
 }
@@ -164,18 +179,37 @@ at::Tensor pack_forward_weight(
       ? at::zeros({k_blocking.rows, outputs}, options)
       : at::empty({k_blocking.rows, outputs}, options);
   C* const data = packed.data_ptr<C>();
-  parallel_over_outputs(
-      slices, outputs, [&](int64_t index, int64_t begin, int64_t end) {
-        const auto& slice = k_blocking.slices[index];
-        const WeightView<S> view(weight, shape, slice);
-        const int64_t* first_rows = k_blocking.first_rows.data() + index * taps;
-        const int64_t elements = slice.size * taps;
-        for (int64_t first = 0; first < elements; first += kElements) {
-          const int64_t count = std::min(kElements, elements - first);
-          transpose_tile<S, C>(
-              view, first_rows, taps, first, count, begin, end, outputs, data);
-        }
-      });
+  // The channels or the elements of a filter are contiguous.
+  const at::Tensor filters =
+      weight.is_contiguous(at::MemoryFormat::ChannelsLast)
+      ? weight
+      : weight.contiguous();
+  std::vector<std::pair<int64_t, int64_t>> panels;
+  for_each_panel(outputs, [&](int64_t begin, int64_t end) {
+    panels.emplace_back(begin, end);
+  });
+  const int64_t count = static_cast<int64_t>(panels.size());
+  parallel_tasks(slices * count, [&](int64_t task, int64_t last) {
+    std::vector<OpMathType<S>> buffer;
+    for (; task < last; ++task) {
+      const int64_t index = task / count;
+      const auto [begin, end] = panels[task % count];
+      const auto& slice = k_blocking.slices[index];
+      const WeightView<S> view(filters, shape, slice);
+      for (int64_t first = 0; first < slice.size; first += kChannels) {
+        pack_channels<S, C>(
+            view,
+            k_blocking.first_rows.data() + index * taps,
+            taps,
+            first,
+            std::min(kChannels, slice.size - first),
+            begin,
+            end,
+            buffer,
+            data + begin * k_blocking.rows);
+      }
+    }
+  });
   return packed;
 }
 

@@ -40,8 +40,23 @@ struct KBlocking {
   KBlocking(const DeformConvShape& shape, int64_t alignment);
 };
 
-// The right operand of im2col tile * weight: for each K block
-// (depth, group_out).
+// Output channels of a panel of the forward weight.
+constexpr int64_t kPanelOutputs = 32;
+
+// Calls body(begin, end) for the output channels of each panel. The last one
+// takes the rest: up to 2 * kPanelOutputs - 1.
+template <typename Body>
+void for_each_panel(int64_t outputs, const Body& body) {
+  for (int64_t begin = 0; begin < outputs;) {
+    const bool is_last = outputs - begin < 2 * kPanelOutputs;
+    const int64_t end = is_last ? outputs : begin + kPanelOutputs;
+    body(begin, end);
+    begin = end;
+  }
+}
+
+// The right operand of im2col tile * weight, in panels of output channels:
+// (panels, KBlocking::rows, outputs of the panel).
 template <typename S, typename C>
 at::Tensor pack_forward_weight(
     const at::Tensor& weight,
