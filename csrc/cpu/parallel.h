@@ -36,4 +36,17 @@ void parallel_tasks(int64_t tasks, const Body& body) {
       });
 }
 
+// Calls body(begin, end) on disjoint ranges that cover [0, items), each of
+// about `size` additions: on the calling thread if there are too few of them
+// for a parallel region.
+template <typename Body>
+void parallel_items(int64_t items, int64_t size, const Body& body) {
+  constexpr int64_t kGrain = 1 << 15;
+  at::parallel_for(
+      0,
+      items,
+      std::max<int64_t>(kGrain / std::max<int64_t>(size, 1), 1),
+      body);
+}
+
 } // namespace dcn::cpu

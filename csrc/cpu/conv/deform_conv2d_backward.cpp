@@ -19,6 +19,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "cpu/channels_last_copy.h"
@@ -142,13 +143,11 @@ class Backward {
       weight_ =
           pack_backward_weight<S, C>(weight, shape_, tiling_.channels.slices);
     }
-    for (const auto& slice : tiling_.channels.slices) {
-      if (wants_weight_) {
-        grad_weight_.push_back(
-            at::zeros(
-                {shape_.group_out(), depth(slice)},
-                weight.options().dtype(c10::CppTypeToScalarType<T>::value)));
-      }
+    if (wants_weight_) {
+      const auto options =
+          weight.options().dtype(c10::CppTypeToScalarType<T>::value);
+      grad_weight_ = sums_weight() ? at::zeros({weight.numel()}, options)
+                                   : at::empty({weight.numel()}, options);
     }
   }
 
@@ -174,7 +173,11 @@ class Backward {
       }
     }
     if (wants_weight_) {
-      store_grad_weight();
+      unpack_weight_gradient<T, S>(
+          grad_weight_.template data_ptr<T>(),
+          shape_,
+          tiling_.channels.slices,
+          gradients_.weight);
     }
   }
 
@@ -193,7 +196,7 @@ class Backward {
     std::unique_ptr<T[]> grad_input; // likewise
     std::unique_ptr<T[]> columns; // (block, taps, slice)
     std::unique_ptr<C[]> vnni_columns; // the same, if C has the VNNI layout
-    std::unique_ptr<T[]> grad_weight; // (group_out, taps, slice)
+    std::unique_ptr<T[]> grad_weight; // (group_out, taps, slice) if summed
     std::unique_ptr<T[]> grad_taps; // (taps, 3, positions): dy, dx, mask
     std::unique_ptr<SamplingPlan<T>> plan; // of a block
     // For grad_input, if its strides differ from those of the input.
@@ -205,6 +208,18 @@ class Backward {
   }
   int64_t depth(const ChannelSlice& slice) const {
     return shape_.geometry.taps() * slice.size;
+  }
+
+  // Whether not exactly one task contributes to the weight gradient of a slice.
+  bool sums_weight() const {
+    return shape_.batch * tiling_.tiles != 1;
+  }
+
+  // The weight gradient of a slice, (group_out, taps * size).
+  T* grad_weight_of(int64_t slice) const {
+    return grad_weight_.template data_ptr<T>() +
+        tiling_.channels.slices[slice].begin * shape_.group_out() *
+        shape_.geometry.taps();
   }
 
   Workspace make_workspace() const {
@@ -223,8 +238,9 @@ class Backward {
     workspace.vnni_columns.reset(
         OperandLayout<C>::kVnni && wants_weight_ ? new C[columns] : nullptr);
     workspace.plan = std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
-    workspace.grad_weight =
-        buffer(wants_weight_, shape_.group_out() * g.taps() * channels);
+    workspace.grad_weight = buffer(
+        wants_weight_ && sums_weight(),
+        shape_.group_out() * g.taps() * channels);
     workspace.grad_taps = buffer(wants_offset_, tiling_.tile * g.taps() * 3);
     return workspace;
   }
@@ -253,13 +269,11 @@ class Backward {
         }
         release_gemm<C>();
       });
-      for (int64_t i = 0; i < count; ++i) {
-        if (wants_weight_) {
-          add_grad_weight(task(first + i), workspaces[i]);
-        }
-        if (wants_offset_) {
-          add_grad_taps(task(first + i), workspaces[i]);
-        }
+      if (wants_weight_ && sums_weight()) {
+        add_grad_weight(task(first), count, workspaces);
+      }
+      if (wants_offset_) {
+        add_grad_taps(task(first), count, workspaces);
       }
     }
   }
@@ -408,76 +422,88 @@ class Backward {
         grad_output,
         columns,
         Matrix<T>{
-            workspace.grad_weight.get(), shape_.group_out(), width, width},
+            sums_weight() ? workspace.grad_weight.get()
+                          : grad_weight_of(task.slice),
+            shape_.group_out(),
+            width,
+            width},
         from == task.begin ? Store::kOverwrite : Store::kAdd);
   }
 
-  void add_grad_weight(const Task& task, const Workspace& workspace) {
-    T* sum = grad_weight_[task.slice].template data_ptr<T>();
-    const T* part = workspace.grad_weight.get();
-    const int64_t size = shape_.group_out() * depth(slice(task));
-    at::parallel_for(0, size, 1 << 15, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        sum[i] += part[i];
-      }
-    });
+  // The following add the contributions of `count` tasks in their order.
+
+  void add_grad_weight(
+      const Task& first,
+      int64_t count,
+      const std::vector<Workspace>& workspaces) {
+    const int64_t row =
+        tiling_.channels.slice_channels * shape_.geometry.taps();
+    parallel_items(
+        shape_.group_out(), row * count, [&](int64_t begin, int64_t end) {
+          for (int64_t i = 0; i < count; ++i) {
+            const int64_t index = (first.slice + i) % tiling_.slices();
+            const int64_t width = depth(tiling_.channels.slices[index]);
+            T* sum = grad_weight_of(index);
+            const T* part = workspaces[i].grad_weight.get();
+            for (int64_t k = begin * width; k < end * width; ++k) {
+              sum[k] += part[k];
+            }
+          }
+        });
   }
 
   // The slices of an offset group are consecutive tasks: one buffer serves for
   // all groups.
-  void add_grad_taps(const Task& task, const Workspace& workspace) {
-    const int64_t size = (task.end - task.begin) * shape_.geometry.taps() * 3;
-    const int64_t slices = tiling_.slices();
-    const int64_t group = slice(task).offset_group;
-    const auto is_other_group = [&](int64_t index) {
-      return index < 0 || index == slices ||
-          tiling_.channels.slices[index].offset_group != group;
-    };
-    const T* part = workspace.grad_taps.get();
-    if (is_other_group(task.slice - 1)) {
-      grad_taps_.assign(part, part + size);
-    } else {
-      for (int64_t i = 0; i < size; ++i) {
-        grad_taps_[i] += part[i];
+  void add_grad_taps(
+      const Task& first,
+      int64_t count,
+      const std::vector<Workspace>& workspaces) {
+    const int64_t row = 3 * (first.end - first.begin);
+    const int64_t taps = shape_.geometry.taps();
+    grad_taps_.resize(taps * row);
+    parallel_items(taps, row * count, [&](int64_t begin, int64_t end) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t index = first.slice + i;
+        const int64_t image = first.image + index / tiling_.slices();
+        const int64_t slice = index % tiling_.slices();
+        const T* part = workspaces[i].grad_taps.get();
+        T* const sum = grad_taps_.data();
+        if (!same_offset_group(slice, slice - 1)) {
+          std::copy(part + begin * row, part + end * row, sum + begin * row);
+        } else {
+          for (int64_t k = begin * row; k < end * row; ++k) {
+            sum[k] += part[k];
+          }
+        }
+        if (!same_offset_group(slice, slice + 1)) {
+          for (int64_t tap = begin; tap < end; ++tap) {
+            store_grad_tap(
+                {image, first.tile, slice, first.begin, first.end}, tap);
+          }
+        }
       }
-    }
-    if (is_other_group(task.slice + 1)) {
-      store_grad_taps(task);
-    }
+    });
   }
 
-  void store_grad_taps(const Task& task) const {
+  bool same_offset_group(int64_t slice, int64_t other) const {
+    const auto& slices = tiling_.channels.slices;
+    return other >= 0 && other < tiling_.slices() &&
+        slices[other].offset_group == slices[slice].offset_group;
+  }
+
+  void store_grad_tap(const Task& task, int64_t tap) const {
     const auto& g = shape_.geometry;
     const int64_t positions = task.end - task.begin;
-    const int64_t first = slice(task).offset_group * g.taps();
-    for (int64_t tap = 0; tap < g.taps(); ++tap) {
-      const T* sums = grad_taps_.data() + 3 * tap * positions;
-      const auto store =
-          [&](const AnyDtypeView& view, int64_t c, const T* row) {
-            if (view.defined()) {
-              view.store_positions(
-                  task.image, c, task.begin, task.end, g.out_w, row);
-            }
-          };
-      store(offset_gradients_.offset, 2 * (first + tap), sums);
-      store(offset_gradients_.offset, 2 * (first + tap) + 1, sums + positions);
-      store(offset_gradients_.mask, first + tap, sums + 2 * positions);
-    }
-  }
-
-  void store_grad_weight() const {
-    const auto& g = shape_.geometry;
-    for (size_t i = 0; i < tiling_.channels.slices.size(); ++i) {
-      const auto& slice = tiling_.channels.slices[i];
-      gradients_.weight
-          .narrow(0, slice.group * shape_.group_out(), shape_.group_out())
-          .narrow(1, slice.begin - slice.group * shape_.group_in(), slice.size)
-          .copy_(
-              grad_weight_[i]
-                  .view(
-                      {shape_.group_out(), g.kernel_h, g.kernel_w, slice.size})
-                  .permute({0, 3, 1, 2}));
-    }
+    const int64_t channel = slice(task).offset_group * g.taps() + tap;
+    const T* sums = grad_taps_.data() + 3 * tap * positions;
+    const auto store = [&](const AnyDtypeView& view, int64_t c, const T* row) {
+      if (view.defined()) {
+        view.store_positions(task.image, c, task.begin, task.end, g.out_w, row);
+      }
+    };
+    store(offset_gradients_.offset, 2 * channel, sums);
+    store(offset_gradients_.offset, 2 * channel + 1, sums + positions);
+    store(offset_gradients_.mask, channel, sums + 2 * positions);
   }
 
   BackwardInputs inputs_;
@@ -491,7 +517,7 @@ class Backward {
   BackwardTiling tiling_;
   ConvOffsets offsets_;
   std::vector<at::Tensor> weight_; // packed, per slice
-  std::vector<at::Tensor> grad_weight_; // (group_out, taps * size) per slice
+  at::Tensor grad_weight_; // (group_out, taps * size) for each slice
   std::vector<T> grad_taps_; // of the current tile and offset group
 };
 

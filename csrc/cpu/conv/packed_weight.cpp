@@ -29,10 +29,11 @@ int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Element access to the weight of one slice of channels, with any strides.
+// Element access to the weight, or its gradient, of one slice of channels, with
+// any strides.
 template <typename S>
 struct WeightView {
-  const S* data;
+  S* data;
   int64_t output_stride;
   int64_t channel_stride;
   int64_t row_stride;
@@ -54,7 +55,7 @@ struct WeightView {
         within * channel_stride;
   }
 
-  const S* at(int64_t output, int64_t channel, int64_t tap) const {
+  S* at(int64_t output, int64_t channel, int64_t tap) const {
     return data + output * output_stride + channel * channel_stride +
         tap / kernel_w * row_stride + tap % kernel_w * column_stride;
   }
@@ -220,12 +221,16 @@ std::vector<at::Tensor> pack_backward_weight(
     const std::vector<ChannelSlice>& slices) {
   const int64_t taps = shape.geometry.taps();
   const int64_t outputs = shape.group_out();
+  const auto options =
+      weight.options().dtype(c10::CppTypeToScalarType<C>::value);
+  const int64_t rows = OperandLayout<C>::padded_k(outputs);
   std::vector<at::Tensor> packed;
   for (const auto& slice : slices) {
+    const int64_t depth = taps * slice.size;
+    // A row of padding has to be zero.
     packed.push_back(
-        at::zeros(
-            {OperandLayout<C>::padded_k(outputs), taps * slice.size},
-            weight.options().dtype(c10::CppTypeToScalarType<C>::value)));
+        rows > outputs ? at::zeros({rows, depth}, options)
+                       : at::empty({rows, depth}, options));
   }
   parallel_over_outputs(
       static_cast<int64_t>(slices.size()),
@@ -249,6 +254,33 @@ std::vector<at::Tensor> pack_backward_weight(
   return packed;
 }
 
+template <typename T, typename S>
+void unpack_weight_gradient(
+    const T* packed,
+    const DeformConvShape& shape,
+    const std::vector<ChannelSlice>& slices,
+    const at::Tensor& weight) {
+  const int64_t taps = shape.geometry.taps();
+  const int64_t outputs = shape.group_out();
+  parallel_over_outputs(
+      static_cast<int64_t>(slices.size()),
+      outputs,
+      [&](int64_t index, int64_t begin, int64_t end) {
+        const auto& slice = slices[index];
+        const WeightView<S> view(weight, shape, slice);
+        const T* from =
+            packed + (slice.begin * outputs + begin * slice.size) * taps;
+        for (int64_t o = begin; o < end; ++o) {
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            S* to = view.at(o, 0, tap);
+            for (int64_t c = 0; c < slice.size; ++c) {
+              to[c * view.channel_stride] = round_to<S>(*from++);
+            }
+          }
+        }
+      });
+}
+
 #define DCN_INSTANTIATE_PACKING(S, C)                               \
   template at::Tensor pack_forward_weight<S, C>(                    \
       const at::Tensor&, const DeformConvShape&, const KBlocking&); \
@@ -263,5 +295,18 @@ DCN_INSTANTIATE_PACKING(c10::Half, float)
 DCN_INSTANTIATE_PACKING(c10::BFloat16, float)
 DCN_INSTANTIATE_PACKING(c10::BFloat16, c10::BFloat16)
 #undef DCN_INSTANTIATE_PACKING
+
+#define DCN_INSTANTIATE_UNPACKING(T, S)       \
+  template void unpack_weight_gradient<T, S>( \
+      const T*,                               \
+      const DeformConvShape&,                 \
+      const std::vector<ChannelSlice>&,       \
+      const at::Tensor&);
+
+DCN_INSTANTIATE_UNPACKING(double, double)
+DCN_INSTANTIATE_UNPACKING(float, float)
+DCN_INSTANTIATE_UNPACKING(float, c10::Half)
+DCN_INSTANTIATE_UNPACKING(float, c10::BFloat16)
+#undef DCN_INSTANTIATE_UNPACKING
 
 } // namespace dcn::cpu

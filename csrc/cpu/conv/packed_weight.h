@@ -71,4 +71,13 @@ std::vector<at::Tensor> pack_backward_weight(
     const DeformConvShape& shape,
     const std::vector<ChannelSlice>& slices);
 
+// Stores a weight gradient, for each slice of channels
+// (group_out, taps * slice.size), one after the other, to `weight`.
+template <typename T, typename S>
+void unpack_weight_gradient(
+    const T* packed,
+    const DeformConvShape& shape,
+    const std::vector<ChannelSlice>& slices,
+    const at::Tensor& weight);
+
 } // namespace dcn::cpu
