@@ -48,6 +48,28 @@ DCN_INLINE void store_vector(
   }
 }
 
+// The first `count` elements; the others are zero.
+template <typename T, int64_t kCount, typename S>
+DCN_INLINE typename VectorOf<T, kCount>::Type load_vector(
+    const S* from,
+    int64_t count) {
+  typename VectorOf<T, kCount>::Type vector = {};
+  for (int64_t i = 0; i < count; ++i) {
+    vector[i] = static_cast<T>(from[i]);
+  }
+  return vector;
+}
+
+template <typename T, int64_t kCount, typename S>
+DCN_INLINE void store_vector(
+    const typename VectorOf<T, kCount>::Type& vector,
+    S* to,
+    int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] = round_to<S>(static_cast<T>(vector[i]));
+  }
+}
+
 // The sum of the elements, always in the same order.
 template <typename T, int64_t kCount>
 DCN_INLINE T sum_of(const typename VectorOf<T, kCount>::Type& vector) {

@@ -15,6 +15,14 @@
 #define DCN_INLINE inline
 #endif
 
+// After the parameters of a lambda in a DCN_VECTOR_CLONES function. A lambda
+// that is not inlined is compiled for the oldest processor.
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#define DCN_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define DCN_INLINE_LAMBDA
+#endif
+
 #if defined(__GNUC__)
 #define DCN_PREFETCH(address) __builtin_prefetch(address)
 #else

@@ -31,6 +31,11 @@ LARGE = ConvCase(
 )  # fmt: skip
 # As many slices as groups, and many images.
 GROUPED = ConvCase(batch=9, in_channels=24, out_channels=12, size=(31, 29), groups=4)
+# Two slices whose channels are no multiple of a vector, for several threads each.
+WIDE = ConvCase(
+    batch=1, in_channels=37, out_channels=70, size=(40, 45), kernel=(3, 3), stride=(1, 1),
+    padding=(1, 1), dilation=(1, 1), groups=1, offset_groups=1,
+)  # fmt: skip
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
@@ -52,13 +57,15 @@ def assert_same_bits(first, second):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", [DEEP, LARGE, GROUPED], ids=["deep", "large", "grouped"])
+@pytest.mark.parametrize(
+    "case", [DEEP, LARGE, GROUPED, WIDE], ids=["deep", "large", "grouped", "wide"]
+)
 @pytest.mark.usefixtures("restore_threads")
 def test_same_bits_for_any_number_of_threads(case, dtype, layout):
     call = draw(case, "cpu", dtype, layout)
     torch.set_num_threads(1)
     alone = gradients(deform_conv2d, call)
-    for threads in (2, 4, 3):
+    for threads in (2, 4, 3, 16):
         torch.set_num_threads(threads)
         assert_same_bits(gradients(deform_conv2d, call), alone)
 

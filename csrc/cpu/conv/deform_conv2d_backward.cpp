@@ -17,11 +17,13 @@
 #include <algorithm>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "cpu/buffer.h"
 #include "cpu/channels_last_copy.h"
 #include "cpu/conv/deform_im2col.h"
 #include "cpu/conv/grad_output_tile.h"
@@ -57,7 +59,8 @@ struct BackwardTiling {
   int64_t tile; // output positions of one task
   int64_t tiles; // per image
   int64_t block; // output positions of one im2col tile
-  int64_t workspace_bytes; // of a task
+  int64_t workspace_bytes; // of a task on one thread
+  int64_t block_bytes; // of a block, where threads share a task
   int64_t images; // whose tasks run together
 
   BackwardTiling(
@@ -103,9 +106,10 @@ struct BackwardTiling {
         kGradOutputBytes / std::max<int64_t>(image_bytes, 1),
         1,
         std::max<int64_t>(shape.batch, 1));
-    workspace_bytes = channels.copy_bytes + tile * tap_bytes +
-        element_bytes * (2 * block * depth + shape.group_out() * depth) +
+    block_bytes = 3 * element_bytes * block * depth +
         2 * block * taps * SamplingPlan<double>::kTapBytes;
+    workspace_bytes = channels.copy_bytes + tile * tap_bytes +
+        element_bytes * shape.group_out() * depth + block_bytes;
   }
 
   int64_t slices() const {
@@ -156,10 +160,16 @@ class Backward {
       gradients_.input.zero_();
     }
     if (wants_input_ || wants_offset_ || wants_weight_) {
+      const int64_t threads = at::get_num_threads();
       const int64_t count = std::min<int64_t>(
           {tiling_.images * tiling_.slices(),
-           at::get_num_threads(),
+           threads,
            std::max<int64_t>(1, kWorkspaceBytes / tiling_.workspace_bytes)});
+      threads_per_task_ = std::clamp<int64_t>(
+          threads / count,
+          1,
+          std::max<int64_t>(
+              1, kWorkspaceBytes / (count * tiling_.block_bytes)));
       std::vector<Workspace> workspaces;
       for (int64_t i = 0; i < count; ++i) {
         workspaces.push_back(make_workspace());
@@ -190,17 +200,26 @@ class Backward {
     int64_t end;
   };
 
-  // Buffers and results of one task.
-  struct Workspace {
-    std::unique_ptr<T[]> input; // channels-last copy of the slice
-    std::unique_ptr<T[]> grad_input; // likewise
-    std::unique_ptr<T[]> columns; // (block, taps, slice)
-    std::unique_ptr<C[]> vnni_columns; // the same, if C has the VNNI layout
-    std::unique_ptr<T[]> grad_weight; // (group_out, taps, slice) if summed
-    std::unique_ptr<T[]> grad_taps; // (taps, 3, positions): dy, dx, mask
-    std::unique_ptr<SamplingPlan<T>> plan; // of a block
+  // A block of output positions of a task.
+  struct Block {
+    Buffer<T> columns; // and their gradient: (block, taps, slice)
+    // Apart from their gradient, if that is used later.
+    Buffer<T> separate_columns;
+    Buffer<C> vnni_columns; // the same, if C has the VNNI layout
+    std::unique_ptr<SamplingPlan<T>> plan;
     // For grad_input, if its strides differ from those of the input.
     std::unique_ptr<SamplingPlan<T>> grad_plan;
+    int64_t begin; // output positions
+    int64_t end;
+  };
+
+  // Buffers and results of one task.
+  struct Workspace {
+    Buffer<T> input; // channels-last copy of the slice
+    Buffer<T> grad_input; // likewise
+    Buffer<T> grad_weight; // (group_out, taps, slice) if summed
+    Buffer<T> grad_taps; // (taps, 3, positions): dy, dx, mask
+    std::vector<Block> blocks; // that are in work
   };
 
   const ChannelSlice& slice(const Task& task) const {
@@ -226,23 +245,35 @@ class Backward {
     const auto& g = shape_.geometry;
     const int64_t channels = tiling_.channels.slice_channels;
     const int64_t copy = int64_t{g.in_h} * g.in_w * channels;
-    const int64_t columns = tiling_.block * g.taps() * channels;
-    const auto buffer = [](bool needed, int64_t size) {
-      // Not value-initialised: every element is written before it is read.
-      return std::unique_ptr<T[]>(needed ? new T[size] : nullptr);
-    };
     Workspace workspace;
-    workspace.input = buffer(tiling_.channels.copies_input, copy);
-    workspace.grad_input = buffer(tiling_.channels.copies_grad, copy);
-    workspace.columns = buffer(true, columns);
-    workspace.vnni_columns.reset(
-        OperandLayout<C>::kVnni && wants_weight_ ? new C[columns] : nullptr);
-    workspace.plan = std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
-    workspace.grad_weight = buffer(
+    workspace.input = buffer<T>(tiling_.channels.copies_input, copy);
+    workspace.grad_input = buffer<T>(tiling_.channels.copies_grad, copy);
+    workspace.grad_weight = buffer<T>(
         wants_weight_ && sums_weight(),
         shape_.group_out() * g.taps() * channels);
-    workspace.grad_taps = buffer(wants_offset_, tiling_.tile * g.taps() * 3);
+    workspace.grad_taps = buffer<T>(wants_offset_, tiling_.tile * g.taps() * 3);
+    for (int64_t i = 0; i < threads_per_task_; ++i) {
+      workspace.blocks.push_back(make_block());
+    }
     return workspace;
+  }
+
+  Block make_block() const {
+    const int64_t columns = tiling_.block * shape_.geometry.taps() *
+        tiling_.channels.slice_channels;
+    Block block;
+    block.columns = buffer<T>(true, columns);
+    block.separate_columns =
+        buffer<T>(threads_per_task_ > 1 && wants_weight_, columns);
+    block.vnni_columns =
+        buffer<C>(OperandLayout<C>::kVnni && wants_weight_, columns);
+    block.plan = std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
+    return block;
+  }
+
+  template <typename E>
+  static Buffer<E> buffer(bool needed, int64_t size) {
+    return needed ? make_buffer<E>(size) : nullptr;
   }
 
   void run_images(
@@ -263,12 +294,20 @@ class Backward {
     const int64_t max_count = static_cast<int64_t>(workspaces.size());
     for (int64_t first = 0; first < tasks; first += max_count) {
       const int64_t count = std::min(max_count, tasks - first);
-      parallel_tasks(count, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          run_task(task(first + i), workspaces[i]);
-        }
-        release_gemm<C>();
-      });
+      std::vector<Task> round;
+      for (int64_t i = 0; i < count; ++i) {
+        round.push_back(task(first + i));
+      }
+      if (threads_per_task_ > 1) {
+        run_shared(round, workspaces);
+      } else {
+        parallel_tasks(count, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            run_task(round[i], workspaces[i]);
+          }
+          release_gemm<C>();
+        });
+      }
       if (wants_weight_ && sums_weight()) {
         add_grad_weight(task(first), count, workspaces);
       }
@@ -278,156 +317,311 @@ class Backward {
     }
   }
 
+  // A task on one thread.
   void run_task(const Task& task, Workspace& workspace) const {
+    const int64_t rows = shape_.geometry.in_h;
+    load_rows(task, workspace, 0, rows);
+    Block& block = workspace.blocks.front();
+    for (int64_t from = task.begin; from < task.end; from += tiling_.block) {
+      block.begin = from;
+      block.end = std::min(from + tiling_.block, task.end);
+      run_block(task, workspace, block);
+      if (wants_weight_) {
+        accumulate_grad_weight(task, workspace, block, 0, shape_.group_out());
+      }
+    }
+    store_rows(task, workspace, 0, rows);
+  }
+
+  // Tasks that are fewer than the threads: `threads_per_task_` threads share
+  // each. They work on as many blocks at once, then add them in order, each
+  // for its channels of grad_input and outputs of grad_weight. The same sums in
+  // the same order as run_task.
+  void run_shared(
+      const std::vector<Task>& tasks,
+      std::vector<Workspace>& workspaces) const {
+    const auto share = [&](const auto& body) {
+      const int64_t count = static_cast<int64_t>(tasks.size());
+      parallel_tasks(
+          count * threads_per_task_, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+              const int64_t task = i / threads_per_task_;
+              body(tasks[task], workspaces[task], i % threads_per_task_);
+            }
+            release_gemm<C>();
+          });
+    };
+    const auto load = [&](const Task& task, Workspace& workspace, int64_t i) {
+      const auto [begin, end] = part(shape_.geometry.in_h, 1, i);
+      load_rows(task, workspace, begin, end);
+    };
+    const auto store = [&](const Task& task, Workspace& workspace, int64_t i) {
+      const auto [begin, end] = part(shape_.geometry.in_h, 1, i);
+      store_rows(task, workspace, begin, end);
+    };
+    const int64_t step = threads_per_task_ * tiling_.block;
+    share(load);
+    for (int64_t from = tasks[0].begin; from < tasks[0].end; from += step) {
+      share([&](const Task& task, Workspace& workspace, int64_t i) {
+        Block& block = workspace.blocks[i];
+        block.begin = std::min(from + i * tiling_.block, task.end);
+        block.end = std::min(block.begin + tiling_.block, task.end);
+        if (block.begin < block.end) {
+          run_block(task, workspace, block);
+        }
+      });
+      share([&](const Task& task, Workspace& workspace, int64_t i) {
+        for (const Block& block : workspace.blocks) {
+          if (block.begin < block.end) {
+            add_block(task, workspace, block, i);
+          }
+        }
+      });
+    }
+    share(store);
+  }
+
+  // The range [begin, end) of `size` items that thread i of a task works on, in
+  // multiples of `multiple`.
+  std::pair<int64_t, int64_t> part(int64_t size, int64_t multiple, int64_t i)
+      const {
+    const int64_t units = (size + multiple - 1) / multiple;
+    const auto at = [&](int64_t k) {
+      return std::min(units * k / threads_per_task_ * multiple, size);
+    };
+    return {at(i), at(i + 1)};
+  }
+
+  // What run_block leaves to the threads of a task.
+  void add_block(
+      const Task& task,
+      const Workspace& workspace,
+      const Block& block,
+      int64_t i) const {
+    const auto grad_input = grad_map(task, workspace);
+    if (grad_input.data != nullptr) {
+      const auto [begin, end] = part(slice(task).size, 4, i);
+      deform_col2im(
+          block.grad_plan ? *block.grad_plan : *block.plan,
+          tile_of(task, block),
+          begin,
+          end,
+          grad_input);
+    }
+    if (wants_weight_) {
+      const int64_t outputs = shape_.group_out();
+      const auto [begin, end] =
+          part(outputs, has_independent_rows<C>() ? 16 : outputs, i);
+      accumulate_grad_weight(task, workspace, block, begin, end);
+    }
+  }
+
+  // Rows [begin, end) of the copies before the blocks.
+  void load_rows(
+      const Task& task,
+      Workspace& workspace,
+      int64_t begin,
+      int64_t end) const {
     const auto& g = shape_.geometry;
     const auto& channels = slice(task);
+    const int64_t row = g.in_w * channels.size;
     if (tiling_.channels.copies_grad) {
-      std::fill_n(
-          workspace.grad_input.get(),
-          int64_t{g.in_h} * g.in_w * channels.size,
+      std::fill(
+          workspace.grad_input.get() + begin * row,
+          workspace.grad_input.get() + end * row,
           T(0));
     }
-    const auto map =
-        feature_map_view<const S>(inputs_.input, task.image, channels.begin);
     if (tiling_.channels.copies_input) {
-      const auto copy =
-          channels_last_view(workspace.input.get(), g.in_w, channels.size);
-      copy_rows(map, copy, 0, g.in_h, g.in_w, channels.size);
-      run_blocks<T>(
-          task,
-          channels_last_view<const T>(
-              workspace.input.get(), g.in_w, channels.size),
-          workspace);
-    } else {
-      run_blocks<S>(task, map, workspace);
-    }
-    if (tiling_.channels.copies_grad) {
-      const auto from = channels_last_view<const T>(
-          workspace.grad_input.get(), g.in_w, channels.size);
-      const auto to =
-          feature_map_view<S>(gradients_.input, task.image, channels.begin);
-      if (task.tile == 0) {
-        copy_rows(from, to, 0, g.in_h, g.in_w, channels.size);
-      } else {
-        copy_rows<const T, S, true>(from, to, 0, g.in_h, g.in_w, channels.size);
-      }
+      copy_rows(
+          feature_map_view<const S>(inputs_.input, task.image, channels.begin),
+          channels_last_view(workspace.input.get(), g.in_w, channels.size),
+          begin,
+          end,
+          g.in_w,
+          channels.size);
     }
   }
 
-  // `map` is the slice of the input, in dtype M.
-  template <typename M>
-  void run_blocks(
+  // Rows [begin, end) of the copies after the blocks.
+  void store_rows(
       const Task& task,
-      const FeatureMapView<const M>& map,
-      Workspace& workspace) const {
+      const Workspace& workspace,
+      int64_t begin,
+      int64_t end) const {
+    if (!tiling_.channels.copies_grad) {
+      return;
+    }
     const auto& g = shape_.geometry;
     const auto& channels = slice(task);
-    const int64_t taps = g.taps();
-    Im2colGradients<T> wanted{
-        {nullptr, 0, 0, 0}, workspace.plan.get(), wants_offset_, wants_weight_};
-    if (tiling_.channels.copies_grad) {
-      wanted.input =
-          channels_last_view(workspace.grad_input.get(), g.in_w, channels.size);
-    } else if (wants_input_) {
-      // With another accumulator dtype there would be a copy.
-      if constexpr (std::is_same_v<S, T>) {
-        wanted.input =
-            feature_map_view<T>(gradients_.input, task.image, channels.begin);
-      }
-    }
-    const bool same_strides = wanted.input.data == nullptr ||
-        (map.row_stride == wanted.input.row_stride &&
-         map.column_stride == wanted.input.column_stride);
-    if (!same_strides) {
-      if (!workspace.grad_plan) {
-        workspace.grad_plan =
-            std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
-      }
-      wanted.plan = workspace.grad_plan.get();
-    }
-    for (int64_t from = task.begin; from < task.end; from += tiling_.block) {
-      const int64_t to = std::min(from + tiling_.block, task.end);
-      const Im2colTile<T> columns{
-          workspace.columns.get(),
-          to - from,
-          taps,
-          channels.size,
-          depth(channels)};
-      workspace.plan->select(task.image, from, to);
-      workspace.plan->compute(
-          channels.offset_group, map.row_stride, map.column_stride);
-      if (!same_strides) {
-        workspace.grad_plan->select(task.image, from, to);
-        workspace.grad_plan->compute(
-            channels.offset_group,
-            wanted.input.row_stride,
-            wanted.input.column_stride);
-      }
-      if (wants_input_ || wants_offset_) {
-        const auto grad_output =
-            grad_output_.position_major(task.image, channels.group, from, to);
-        gemm(
-            grad_output,
-            Matrix<const C>{
-                weight_[task.slice].template data_ptr<C>(),
-                grad_output.columns,
-                depth(channels),
-                depth(channels)},
-            Matrix<T>{
-                columns.data,
-                grad_output.rows,
-                depth(channels),
-                columns.stride},
-            Store::kOverwrite);
-      }
-      deform_im2col_backward<M, T>(map, *workspace.plan, columns, wanted);
-      if (wants_offset_) {
-        workspace.plan->compute_gradients(
-            workspace.grad_taps.get() + from - task.begin,
-            task.end - task.begin);
-      }
-      if (wants_weight_) {
-        accumulate_grad_weight(task, from, to, workspace);
-      }
+    const auto from = channels_last_view<const T>(
+        workspace.grad_input.get(), g.in_w, channels.size);
+    const auto to =
+        feature_map_view<S>(gradients_.input, task.image, channels.begin);
+    if (task.tile == 0) {
+      copy_rows(from, to, begin, end, g.in_w, channels.size);
+    } else {
+      copy_rows<const T, S, true>(from, to, begin, end, g.in_w, channels.size);
     }
   }
 
-  // Adds the contribution of positions [from, to) to the task's grad_weight.
+  // Where the gradient of the slice accumulates; null if it is not wanted.
+  FeatureMapView<T> grad_map(const Task& task, const Workspace& workspace)
+      const {
+    const auto& channels = slice(task);
+    if (tiling_.channels.copies_grad) {
+      return channels_last_view(
+          workspace.grad_input.get(), shape_.geometry.in_w, channels.size);
+    }
+    // With another accumulator dtype there would be a copy.
+    if constexpr (std::is_same_v<S, T>) {
+      if (wants_input_) {
+        return feature_map_view<T>(
+            gradients_.input, task.image, channels.begin);
+      }
+    }
+    return {nullptr, 0, 0, 0};
+  }
+
+  Im2colTile<T> tile_of(const Task& task, const Block& block) const {
+    const auto& channels = slice(task);
+    return {
+        block.columns.get(),
+        block.end - block.begin,
+        shape_.geometry.taps(),
+        channels.size,
+        depth(channels)};
+  }
+
+  void run_block(const Task& task, Workspace& workspace, Block& block) const {
+    const auto& channels = slice(task);
+    if (tiling_.channels.copies_input) {
+      run_block<T>(
+          task,
+          channels_last_view<const T>(
+              workspace.input.get(), shape_.geometry.in_w, channels.size),
+          workspace,
+          block);
+    } else {
+      run_block<S>(
+          task,
+          feature_map_view<const S>(inputs_.input, task.image, channels.begin),
+          workspace,
+          block);
+    }
+  }
+
+  // The gradients of a block: all but that of the weight, and that of the input
+  // unless the threads of the task share it. `map` is the slice of the input,
+  // in dtype M.
+  template <typename M>
+  void run_block(
+      const Task& task,
+      const FeatureMapView<const M>& map,
+      Workspace& workspace,
+      Block& block) const {
+    const auto& channels = slice(task);
+    const int64_t from = block.begin, to = block.end;
+    const FeatureMapView<T> grad_input = grad_map(task, workspace);
+    block.plan->select(task.image, from, to);
+    block.plan->compute(
+        channels.offset_group, map.row_stride, map.column_stride);
+    const bool same_strides = grad_input.data == nullptr ||
+        (map.row_stride == grad_input.row_stride &&
+         map.column_stride == grad_input.column_stride);
+    if (!same_strides) {
+      if (!block.grad_plan) {
+        block.grad_plan =
+            std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
+      }
+      block.grad_plan->select(task.image, from, to);
+      block.grad_plan->compute(
+          channels.offset_group,
+          grad_input.row_stride,
+          grad_input.column_stride);
+    }
+    const Im2colTile<T> tile = tile_of(task, block);
+    if (wants_input_ || wants_offset_) {
+      const auto grad_output =
+          grad_output_.position_major(task.image, channels.group, from, to);
+      gemm(
+          grad_output,
+          Matrix<const C>{
+              weight_[task.slice].template data_ptr<C>(),
+              grad_output.columns,
+              depth(channels),
+              depth(channels)},
+          Matrix<T>{tile.data, grad_output.rows, depth(channels), tile.stride},
+          Store::kOverwrite);
+    }
+    Im2colGradients<T> wanted{
+        {nullptr, 0, 0, 0},
+        block.grad_plan ? block.grad_plan.get() : block.plan.get(),
+        wants_offset_,
+        wants_weight_ ? columns_of(block) : nullptr};
+    if (threads_per_task_ == 1) {
+      wanted.input = grad_input;
+    }
+    deform_im2col_backward<M, T>(map, *block.plan, tile, wanted);
+    if (wants_offset_) {
+      block.plan->compute_gradients(
+          workspace.grad_taps.get() + from - task.begin, task.end - task.begin);
+    }
+    if (wants_weight_) {
+      finish_columns(task, block);
+    }
+  }
+
+  static T* columns_of(const Block& block) {
+    return block.separate_columns ? block.separate_columns.get()
+                                  : block.columns.get();
+  }
+
+  // The columns as the GEMM reads them.
+  void finish_columns(const Task& task, const Block& block) const {
+    const int64_t width = depth(slice(task));
+    const int64_t positions = block.end - block.begin;
+    const int64_t padded = grad_output_.padded_block(positions);
+    std::fill_n(
+        columns_of(block) + positions * width,
+        (padded - positions) * width,
+        T(0));
+    if constexpr (OperandLayout<C>::kVnni) {
+      pack_vnni(columns_of(block), padded, width, block.vnni_columns.get());
+    }
+  }
+
+  // Adds the contribution of a block to the task's gradient of the weight, of
+  // outputs [begin, end) of the group.
   void accumulate_grad_weight(
       const Task& task,
-      int64_t from,
-      int64_t to,
-      Workspace& workspace) const {
+      const Workspace& workspace,
+      const Block& block,
+      int64_t begin,
+      int64_t end) const {
+    if (begin == end) {
+      return;
+    }
     const auto& channels = slice(task);
     const int64_t width = depth(channels);
-    const auto grad_output =
-        grad_output_.channel_major(task.image, channels.group, from, to);
-    // Padding of the K dimension.
-    std::fill_n(
-        workspace.columns.get() + (to - from) * width,
-        (grad_output.columns - (to - from)) * width,
-        T(0));
+    const auto grad_output = grad_output_.channel_major(
+        task.image, channels.group, block.begin, block.end);
     Matrix<const C> columns{nullptr, grad_output.columns, width, width};
     if constexpr (OperandLayout<C>::kVnni) {
-      pack_vnni(
-          workspace.columns.get(),
-          grad_output.columns,
-          width,
-          workspace.vnni_columns.get());
-      columns.data = workspace.vnni_columns.get();
+      columns.data = block.vnni_columns.get();
     } else {
-      columns.data = workspace.columns.get();
+      columns.data = columns_of(block);
     }
+    T* const grad_weight = sums_weight() ? workspace.grad_weight.get()
+                                         : grad_weight_of(task.slice);
     gemm(
-        grad_output,
+        Matrix<const C>{
+            grad_output.data + begin * grad_output.stride,
+            end - begin,
+            grad_output.columns,
+            grad_output.stride},
         columns,
-        Matrix<T>{
-            sums_weight() ? workspace.grad_weight.get()
-                          : grad_weight_of(task.slice),
-            shape_.group_out(),
-            width,
-            width},
-        from == task.begin ? Store::kOverwrite : Store::kAdd);
+        Matrix<T>{grad_weight + begin * width, end - begin, width, width},
+        block.begin == task.begin ? Store::kOverwrite : Store::kAdd);
   }
 
   // The following add the contributions of `count` tasks in their order.
@@ -519,6 +713,7 @@ class Backward {
   std::vector<at::Tensor> weight_; // packed, per slice
   at::Tensor grad_weight_; // (group_out, taps * size) for each slice
   std::vector<T> grad_taps_; // of the current tile and offset group
+  int64_t threads_per_task_ = 1;
 };
 
 } // namespace

@@ -9,11 +9,11 @@
 #include "cpu/conv/deform_conv2d.h"
 
 #include <algorithm>
-#include <memory>
 #include <type_traits>
 
 #include <ATen/ops/empty.h>
 
+#include "cpu/buffer.h"
 #include "cpu/channels_last_copy.h"
 #include "cpu/conv/deform_im2col.h"
 #include "cpu/conv/gemm.h"
@@ -152,9 +152,9 @@ class Forward {
     int64_t end;
   };
   struct Workspace {
-    std::unique_ptr<C[]> columns; // (tile positions, depth of a K block)
+    Buffer<C> columns; // (tile positions, depth of a K block)
     SamplingPlan<T> plan;
-    std::unique_ptr<T[]> result; // (tile positions, group_out)
+    Buffer<T> result; // (tile positions, group_out)
   };
 
   // Not a power of two, which would map all rows to the same few cache sets.
@@ -187,9 +187,9 @@ class Forward {
     parallel_tasks(tasks, [&](int64_t begin, int64_t end) {
       const int64_t depth = OperandLayout<C>::padded_k(k_blocking_.max_depth);
       Workspace workspace{
-          std::unique_ptr<C[]>(new C[tile_positions_ * depth]),
+          make_buffer<C>(tile_positions_ * depth),
           SamplingPlan<T>(offsets_, tile_positions_),
-          std::unique_ptr<T[]>(new T[tile_positions_ * result_stride()])};
+          make_buffer<T>(tile_positions_ * result_stride())};
       for (int64_t task = begin; task < end; ++task) {
         Tile tile{};
         tile.first_group = task / tiles_ % group_tasks * task_groups_;

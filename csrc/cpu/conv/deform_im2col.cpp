@@ -57,15 +57,16 @@ DCN_INLINE void with_channels(int64_t count, int64_t stride, const Body& body) {
   }
 }
 
+// S is const where the map is read only.
 template <typename S, typename T>
 struct Corners {
-  const S* pixel[4];
+  S* pixel[4];
   T masked_weight[4];
 };
 
 template <typename S, typename T>
 DCN_INLINE Corners<S, T> load_corners(
-    const S* map,
+    S* map,
     const PlannedTaps<T>& taps,
     int64_t index) {
   Corners<S, T> corners;
@@ -150,40 +151,126 @@ DCN_INLINE void scatter_corner(
   }
 }
 
-// Gradients of offset, mask and input, and the column, in one pass over the
-// channels. The four corners must be distinct pixels.
-template <typename S, typename T>
+template <typename T, int64_t kCount>
+DCN_INLINE void scatter_corner(
+    T* pixel,
+    T weight,
+    const T* gradient,
+    int64_t stride,
+    FixedChannels<kCount>) {
+  if (stride == 1) {
+    auto sum = load_vector<T, kCount>(pixel);
+    sum += weight * load_vector<T, kCount>(gradient);
+    store_vector<T, kCount>(sum, pixel);
+  } else {
+    scatter_corner(pixel, weight, gradient, stride, kCount);
+  }
+}
+
+template <typename Channels>
+DCN_INLINE int64_t scatter_count(Channels channels) {
+  return channels.count();
+}
+template <int64_t kCount>
+DCN_INLINE FixedChannels<kCount> scatter_count(FixedChannels<kCount> channels) {
+  return channels;
+}
+
+// `channels` is a number or FixedChannels.
+template <typename T, typename Channels>
+DCN_INLINE void scatter_corners(
+    T* const (&pixels)[4],
+    const T (&weights)[4],
+    const T* gradient,
+    int64_t stride,
+    Channels channels) {
+  for (int k = 0; k < 4; ++k) {
+    // A corner has no weight at integer coordinates and outside the map.
+    if (weights[k] != T(0)) {
+      scatter_corner(pixels[k], weights[k], gradient, stride, channels);
+    }
+  }
+}
+
+// One tap of some contiguous channels in one pass: gradients of offset and
+// mask, with kScatter that of the input, with kColumn the column. Vectors and
+// not loops, so that the sums are the same whatever else is computed.
+template <bool kScatter, bool kColumn, typename S, typename T>
+struct FusedTap {
+  const Corners<S, T>& from;
+  T* const (&grads)[4]; // if kScatter
+  const T* gradient;
+  T* column; // if kColumn
+
+  // Channels [c, c + kCount), or `count` of them if it is given.
+  template <int64_t kCount, typename... Count>
+  DCN_INLINE void run(
+      int64_t c,
+      typename VectorOf<T, kCount>::Type (&sums)[4],
+      Count... count) const {
+    const auto g = load_vector<T, kCount>(gradient + c, count...);
+    auto value = g;
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const T weight = from.masked_weight[k];
+      const auto pixel = load_vector<T, kCount>(from.pixel[k] + c, count...);
+      sums[k] += g * pixel;
+      value = k == 0 ? weight * pixel : value + weight * pixel;
+      if constexpr (kScatter) {
+        auto grad = load_vector<T, kCount>(grads[k] + c, count...);
+        grad += weight * g;
+        store_vector<T, kCount>(grad, grads[k] + c, count...);
+      }
+    }
+    if constexpr (kColumn) {
+      store_vector<T, kCount>(value, column + c, count...);
+    }
+  }
+
+  DCN_INLINE void run_all(int64_t channels, T (&sums)[4]) const {
+    constexpr int64_t kFew = 4;
+    typename VectorOf<T, 16>::Type vectors[4] = {};
+    typename VectorOf<T, kFew>::Type rest[4] = {};
+    int64_t c = 0;
+    for (; c + 16 <= channels; c += 16) {
+      run<16>(c, vectors);
+    }
+    for (; c + kFew <= channels; c += kFew) {
+      run<kFew>(c, rest);
+    }
+    if (c < channels) {
+      run<kFew>(c, rest, channels - c);
+    }
+    for (int k = 0; k < 4; ++k) {
+      sums[k] = sum_of<T, 16>(vectors[k]) + sum_of<T, kFew>(rest[k]);
+    }
+  }
+};
+
+// Whether the corners are four pixels of the map: one without weight may be
+// any.
+template <typename T>
+DCN_INLINE bool are_distinct(const T (&weights)[4]) {
+  return weights[0] != T(0) && weights[1] != T(0) && weights[2] != T(0) &&
+      weights[3] != T(0);
+}
+
+// `column` is null if it is not wanted.
+template <bool kScatter, typename S, typename T>
 DCN_INLINE void fused_tap_backward(
-    const Corners<S, T>& from,
+    const Corners<S, T>& corners,
     T* const (&grads)[4],
     int64_t channels,
-    T* row,
+    const T* gradient,
+    T* column,
     T (&sums)[4]) {
-  const S *p0 = from.pixel[0], *p1 = from.pixel[1];
-  const S *p2 = from.pixel[2], *p3 = from.pixel[3];
-  const T w0 = from.masked_weight[0], w1 = from.masked_weight[1];
-  const T w2 = from.masked_weight[2], w3 = from.masked_weight[3];
-  T *g0 = grads[0], *g1 = grads[1], *g2 = grads[2], *g3 = grads[3];
-  T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t c = 0; c < channels; ++c) {
-    const T gradient = row[c];
-    const T v0 = static_cast<T>(p0[c]), v1 = static_cast<T>(p1[c]);
-    const T v2 = static_cast<T>(p2[c]), v3 = static_cast<T>(p3[c]);
-    s0 += gradient * v0;
-    s1 += gradient * v1;
-    s2 += gradient * v2;
-    s3 += gradient * v3;
-    g0[c] += w0 * gradient;
-    g1[c] += w1 * gradient;
-    g2[c] += w2 * gradient;
-    g3[c] += w3 * gradient;
-    row[c] = w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3;
+  if (column != nullptr) {
+    FusedTap<kScatter, true, S, T>{corners, grads, gradient, column}.run_all(
+        channels, sums);
+  } else {
+    FusedTap<kScatter, false, S, T>{corners, grads, gradient, column}.run_all(
+        channels, sums);
   }
-  sums[0] = s0;
-  sums[1] = s1;
-  sums[2] = s2;
-  sums[3] = s3;
 }
 
 // The backward pass of one tap inside the map; `sums` are those of its corners,
@@ -194,34 +281,34 @@ DCN_INLINE void tap_backward(
     Channels channels,
     const Im2colGradients<T>& gradients,
     T* const (&grads)[4],
-    T* row,
+    const T* gradient,
+    T* column,
     T (&sums)[4]) {
-  const bool wants_input = gradients.input.data != nullptr;
   const auto& weights = corners.masked_weight;
-  const bool distinct_corners = weights[0] != T(0) && weights[1] != T(0) &&
-      weights[2] != T(0) && weights[3] != T(0);
-  if (std::is_same_v<Channels, ContiguousChannels> && wants_input &&
-      gradients.wants_taps && gradients.wants_columns && distinct_corners &&
-      gradients.input.channel_stride == 1) {
-    fused_tap_backward(corners, grads, channels.count(), row, sums);
-    return;
-  }
-  if (gradients.wants_taps) {
-    dot_corners(corners, row, channels, sums);
-  }
-  for (int k = 0; wants_input && k < 4; ++k) {
-    // A corner has no weight at integer coordinates and outside the map.
-    if (weights[k] != T(0)) {
-      scatter_corner(
-          grads[k],
-          weights[k],
-          row,
-          gradients.input.channel_stride,
-          channels.count());
+  const int64_t stride = gradients.input.channel_stride;
+  const bool wants_input = gradients.input.data != nullptr;
+  if constexpr (std::is_same_v<Channels, ContiguousChannels>) {
+    if (gradients.wants_taps) {
+      const int64_t count = channels.count();
+      if (wants_input && are_distinct(weights) && stride == 1) {
+        fused_tap_backward<true>(corners, grads, count, gradient, column, sums);
+        return;
+      }
+      if (wants_input) {
+        scatter_corners(grads, weights, gradient, stride, count);
+      }
+      fused_tap_backward<false>(corners, grads, count, gradient, column, sums);
+      return;
     }
   }
-  if (gradients.wants_columns) {
-    interpolate(corners, channels, row);
+  if (gradients.wants_taps) {
+    dot_corners(corners, gradient, channels, sums);
+  }
+  if (wants_input) {
+    scatter_corners(grads, weights, gradient, stride, channels.count());
+  }
+  if (column != nullptr) {
+    interpolate(corners, channels, column);
   }
 }
 
@@ -231,29 +318,24 @@ DCN_INLINE void tap_backward(
     FixedChannels<kCount> channels,
     const Im2colGradients<T>& gradients,
     T* const (&grads)[4],
-    T* row,
+    const T* gradient,
+    T* column,
     T (&sums)[4]) {
-  const auto gradient = load_vector<T, kCount>(row);
-  const auto& weights = corners.masked_weight;
+  const auto lanes = load_vector<T, kCount>(gradient);
   for (int k = 0; gradients.wants_taps && k < 4; ++k) {
     const auto pixel = load_vector<T, kCount>(corners.pixel[k]);
-    sums[k] = sum_of<T, kCount>(gradient * pixel);
+    sums[k] = sum_of<T, kCount>(lanes * pixel);
   }
-  for (int k = 0; gradients.input.data != nullptr && k < 4; ++k) {
-    if (weights[k] == T(0)) {
-      continue;
-    }
-    if (gradients.input.channel_stride == 1) {
-      auto pixel = load_vector<T, kCount>(grads[k]);
-      pixel += weights[k] * gradient;
-      store_vector<T, kCount>(pixel, grads[k]);
-    } else {
-      scatter_corner(
-          grads[k], weights[k], row, gradients.input.channel_stride, kCount);
-    }
+  if (gradients.input.data != nullptr) {
+    scatter_corners(
+        grads,
+        corners.masked_weight,
+        gradient,
+        gradients.input.channel_stride,
+        channels);
   }
-  if (gradients.wants_columns) {
-    interpolate(corners, channels, row);
+  if (column != nullptr) {
+    interpolate(corners, channels, column);
   }
 }
 
@@ -266,22 +348,25 @@ DCN_INLINE void deform_im2col_body(
   const auto taps = plan.taps();
   const Im2colTile<C> columns = tile;
   const S* const data = map.data;
-  with_channels(columns.channels, map.channel_stride, [=](auto channels) {
-    for (int64_t p = 0; p < columns.positions; ++p) {
-      C* row = columns.data + p * columns.stride;
-      int64_t index = taps.index(first_tap, p);
-      for (int64_t k = 0; k < columns.taps; ++k) {
-        if (taps.inside[index] != 0) {
-          interpolate(load_corners(data, taps, index), channels, row);
-        } else {
-          const T outside = taps.masked_weights[index];
-          std::fill_n(row, channels.count(), round_to<C>(outside));
+  with_channels(
+      columns.channels,
+      map.channel_stride,
+      [=](auto channels) DCN_INLINE_LAMBDA {
+        for (int64_t p = 0; p < columns.positions; ++p) {
+          C* row = columns.data + p * columns.stride;
+          int64_t index = taps.index(first_tap, p);
+          for (int64_t k = 0; k < columns.taps; ++k) {
+            if (taps.inside[index] != 0) {
+              interpolate(load_corners(data, taps, index), channels, row);
+            } else {
+              const T outside = taps.masked_weights[index];
+              std::fill_n(row, channels.count(), round_to<C>(outside));
+            }
+            row += channels.count();
+            index += taps.tap_stride;
+          }
         }
-        row += channels.count();
-        index += taps.tap_stride;
-      }
-    }
-  });
+      });
 }
 
 template <typename S, typename T>
@@ -295,32 +380,72 @@ DCN_INLINE void deform_im2col_backward_body(
   const Im2colGradients<T> gradients = wanted;
   const int64_t* const grad_pixels = gradients.plan->taps().pixels;
   const S* const data = map.data;
-  with_channels(columns.channels, map.channel_stride, [=](auto channels) {
+  with_channels(
+      columns.channels,
+      map.channel_stride,
+      [=](auto channels) DCN_INLINE_LAMBDA {
+        for (int64_t p = 0; p < columns.positions; ++p) {
+          const T* row = columns.data + p * columns.stride;
+          T* column = gradients.columns == nullptr
+              ? nullptr
+              : gradients.columns + p * columns.stride;
+          int64_t index = taps.index(0, p);
+          for (int64_t k = 0; k < columns.taps; ++k) {
+            T sums[4] = {};
+            if (taps.inside[index] != 0) {
+              T* grads[4] = {};
+              for (int i = 0; gradients.input.data != nullptr && i < 4; ++i) {
+                grads[i] = gradients.input.data +
+                    grad_pixels[index + i * taps.corner_stride];
+              }
+              tap_backward(
+                  load_corners(data, taps, index),
+                  channels,
+                  gradients,
+                  grads,
+                  row,
+                  column,
+                  sums);
+            } else if (column != nullptr) {
+              std::fill_n(column, channels.count(), taps.masked_weights[index]);
+            }
+            for (int i = 0; gradients.wants_taps && i < 4; ++i) {
+              taps.corner_sums[index + i * taps.corner_stride] = sums[i];
+            }
+            row += channels.count();
+            column += column == nullptr ? 0 : channels.count();
+            index += taps.tap_stride;
+          }
+        }
+      });
+}
+
+template <typename T>
+DCN_INLINE void deform_col2im_body(
+    const SamplingPlan<T>& plan,
+    const Im2colTile<T>& tile,
+    int64_t begin,
+    int64_t end,
+    const FeatureMapView<T>& input) {
+  const auto taps = plan.taps();
+  const Im2colTile<T> columns = tile;
+  const int64_t stride = input.channel_stride;
+  T* const data = input.data + begin * stride;
+  with_channels(end - begin, stride, [=](auto channels) DCN_INLINE_LAMBDA {
     for (int64_t p = 0; p < columns.positions; ++p) {
-      T* row = columns.data + p * columns.stride;
+      const T* row = columns.data + p * columns.stride + begin;
       int64_t index = taps.index(0, p);
       for (int64_t k = 0; k < columns.taps; ++k) {
-        T sums[4] = {};
         if (taps.inside[index] != 0) {
-          T* grads[4] = {};
-          for (int i = 0; gradients.input.data != nullptr && i < 4; ++i) {
-            grads[i] = gradients.input.data +
-                grad_pixels[index + i * taps.corner_stride];
-          }
-          tap_backward(
-              load_corners(data, taps, index),
-              channels,
-              gradients,
-              grads,
+          const auto corners = load_corners(data, taps, index);
+          scatter_corners(
+              corners.pixel,
+              corners.masked_weight,
               row,
-              sums);
-        } else if (gradients.wants_columns) {
-          std::fill_n(row, channels.count(), taps.masked_weights[index]);
+              stride,
+              scatter_count(channels));
         }
-        for (int i = 0; gradients.wants_taps && i < 4; ++i) {
-          taps.corner_sums[index + i * taps.corner_stride] = sums[i];
-        }
-        row += channels.count();
+        row += columns.channels;
         index += taps.tap_stride;
       }
     }
@@ -347,6 +472,21 @@ DCN_DEFINE_IM2COL(c10::Half, float, float)
 DCN_DEFINE_IM2COL(c10::BFloat16, float, float)
 DCN_DEFINE_IM2COL(c10::BFloat16, float, c10::BFloat16)
 #undef DCN_DEFINE_IM2COL
+
+#define DCN_DEFINE_COL2IM(T)                              \
+  template <>                                             \
+  DCN_VECTOR_CLONES void deform_col2im(                   \
+      const SamplingPlan<T>& plan,                        \
+      const Im2colTile<T>& columns,                       \
+      int64_t begin,                                      \
+      int64_t end,                                        \
+      const FeatureMapView<T>& input) {                   \
+    deform_col2im_body(plan, columns, begin, end, input); \
+  }
+
+DCN_DEFINE_COL2IM(double)
+DCN_DEFINE_COL2IM(float)
+#undef DCN_DEFINE_COL2IM
 
 #define DCN_DEFINE_BACKWARD(S, T)                               \
   template <>                                                   \

@@ -39,7 +39,9 @@ struct Im2colGradients {
   // differ.
   const SamplingPlan<T>* plan;
   bool wants_taps; // the plan's corner_sums()
-  bool wants_columns; // overwrites grad_columns with the columns
+  // The columns, laid out like the tile, whose memory this may be; not computed
+  // if null.
+  T* columns;
 };
 
 // The tile holds the gradient of the columns, of all taps. Visits each tap
@@ -50,5 +52,16 @@ void deform_im2col_backward(
     const SamplingPlan<T>& plan,
     const Im2colTile<T>& columns,
     const Im2colGradients<T>& gradients);
+
+// Only the gradient of the input, of channels [begin, end) of the tile:
+// several threads share the channels of a slice. The same bits as
+// deform_im2col_backward.
+template <typename T>
+void deform_col2im(
+    const SamplingPlan<T>& plan,
+    const Im2colTile<T>& columns,
+    int64_t begin,
+    int64_t end,
+    const FeatureMapView<T>& input);
 
 } // namespace dcn::cpu

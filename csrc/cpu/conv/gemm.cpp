@@ -144,6 +144,25 @@ template void gemm(
     const Matrix<double>&,
     Store);
 
+template <>
+bool has_independent_rows<double>() {
+  return false; // BLAS chooses its kernels by the sizes
+}
+
+template <>
+bool has_independent_rows<float>() {
+#if defined(CPUBLAS_BRGEMM_F32F32F32)
+  return true;
+#else
+  return false;
+#endif
+}
+
+template <>
+bool has_independent_rows<c10::BFloat16>() {
+  return true;
+}
+
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32)
 
 void gemm(

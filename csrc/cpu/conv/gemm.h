@@ -60,6 +60,11 @@ void gemm(
     const Matrix<float>& result,
     Store store);
 
+// Whether a row of the result has the same bits whichever other rows are
+// computed with it.
+template <typename C>
+bool has_independent_rows();
+
 // Whether the processor has instructions for bfloat16 GEMMs.
 bool has_bfloat16_gemm();
 

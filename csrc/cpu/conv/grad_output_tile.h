@@ -10,9 +10,9 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 #include <type_traits>
 
+#include "cpu/buffer.h"
 #include "cpu/conv/gemm.h"
 #include "cpu/parallel.h"
 #include "ops/deform_conv2d.h"
@@ -100,6 +100,11 @@ class GradOutputTile {
     });
   }
 
+  // Size of a block of this many positions, with padding.
+  int64_t padded_block(int64_t positions) const {
+    return std::min(padded_size(positions), block_);
+  }
+
   // Loaded positions [from, to) of a group, (positions, channels): one block,
   // padded.
   Matrix<const C> position_major(
@@ -146,12 +151,12 @@ class GradOutputTile {
   static constexpr int64_t kLine = 16;
 
   // Elements are written before they are read.
-  class Buffer {
+  class GrowingBuffer {
    public:
     void resize(int64_t size) {
       if (size > size_) {
         size_ = size;
-        data_.reset(new C[size]);
+        data_ = make_buffer<C>(size);
       }
     }
     C* data() const {
@@ -160,13 +165,8 @@ class GradOutputTile {
 
    private:
     int64_t size_ = 0;
-    std::unique_ptr<C[]> data_;
+    Buffer<C> data_;
   };
-
-  // Size of a block of this many positions.
-  int64_t padded_block(int64_t positions) const {
-    return std::min(padded_size(positions), block_);
-  }
 
   // In the following, `image` and positions count from those loaded.
 
@@ -311,10 +311,10 @@ class GradOutputTile {
   int64_t padded_ = 0; // positions, with padding
   int64_t in_place_ = 0; // positions that are read in place
   // (images, padded_ - in_place_, groups, channels_)
-  Buffer position_major_;
+  GrowingBuffer position_major_;
   int64_t image_size_ = 0; // elements of channel_major_
   // (images, blocks, out_channels, channel_stride())
-  Buffer channel_major_;
+  GrowingBuffer channel_major_;
 };
 
 } // namespace dcn::cpu

@@ -115,14 +115,15 @@ SamplingPlan<T>::SamplingPlan(const ConvOffsets& source, int64_t max_positions)
     : source_(source),
       max_positions_((max_positions + 15) / 16 * 16),
       size_(source.geometry.taps() * max_positions_),
-      inside_(new int[size_]),
-      pixels_(new int64_t[4 * size_]),
-      masked_weights_(new T[4 * size_]),
-      corner_sums_(new T[4 * size_]),
-      offsets_(new T[3 * size_]),
-      grid_(new T
-                [(source.geometry.kernel_h + source.geometry.kernel_w) *
-                 max_positions_]) {
+      inside_(make_buffer<int>(size_)),
+      pixels_(make_buffer<int64_t>(4 * size_)),
+      masked_weights_(make_buffer<T>(4 * size_)),
+      corner_sums_(make_buffer<T>(4 * size_)),
+      offsets_(make_buffer<T>(3 * size_)),
+      grid_(
+          make_buffer<T>(
+              (source.geometry.kernel_h + source.geometry.kernel_w) *
+              max_positions_)) {
   if (!source.mask.defined()) {
     std::fill_n(offsets_.get() + 2 * size_, size_, T(1));
   }

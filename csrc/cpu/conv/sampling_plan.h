@@ -7,8 +7,7 @@
 // vector code.
 #pragma once
 
-#include <memory>
-
+#include "cpu/buffer.h"
 #include "ops/conv_offsets.h"
 
 namespace dcn::cpu {
@@ -88,15 +87,15 @@ class SamplingPlan {
   int64_t begin_ = 0;
   int64_t count_ = 0;
   // (taps, positions)
-  std::unique_ptr<int[]> inside_;
+  Buffer<int> inside_;
   // (4, taps, positions): corners
-  std::unique_ptr<int64_t[]> pixels_;
-  std::unique_ptr<T[]> masked_weights_;
-  std::unique_ptr<T[]> corner_sums_;
+  Buffer<int64_t> pixels_;
+  Buffer<T> masked_weights_;
+  Buffer<T> corner_sums_;
   // (3, taps, positions): dy, dx, mask
-  std::unique_ptr<T[]> offsets_;
+  Buffer<T> offsets_;
   // The regular grid: (kernel_h + kernel_w, positions).
-  std::unique_ptr<T[]> grid_;
+  Buffer<T> grid_;
 };
 
 } // namespace dcn::cpu
