@@ -15,6 +15,8 @@
 #include "cpu/buffer.h"
 #include "cpu/conv/gemm.h"
 #include "cpu/parallel.h"
+#include "cpu/transpose.h"
+#include "ops/any_dtype_view.h"
 #include "ops/deform_conv2d.h"
 #include "ops/feature_map_view.h"
 
@@ -145,10 +147,8 @@ class GradOutputTile {
   }
 
  private:
-  // Positions of one task of a copy, and the elements of a row or column that
-  // it copies at a time: about a cache line.
+  // Positions of one task of a copy.
   static constexpr int64_t kPositions = 64;
-  static constexpr int64_t kLine = 16;
 
   // Elements are written before they are read.
   class GrowingBuffer {
@@ -207,33 +207,20 @@ class GradOutputTile {
     }
     // After the last position: padding.
     const int64_t padded = offset + count == positions ? size - offset : count;
-    const auto& g = shape_.geometry;
     const bool by_position = wants_position_major_ && block >= in_place_;
     for (int64_t group = 0; group < shape_.groups; ++group) {
-      const auto map = feature_map_view<const S>(
-          grad_, first_ + image, group * shape_.group_out());
-      // The positions of a channel. The stride of an axis of size 1 may be any
-      // number.
-      const bool is_contiguous = (map.column_stride == 1 || g.out_w == 1) &&
-          (map.row_stride == g.out_w || g.out_h == 1);
-      const S* pixels[kPositions];
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t position = begin_ + block + offset + i;
-        pixels[i] = map.pixel(position / g.out_w, position % g.out_w);
-      }
+      const Positions from(
+          feature_map_view<const S>(
+              grad_, first_ + image, group * shape_.group_out()),
+          shape_.geometry,
+          begin_ + block + offset);
       if (by_position) {
         copy_rows(
-            pixels,
-            map.channel_stride,
-            count,
-            padded,
-            copied_row(image, group, block + offset));
+            from, count, padded, copied_row(image, group, block + offset));
       }
       if (wants_channel_major_) {
         copy_columns(
-            pixels,
-            map.channel_stride,
-            is_contiguous,
+            from,
             count,
             padded,
             stride,
@@ -242,21 +229,52 @@ class GradOutputTile {
     }
   }
 
+  // The positions of a map from `first` on.
+  struct Positions {
+    FeatureMapView<const S> map;
+    int64_t width;
+    int64_t first;
+    // From position to position, or 0 if they have no common stride. That of
+    // an axis of size 1 may be any number.
+    int64_t stride;
+
+    Positions(
+        const FeatureMapView<const S>& map,
+        const ConvGeometry& geometry,
+        int64_t first)
+        : map(map), width(geometry.out_w), first(first) {
+      const bool is_regular = geometry.out_h == 1 || geometry.out_w == 1 ||
+          map.row_stride == width * map.column_stride;
+      stride = width > 1 ? map.column_stride : map.row_stride;
+      stride = is_regular ? stride : 0;
+    }
+
+    const S* at(int64_t i) const {
+      return map.pixel((first + i) / width, (first + i) % width);
+    }
+  };
+
   // To (padded, groups, channels_).
-  void copy_rows(
-      const S* const* pixels,
-      int64_t channel_stride,
-      int64_t count,
-      int64_t padded,
-      C* to) const {
+  void copy_rows(const Positions& from, int64_t count, int64_t padded, C* to)
+      const {
     const int64_t channels = shape_.group_out();
     const int64_t stride = shape_.groups * channels_;
-    for (int64_t first = 0; first < channels; first += kLine) {
-      const int64_t last = std::min(first + kLine, channels);
+    const OpMathType<S>* const no_bias = nullptr;
+    if (from.stride == 1) {
+      transpose<S, C, false>(
+          from.at(0),
+          from.map.channel_stride,
+          channels,
+          count,
+          no_bias,
+          to,
+          stride);
+    } else {
       for (int64_t i = 0; i < count; ++i) {
-        C* row = to + i * stride;
-        for (int64_t c = first; c < last; ++c) {
-          row[c] = static_cast<C>(pixels[i][c * channel_stride]);
+        const S* pixel = from.at(i);
+        for (int64_t c = 0; c < channels; ++c) {
+          to[i * stride + c] =
+              static_cast<C>(pixel[c * from.map.channel_stride]);
         }
       }
     }
@@ -268,28 +286,29 @@ class GradOutputTile {
 
   // To (channels, stride).
   void copy_columns(
-      const S* const* pixels,
-      int64_t channel_stride,
-      bool is_contiguous,
+      const Positions& from,
       int64_t count,
       int64_t padded,
       int64_t stride,
       C* to) const {
     const int64_t channels = shape_.group_out();
-    if (is_contiguous) {
+    const int64_t channel_stride = from.map.channel_stride;
+    const OpMathType<S>* const no_bias = nullptr;
+    if (from.stride > 1 && channel_stride == 1) {
+      transpose<S, C, false>(
+          from.at(0), from.stride, count, channels, no_bias, to, stride);
+    } else if (from.stride == 1) {
       for (int64_t c = 0; c < channels; ++c) {
-        const S* from = pixels[0] + c * channel_stride;
+        const S* row = from.at(0) + c * channel_stride;
         for (int64_t i = 0; i < count; ++i) {
-          to[c * stride + i] = static_cast<C>(from[i]);
+          to[c * stride + i] = static_cast<C>(row[i]);
         }
       }
     } else {
-      for (int64_t begin = 0; begin < count; begin += kLine) {
-        const int64_t end = std::min(begin + kLine, count);
+      for (int64_t i = 0; i < count; ++i) {
+        const S* pixel = from.at(i);
         for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t i = begin; i < end; ++i) {
-            to[c * stride + i] = static_cast<C>(pixels[i][c * channel_stride]);
-          }
+          to[c * stride + i] = static_cast<C>(pixel[c * channel_stride]);
         }
       }
     }
