@@ -5,7 +5,8 @@
 // channels). A task writes its part of grad_input directly. Its contributions
 // to the gradients of weight, offset and mask go to its workspace and are
 // reduced in task order. So there are no locks and no atomics, and the results
-// have the same bits for any number of threads.
+// have the same bits for any number of threads. Where these are more than the
+// tasks, several share a task.
 //
 // A task, block by block of output positions:
 //   GEMM    grad_columns = grad_output * weight
@@ -286,17 +287,14 @@ class Backward {
         std::min(begin + tiling_.tile, shape_.geometry.positions());
     grad_output_.load(first_image, images, begin, end, tiling_.block);
     const int64_t tasks = images * tiling_.slices();
-    const auto task = [&](int64_t index) {
-      const int64_t image = first_image + index / tiling_.slices();
-      return Task{image, tile, index % tiling_.slices(), begin, end};
-    };
     // As many tasks at a time as there are workspaces.
     const int64_t max_count = static_cast<int64_t>(workspaces.size());
     for (int64_t first = 0; first < tasks; first += max_count) {
       const int64_t count = std::min(max_count, tasks - first);
       std::vector<Task> round;
-      for (int64_t i = 0; i < count; ++i) {
-        round.push_back(task(first + i));
+      for (int64_t i = first; i < first + count; ++i) {
+        const int64_t image = first_image + i / tiling_.slices();
+        round.push_back({image, tile, i % tiling_.slices(), begin, end});
       }
       if (threads_per_task_ > 1) {
         run_shared(round, workspaces);
@@ -309,10 +307,10 @@ class Backward {
         });
       }
       if (wants_weight_ && sums_weight()) {
-        add_grad_weight(task(first), count, workspaces);
+        add_grad_weight(round, workspaces);
       }
       if (wants_offset_) {
-        add_grad_taps(task(first), count, workspaces);
+        add_grad_taps(round, workspaces);
       }
     }
   }
@@ -401,12 +399,14 @@ class Backward {
     const auto grad_input = grad_map(task, workspace);
     if (grad_input.data != nullptr) {
       const auto [begin, end] = part(slice(task).size, 4, i);
-      deform_col2im(
-          block.grad_plan ? *block.grad_plan : *block.plan,
-          tile_of(task, block),
-          begin,
-          end,
-          grad_input);
+      if (begin < end) {
+        deform_col2im(
+            block.grad_plan ? *block.grad_plan : *block.plan,
+            tile_of(task, block),
+            begin,
+            end,
+            grad_input);
+      }
     }
     if (wants_weight_) {
       const int64_t outputs = shape_.group_out();
@@ -624,55 +624,48 @@ class Backward {
         block.begin == task.begin ? Store::kOverwrite : Store::kAdd);
   }
 
-  // The following add the contributions of `count` tasks in their order.
+  // The following add the contributions of tasks in their order.
 
   void add_grad_weight(
-      const Task& first,
-      int64_t count,
+      const std::vector<Task>& tasks,
       const std::vector<Workspace>& workspaces) {
-    const int64_t row =
-        tiling_.channels.slice_channels * shape_.geometry.taps();
-    parallel_items(
-        shape_.group_out(), row * count, [&](int64_t begin, int64_t end) {
-          for (int64_t i = 0; i < count; ++i) {
-            const int64_t index = (first.slice + i) % tiling_.slices();
-            const int64_t width = depth(tiling_.channels.slices[index]);
-            T* sum = grad_weight_of(index);
-            const T* part = workspaces[i].grad_weight.get();
-            for (int64_t k = begin * width; k < end * width; ++k) {
-              sum[k] += part[k];
-            }
-          }
-        });
+    const int64_t size = tiling_.channels.slice_channels *
+        shape_.geometry.taps() * static_cast<int64_t>(tasks.size());
+    parallel_items(shape_.group_out(), size, [&](int64_t begin, int64_t end) {
+      for (size_t i = 0; i < tasks.size(); ++i) {
+        const int64_t width = depth(slice(tasks[i]));
+        T* sum = grad_weight_of(tasks[i].slice);
+        const T* part = workspaces[i].grad_weight.get();
+        for (int64_t k = begin * width; k < end * width; ++k) {
+          sum[k] += part[k];
+        }
+      }
+    });
   }
 
   // The slices of an offset group are consecutive tasks: one buffer serves for
   // all groups.
   void add_grad_taps(
-      const Task& first,
-      int64_t count,
+      const std::vector<Task>& tasks,
       const std::vector<Workspace>& workspaces) {
-    const int64_t row = 3 * (first.end - first.begin);
     const int64_t taps = shape_.geometry.taps();
+    const int64_t row = 3 * (tasks[0].end - tasks[0].begin);
+    const int64_t size = row * static_cast<int64_t>(tasks.size());
     grad_taps_.resize(taps * row);
-    parallel_items(taps, row * count, [&](int64_t begin, int64_t end) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t index = first.slice + i;
-        const int64_t image = first.image + index / tiling_.slices();
-        const int64_t slice = index % tiling_.slices();
+    T* const sum = grad_taps_.data();
+    parallel_items(taps, size, [&](int64_t begin, int64_t end) {
+      for (size_t i = 0; i < tasks.size(); ++i) {
         const T* part = workspaces[i].grad_taps.get();
-        T* const sum = grad_taps_.data();
-        if (!same_offset_group(slice, slice - 1)) {
+        if (!same_offset_group(tasks[i].slice, tasks[i].slice - 1)) {
           std::copy(part + begin * row, part + end * row, sum + begin * row);
         } else {
           for (int64_t k = begin * row; k < end * row; ++k) {
             sum[k] += part[k];
           }
         }
-        if (!same_offset_group(slice, slice + 1)) {
+        if (!same_offset_group(tasks[i].slice, tasks[i].slice + 1)) {
           for (int64_t tap = begin; tap < end; ++tap) {
-            store_grad_tap(
-                {image, first.tile, slice, first.begin, first.end}, tap);
+            store_grad_tap(tasks[i], tap);
           }
         }
       }
