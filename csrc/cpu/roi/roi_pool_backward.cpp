@@ -30,8 +30,8 @@ constexpr int64_t kWorkspaceBytes = int64_t{40} << 20;
 constexpr int64_t kOffsetGradBytes = int64_t{12} << 20;
 
 // The offset gradients of every bin of a range of RoIs, before they are summed:
-// one for each slice of output channels, so that no two tasks write to the
-// same.
+// one for each slice of output channels that contains channels of the class, so
+// that no two tasks write to the same.
 template <typename T>
 class OffsetGradBuffer {
  public:
@@ -44,12 +44,18 @@ class OffsetGradBuffer {
         slice_channels_(slice_channels),
         slices_((shape_.channels + slice_channels - 1) / slice_channels),
         bins_(shape_.classes * shape_.bins.count()) {
+    for (int64_t k = 0; k < shape_.classes; ++k) {
+      slices_of_class_ =
+          std::max(slices_of_class_, last_slice(k) - first_slice(k) + 1);
+    }
     max_rois_ = std::clamp<int64_t>(
-        kOffsetGradBytes / (slices_ * bins_ * int64_t{sizeof(OffsetGrad<T>)}),
+        kOffsetGradBytes /
+            (slices_of_class_ * bins_ * int64_t{sizeof(OffsetGrad<T>)}),
         1,
         std::max<int64_t>(shape_.rois, 1));
     offset_grads_.reset(
-        wanted ? new OffsetGrad<T>[slices_ * max_rois_ * bins_] : nullptr);
+        wanted ? new OffsetGrad<T>[slices_of_class_ * max_rois_ * bins_]
+               : nullptr);
   }
 
   int64_t slices() const {
@@ -69,7 +75,8 @@ class OffsetGradBuffer {
       int j) const {
     const int64_t bin =
         class_index * shape_.bins.count() + i * shape_.bins.w + j;
-    return offset_grads_[(slice * max_rois_ + roi) * bins_ + bin];
+    const int64_t of_class = slice - first_slice(class_index);
+    return offset_grads_[(of_class * max_rois_ + roi) * bins_ + bin];
   }
 
   // Writes the gradient of the buffered RoIs [first, last): for each part the
@@ -93,15 +100,22 @@ class OffsetGradBuffer {
   }
 
  private:
+  int64_t first_slice(int64_t class_index) const {
+    return class_index * shape_.channels_per_class() / slice_channels_;
+  }
+  int64_t last_slice(int64_t class_index) const {
+    const int64_t stop = (class_index + 1) * shape_.channels_per_class();
+    return (stop - 1) / slice_channels_;
+  }
+
   void sum_bins(
       int64_t roi,
       int64_t class_index,
       std::vector<OffsetGrad<T>>& sums) const {
-    const int64_t per_class = shape_.channels_per_class();
-    const int64_t from = class_index * per_class / slice_channels_;
-    const int64_t to = ((class_index + 1) * per_class - 1) / slice_channels_;
     std::fill(sums.begin(), sums.end(), OffsetGrad<T>{0, 0});
-    for (int64_t slice = from; slice <= to; ++slice) {
+    for (int64_t slice = first_slice(class_index);
+         slice <= last_slice(class_index);
+         ++slice) {
       for (int i = 0; i < shape_.bins.h; ++i) {
         for (int j = 0; j < shape_.bins.w; ++j) {
           auto& sum =
@@ -118,10 +132,11 @@ class OffsetGradBuffer {
   const RoiPoolShape& shape_;
   int64_t slice_channels_;
   int64_t slices_;
+  int64_t slices_of_class_ = 1; // at most
   int64_t bins_; // of a RoI, all classes
   int64_t max_rois_;
   std::unique_ptr<OffsetGrad<T>[]>
-      offset_grads_; // (slices, max_rois, classes, bins)
+      offset_grads_; // (slices_of_class, max_rois, classes, bins)
 };
 
 // The part of a task in one class: a range of output channels of one group of
