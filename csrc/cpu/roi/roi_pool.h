@@ -30,7 +30,7 @@ void roi_pool_backward(
 
 // With fewer than kMinVectorChannels channels per class, and offsets for each
 // class, vector code over channels does not pay. Each class is then pooled on
-// its own from the contiguous planes of its channels.
+// its own from copies of the planes of its channels: see window_kernels.h.
 inline bool has_few_channels_per_class(const RoiPoolShape& shape) {
   return shape.classes > 1 && shape.channels_per_class() < kMinVectorChannels;
 }

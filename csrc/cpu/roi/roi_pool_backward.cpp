@@ -16,6 +16,7 @@
 #include "cpu/parallel.h"
 #include "cpu/roi/bin_kernels.h"
 #include "cpu/roi/roi_pool.h"
+#include "cpu/roi/window_kernels.h"
 #include "ops/backward_tiling.h"
 
 namespace dcn::cpu {
@@ -39,14 +40,19 @@ class OffsetGradBuffer {
       const RoiGeometry& geometry,
       int64_t slice_channels,
       bool wanted)
-      : geometry_(geometry),
-        shape_(geometry.shape),
+      : shape_(geometry.shape),
         slice_channels_(slice_channels),
         slices_((shape_.channels + slice_channels - 1) / slice_channels),
         bins_(shape_.classes * shape_.bins.count()) {
     for (int64_t k = 0; k < shape_.classes; ++k) {
       slices_of_class_ =
           std::max(slices_of_class_, last_slice(k) - first_slice(k) + 1);
+    }
+    for (int i = 0; i < shape_.bins.h; ++i) {
+      for (int j = 0; j < shape_.bins.w; ++j) {
+        part_of_bin_.push_back(
+            geometry.part_y(i) * shape_.parts.w + geometry.part_x(j));
+      }
     }
     max_rois_ = std::clamp<int64_t>(
         kOffsetGradBytes /
@@ -66,17 +72,21 @@ class OffsetGradBuffer {
     return max_rois_;
   }
 
+  // The index of a slice among those that contain channels of the class.
+  int64_t slice_of_class(int64_t slice, int64_t class_index) const {
+    return slice - first_slice(class_index);
+  }
+
   // `roi` counts from the first one in the buffer.
   OffsetGrad<T>& at(
-      int64_t slice,
+      int64_t slice_of_class,
       int64_t roi,
       int64_t class_index,
       int i,
       int j) const {
     const int64_t bin =
         class_index * shape_.bins.count() + i * shape_.bins.w + j;
-    const int64_t of_class = slice - first_slice(class_index);
-    return offset_grads_[(of_class * max_rois_ + roi) * bins_ + bin];
+    return offset_grads_[(slice_of_class * max_rois_ + roi) * bins_ + bin];
   }
 
   // Writes the gradient of the buffered RoIs [first, last): for each part the
@@ -88,11 +98,13 @@ class OffsetGradBuffer {
       for (int64_t roi = begin; roi < end; ++roi) {
         for (int64_t k = 0; k < shape_.classes; ++k) {
           sum_bins(roi, k, sums);
-          for (int64_t part = 0; part < parts; ++part) {
-            const int64_t y = part / shape_.parts.w, x = part % shape_.parts.w;
-            const int64_t to = first + roi;
-            gradient.store(gradient.at(to, 2 * k, y, x), sums[part].x);
-            gradient.store(gradient.at(to, 2 * k + 1, y, x), sums[part].y);
+          const OffsetGrad<T>* sum = sums.data();
+          for (int y = 0; y < shape_.parts.h; ++y) {
+            for (int x = 0; x < shape_.parts.w; ++x, ++sum) {
+              const int64_t to = first + roi;
+              gradient.store(gradient.at(to, 2 * k, y, x), sum->x);
+              gradient.store(gradient.at(to, 2 * k + 1, y, x), sum->y);
+            }
           }
         }
       }
@@ -113,28 +125,24 @@ class OffsetGradBuffer {
       int64_t class_index,
       std::vector<OffsetGrad<T>>& sums) const {
     std::fill(sums.begin(), sums.end(), OffsetGrad<T>{0, 0});
-    for (int64_t slice = first_slice(class_index);
-         slice <= last_slice(class_index);
-         ++slice) {
-      for (int i = 0; i < shape_.bins.h; ++i) {
-        for (int j = 0; j < shape_.bins.w; ++j) {
-          auto& sum =
-              sums[geometry_.part_y(i) * shape_.parts.w + geometry_.part_x(j)];
-          const auto& grad = at(slice, roi, class_index, i, j);
-          sum.y += grad.y;
-          sum.x += grad.x;
-        }
+    const int64_t slices = last_slice(class_index) - first_slice(class_index);
+    for (int64_t slice = 0; slice <= slices; ++slice) {
+      const OffsetGrad<T>* grad = &at(slice, roi, class_index, 0, 0);
+      for (const int part : part_of_bin_) {
+        sums[part].y += grad->y;
+        sums[part].x += grad->x;
+        ++grad;
       }
     }
   }
 
-  const RoiGeometry& geometry_;
   const RoiPoolShape& shape_;
   int64_t slice_channels_;
   int64_t slices_;
   int64_t slices_of_class_ = 1; // at most
   int64_t bins_; // of a RoI, all classes
   int64_t max_rois_;
+  std::vector<int> part_of_bin_;
   std::unique_ptr<OffsetGrad<T>[]>
       offset_grads_; // (slices_of_class, max_rois, classes, bins)
 };
@@ -146,7 +154,7 @@ struct BinTask {
   const RoiBoxes<T>& boxes;
   int64_t first_roi; // the first one in the offset gradient buffer
   const std::vector<BinIndex>& bins;
-  int64_t slice;
+  int64_t slice_of_class; // see OffsetGradBuffer
   int64_t class_index;
   int64_t channel; // of the output; channel 0 of the views
   int64_t channels;
@@ -159,9 +167,15 @@ struct BinWorkspace {
   SeparableWeights<T> y, x;
   BinBatch<T> batch;
   std::vector<T> gradient;
+  std::vector<T> batch_gradients; // (channels, kBatchSize)
 
   BinWorkspace(const RoiPoolShape& shape, int64_t max_channels)
-      : y(shape.map.h), x(shape.map.w), gradient(max_channels) {}
+      : y(shape.map.h),
+        x(shape.map.w),
+        gradient(max_channels),
+        batch_gradients(
+            has_few_channels_per_class(shape) ? max_channels * kBatchSize : 0) {
+  }
 };
 
 template <typename M>
@@ -193,11 +207,6 @@ class BinBackward {
       const BinTask<M, T>& task,
       const std::vector<int64_t>& rois,
       BinWorkspace<T>& workspace) const {
-    if (has_few_channels_per_class(shape_) &&
-        is_finite(task.map, task.channels, shape_.map.h, shape_.map.w)) {
-      run_batched(task, rois, workspace);
-      return;
-    }
     for (const int64_t roi : rois) {
       for (const BinIndex& bin : task.bins) {
         run_bin(task, roi, bin, workspace);
@@ -205,55 +214,60 @@ class BinBackward {
     }
   }
 
- private:
-  // The same bin of several RoIs at a time.
-  template <typename M>
-  void run_batched(
-      const BinTask<M, T>& task,
-      const std::vector<int64_t>& rois,
+  // As run(), the same bin of a batch of RoIs at a time. The views of the task
+  // are window planes, and finite.
+  void run_batches(
+      const BinTask<T, T>& task,
+      const BatchedRois<T>& rois,
       BinWorkspace<T>& workspace) const {
-    auto& batch = workspace.batch;
+    const int64_t count = rois.rois.size();
     for (const BinIndex& bin : task.bins) {
-      for (const int64_t roi : rois) {
-        const auto located =
-            geometry_.locate(task.boxes[roi], roi, task.class_index, bin);
-        if (!has_finite_gradient(task, roi, bin) ||
-            !batch.try_add(roi, located)) {
-          run_bin(task, roi, bin, workspace);
-        } else if (batch.full()) {
-          flush_batch(task, bin, batch);
-        }
+      for (int64_t first = 0; first < count; first += kBatchSize) {
+        workspace.batch.locate(geometry_, rois, first, task.class_index, bin);
+        run_batch(task, bin, workspace);
       }
-      flush_batch(task, bin, batch);
     }
+    run(task, rois.others, workspace);
   }
 
-  template <typename M>
-  void flush_batch(
-      const BinTask<M, T>& task,
+ private:
+  void run_batch(
+      const BinTask<T, T>& task,
       const BinIndex& bin,
-      BinBatch<T>& batch) const {
-    batch.compute_samples(shape_);
+      BinWorkspace<T>& workspace) const {
+    auto& batch = workspace.batch;
+    auto& gradients = workspace.batch_gradients;
     for (int item = 0; item < batch.size; ++item) {
-      OffsetGrad<T> grad{T(0), T(0)};
-      const T divisor = batch.divisor(shape_.mode, item);
-      const S* gradient = gradient_of(task, batch.roi[item], bin);
-      for (int64_t c = 0; divisor > T(0) && c < task.channels; ++c) {
-        const auto channel_grad = backward_batched<M>(
-            channels_from(task.map, c),
-            batch,
-            item,
-            static_cast<T>(gradient[c * pooled_.channel_stride]) / divisor,
-            offset_grads_ != nullptr,
-            channels_from(task.grad_input, c));
-        grad.y += channel_grad.y;
-        grad.x += channel_grad.x;
+      const S* gradient = gradient_of(task, batch.rois[item], bin);
+      T sum = 0; // 0, or NaN if any gradient is not finite
+      for (int64_t c = 0; c < task.channels; ++c) {
+        const T value = static_cast<T>(gradient[c * pooled_.channel_stride]);
+        gradients[c * kBatchSize + item] = value;
+        sum += T(0) * value;
       }
-      grad.y *= batch.offset_scale_y[item];
-      grad.x *= batch.offset_scale_x[item];
-      store_offset_grad(task, batch.roi[item], bin, grad);
+      batch.fits[item] = batch.fits[item] && sum == T(0);
     }
-    batch.size = 0;
+    BatchOffsetGrad<T> offset_grad{};
+    for (int64_t c = 0; c < task.channels; ++c) {
+      backward_batch<T>(
+          channels_from(task.map, c),
+          batch,
+          gradients.data() + c * kBatchSize,
+          offset_grads_ != nullptr,
+          channels_from(task.grad_input, c),
+          offset_grad);
+    }
+    for (int item = 0; item < batch.size; ++item) {
+      if (batch.fits[item]) {
+        store_offset_grad(
+            task,
+            batch.rois[item],
+            bin,
+            {offset_grad.y[item], offset_grad.x[item]});
+      } else {
+        run_bin(task, batch.rois[item], bin, workspace);
+      }
+    }
   }
 
   template <typename M>
@@ -306,19 +320,6 @@ class BinBackward {
   }
 
   template <typename M>
-  bool has_finite_gradient(
-      const BinTask<M, T>& task,
-      int64_t roi,
-      const BinIndex& bin) const {
-    T sum = 0; // 0, or NaN if any gradient is not finite
-    const S* gradient = gradient_of(task, roi, bin);
-    for (int64_t c = 0; c < task.channels; ++c) {
-      sum += T(0) * static_cast<T>(gradient[c * pooled_.channel_stride]);
-    }
-    return sum == T(0);
-  }
-
-  template <typename M>
   void store_offset_grad(
       const BinTask<M, T>& task,
       int64_t roi,
@@ -326,8 +327,11 @@ class BinBackward {
       const OffsetGrad<T>& grad) const {
     if (offset_grads_ != nullptr) {
       offset_grads_->at(
-          task.slice, roi - task.first_roi, task.class_index, bin.i, bin.j) =
-          grad;
+          task.slice_of_class,
+          roi - task.first_roi,
+          task.class_index,
+          bin.i,
+          bin.j) = grad;
     }
   }
 
@@ -356,12 +360,13 @@ class Backward {
         wants_offset_(gradients.offset.numel() > 0),
         bins_of_groups_(bins_of_groups(geometry)),
         tiling_(
-            shape_.map.count(),
+            has_few_channels_per_class(shape_)
+                ? window_planes_size(shape_.map, 1)
+                : shape_.map.count(),
             shape_.channels,
-            wants_offset_ && !reads_in_place() &&
-                !has_few_channels_per_class(shape_),
-            wants_input_ && !reads_in_place() &&
-                !(has_few_channels_per_class(shape_) && std::is_same_v<S, T>),
+            has_few_channels_per_class(shape_) ||
+                (wants_offset_ && !reads_in_place()),
+            wants_input_ && !reads_in_place(),
             std::is_same_v<S, T>,
             {has_few_channels_per_class(shape_) ? shape_.channels_per_class()
                                                 : kMaxSliceChannels,
@@ -369,6 +374,9 @@ class Backward {
              kCopyBytes,
              sizeof(T),
              sizeof(T)}),
+        pools_windows_(
+            has_few_channels_per_class(shape_) && tiling_.copies_input &&
+            tiling_.copies_grad == wants_input_),
         offset_grads_(geometry, tiling_.slice_channels, wants_offset_),
         bin_backward_(
             geometry,
@@ -380,7 +388,7 @@ class Backward {
       gradients_.input.zero_();
     }
     const int64_t groups = shape_.groups.count();
-    const int64_t tasks = shape_.batch * groups * offset_grads_.slices();
+    const int64_t tasks = shape_.batch * offset_grads_.slices() * groups;
     const int64_t workers = std::min<int64_t>(
         tasks,
         std::clamp<int64_t>(
@@ -392,17 +400,26 @@ class Backward {
       const int64_t last =
           std::min(first + offset_grads_.max_rois(), shape_.rois);
       const RoiBoxes<T> boxes(geometry_, first, last);
+      std::vector<BatchedRois<T>> batched_rois;
+      for (int64_t image = 0; pools_windows_ && image < shape_.batch; ++image) {
+        batched_rois.emplace_back(shape_, boxes, boxes.of_images(image, 1));
+      }
       parallel_tasks(workers, [&](int64_t begin, int64_t end) {
         Workspace workspace(*this);
         for (int64_t worker = begin; worker < end; ++worker) {
           for (int64_t task = worker; task < tasks; task += workers) {
-            run_task(
-                {task / offset_grads_.slices() / groups,
-                 static_cast<int>(task / offset_grads_.slices() % groups),
-                 task % offset_grads_.slices(),
-                 first,
-                 boxes},
-                workspace);
+            const Task next{
+                task / groups / offset_grads_.slices(),
+                static_cast<int>(task % groups),
+                task / groups % offset_grads_.slices(),
+                first,
+                boxes,
+                batched_rois};
+            if (pools_windows_) {
+              run_class_task(next, workspace);
+            } else {
+              run_task(next, workspace);
+            }
           }
         }
       });
@@ -419,25 +436,32 @@ class Backward {
     int64_t slice;
     int64_t first_roi; // in the offset gradient buffer
     const RoiBoxes<T>& boxes;
+    const std::vector<BatchedRois<T>>& batched_rois; // of each image
   };
 
   struct Workspace {
     BinWorkspace<T> bins;
-    std::unique_ptr<T[]> input, grad_input; // (H, W, slice)
+    std::unique_ptr<T[]> input, grad_input; // see copy_size()
 
     explicit Workspace(const Backward& pass)
         : bins(pass.shape_, pass.tiling_.slice_channels) {
-      const int64_t size =
-          pass.shape_.map.count() * pass.tiling_.slice_channels;
-      input.reset(pass.tiling_.copies_input ? new T[size] : nullptr);
+      const int64_t size = pass.copy_size(pass.tiling_.slice_channels);
+      input.reset(pass.tiling_.copies_input ? new T[size]() : nullptr);
       grad_input.reset(pass.tiling_.copies_grad ? new T[size] : nullptr);
     }
   };
+
+  // Elements of a copy of the map: window planes or (H, W, channels).
+  int64_t copy_size(int64_t channels) const {
+    return pools_windows_ ? window_planes_size(shape_.map, channels)
+                          : shape_.map.count() * channels;
+  }
 
   // Whether the channels of a bin are contiguous in the input and its gradient,
   // and in the accumulator's dtype.
   bool reads_in_place() const {
     return std::is_same_v<S, T> && shape_.groups.count() == 1 &&
+        !has_few_channels_per_class(shape_) &&
         memory_format_of(input_) == at::MemoryFormat::ChannelsLast;
   }
 
@@ -491,6 +515,49 @@ class Backward {
     }
   }
 
+  // Pools few channels of one class, from planes.
+  void run_class_task(const Task& task, Workspace& workspace) const {
+    const auto& rois = task.batched_rois[task.image];
+    if (rois.rois.empty() && rois.others.empty()) {
+      return;
+    }
+    const int64_t channel = task.slice * tiling_.slice_channels;
+    const int64_t channels =
+        std::min(tiling_.slice_channels, shape_.channels - channel);
+    const int64_t class_index = channel / shape_.channels_per_class();
+    const auto planes = window_planes_view(workspace.input.get(), shape_.map);
+    copy_planes(
+        maps_(task.image, task.group, channel), planes, channels, shape_.map);
+    FeatureMapView<T> grad_input{nullptr, 0, 0, 0};
+    if (wants_input_) {
+      std::fill_n(workspace.grad_input.get(), copy_size(channels), T(0));
+      grad_input = window_planes_view(workspace.grad_input.get(), shape_.map);
+    }
+    const BinTask<T, T> bins{
+        task.boxes,
+        task.first_roi,
+        bins_of_groups_[task.group],
+        offset_grads_.slice_of_class(task.slice, class_index),
+        class_index,
+        channel,
+        channels,
+        const_view(planes),
+        grad_input};
+    if (are_finite<T>(planes.data, copy_size(channels))) {
+      bin_backward_.run_batches(bins, rois, workspace.bins);
+    } else {
+      bin_backward_.run(bins, rois.rois, workspace.bins);
+      bin_backward_.run(bins, rois.others, workspace.bins);
+    }
+    if (wants_input_) {
+      copy_planes<const T, S, true>(
+          const_view(grad_input),
+          grad_maps_(task.image, task.group, channel),
+          channels,
+          shape_.map);
+    }
+  }
+
   template <typename M>
   void run_rois(
       const Task& task,
@@ -510,7 +577,7 @@ class Backward {
               task.boxes,
               task.first_roi,
               bins_of_groups_[task.group],
-              task.slice,
+              offset_grads_.slice_of_class(task.slice, class_index),
               class_index,
               from,
               to - from,
@@ -532,6 +599,7 @@ class Backward {
   bool wants_offset_;
   const std::vector<std::vector<BinIndex>> bins_of_groups_;
   ChannelTiling tiling_;
+  bool pools_windows_; // of few channels per class, unless a map is too large
   OffsetGradBuffer<T> offset_grads_;
   const BinBackward<S, T> bin_backward_;
 };

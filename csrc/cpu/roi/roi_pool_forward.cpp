@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -15,6 +16,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/roi/bin_kernels.h"
+#include "cpu/roi/window_kernels.h"
 
 namespace dcn::cpu {
 namespace {
@@ -23,8 +25,10 @@ namespace {
 // contiguous. Larger maps are read in place.
 constexpr int64_t kLayoutBytes = int64_t{24} << 20;
 constexpr int64_t kMinCopiedChannels = 8;
-// RoIs whose boxes are held in memory.
-constexpr int64_t kMaxBoxes = 1 << 15;
+// Budget for the planes of one class. Larger maps are read in place.
+constexpr int64_t kMaxWindowBytes = int64_t{8} << 20;
+// RoIs whose boxes and bins are held in memory.
+constexpr int64_t kMaxBoxes = 1 << 12;
 
 template <typename S, typename T>
 class Forward {
@@ -42,6 +46,11 @@ class Forward {
         pooled_stride_(output.stride(0)) {}
 
   void run() {
+    if (has_few_channels_per_class(shape_) &&
+        window_bytes() <= kMaxWindowBytes) {
+      run_classes();
+      return;
+    }
     const int64_t pixel_bytes =
         shape_.map.count() * shape_.groups.count() * int64_t{sizeof(T)};
     int64_t width = shape_.channels;
@@ -49,9 +58,8 @@ class Forward {
            width * pixel_bytes > kLayoutBytes) {
       width /= 2;
     }
-    const bool reads_in_place = has_few_channels_per_class(shape_) ||
-        (std::is_same_v<S, T> && shape_.groups.count() == 1 &&
-         input_.stride(1) == 1);
+    const bool reads_in_place = std::is_same_v<S, T> &&
+        shape_.groups.count() == 1 && input_.stride(1) == 1;
     if (reads_in_place || width * pixel_bytes > kLayoutBytes) {
       run_images<S>(0, shape_.batch, 0, shape_.channels, maps_);
       return;
@@ -121,11 +129,7 @@ class Forward {
       const RoiBoxes<T> boxes(
           geometry_, roi, std::min(roi + kMaxBoxes, shape_.rois));
       const Rois rois{boxes, boxes.of_images(first, count)};
-      if (has_few_channels_per_class(shape_)) {
-        run_classes<M>(rois, first, count, channel, channels, maps);
-      } else {
-        run_rois<M>(rois, channel, channels, maps);
-      }
+      run_rois<M>(rois, channel, channels, maps);
     }
   }
 
@@ -137,6 +141,7 @@ class Forward {
   struct Workspace {
     SeparableWeights<T> y, x;
     std::vector<T> sums;
+    BinBatch<T> batch;
 
     Workspace(const RoiPoolShape& shape, int64_t channels)
         : y(shape.map.h), x(shape.map.w), sums(channels) {}
@@ -170,70 +175,111 @@ class Forward {
     });
   }
 
-  // A task is a class and a group of bins, for all RoIs.
-  template <typename M, typename Maps>
-  void run_classes(
-      const Rois& rois,
-      int64_t first_image,
-      int64_t images,
-      int64_t channel,
-      int64_t channels,
-      const Maps& maps) {
-    const int64_t per_class = shape_.channels_per_class();
-    const int64_t first = channel / per_class;
-    const int64_t classes = (channel + channels - 1) / per_class + 1 - first;
+  // Pools few channels per class. A task is a class and a group of bins.
+  void run_classes() {
     const int64_t groups = shape_.groups.count();
-    parallel_tasks(classes * groups, [&](int64_t begin, int64_t end) {
-      Workspace workspace(shape_, per_class);
-      BinBatch<T> batch;
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t class_index = first + task / groups;
-        const int group = static_cast<int>(task % groups);
-        const int64_t from = std::max(class_index * per_class, channel);
-        const int64_t to =
-            std::min((class_index + 1) * per_class, channel + channels);
-        FiniteMapCache<M> finite(first_image, images, shape_.map, to - from);
-        for (const BinIndex& index : bins_of_groups_[group]) {
-          for (const int64_t roi : rois.indices) {
-            const auto& roi_box = rois.boxes[roi];
-            const auto bin = geometry_.locate(roi_box, roi, class_index, index);
-            if (!finite(bin.image, maps(bin.image, group, from)) ||
-                !batch.try_add(roi, bin)) {
-              pool_bin<M>(
-                  roi_box, roi, group, index, from, to, maps, workspace);
-            } else if (batch.full()) {
-              pool_batch<M>(batch, group, index, from, to, maps);
-            }
-          }
-          pool_batch<M>(batch, group, index, from, to, maps);
+    const int64_t tasks = shape_.classes * groups;
+    const int64_t workers = std::min(
+        tasks,
+        std::clamp<int64_t>(
+            kLayoutBytes / window_bytes(), 1, at::get_num_threads()));
+    for (int64_t roi = 0; roi < shape_.rois; roi += kMaxBoxes) {
+      const RoiBoxes<T> boxes(
+          geometry_, roi, std::min(roi + kMaxBoxes, shape_.rois));
+      for (int64_t image = 0; image < shape_.batch; ++image) {
+        const auto rois_of_image = boxes.of_images(image, 1);
+        if (rois_of_image.empty()) {
+          continue;
         }
-      }
-    });
-  }
-
-  // Pools the bins of a batch, and empties it.
-  template <typename M, typename Maps>
-  void pool_batch(
-      BinBatch<T>& batch,
-      int group,
-      const BinIndex& index,
-      int64_t from,
-      int64_t to,
-      const Maps& maps) {
-    batch.compute_samples(shape_);
-    for (int item = 0; item < batch.size; ++item) {
-      const T divisor = batch.divisor(shape_.mode, item);
-      S* out = pooled_.pixel(index.i, index.j) +
-          batch.roi[item] * pooled_stride_ + from * pooled_.channel_stride;
-      for (int64_t c = from; c < to; ++c) {
-        const FeatureMapView<const M> map = maps(batch.image[item], group, c);
-        *out = static_cast<S>(
-            divisor > T(0) ? pool_batched<M>(map, batch, item) / divisor
-                           : T(0));
-        out += pooled_.channel_stride;
+        const BatchedRois<T> rois(shape_, boxes, rois_of_image);
+        parallel_tasks(workers, [&](int64_t begin, int64_t end) {
+          Workspace workspace(shape_, shape_.channels_per_class());
+          const std::unique_ptr<T[]> planes(
+              new T[window_bytes() / sizeof(T)]());
+          for (int64_t task = begin * tasks / workers;
+               task < end * tasks / workers;
+               ++task) {
+            const int group = static_cast<int>(task % groups);
+            run_class(
+                {boxes, rois, image, task / groups, group},
+                planes.get(),
+                workspace);
+          }
+        });
       }
     }
-    batch.size = 0;
+  }
+
+  struct ClassTask {
+    const RoiBoxes<T>& boxes;
+    const BatchedRois<T>& rois;
+    int64_t image;
+    int64_t class_index;
+    int group;
+  };
+
+  void run_class(const ClassTask& task, T* planes, Workspace& workspace) {
+    const int64_t channels = shape_.channels_per_class();
+    const int64_t channel = task.class_index * channels;
+    const auto copy = window_planes_view(planes, shape_.map);
+    copy_planes(
+        maps_(task.image, task.group, channel), copy, channels, shape_.map);
+    const bool finite =
+        are_finite<T>(planes, window_planes_size(shape_.map, channels));
+    const auto map = const_view(copy);
+    const auto& rois = task.rois.rois;
+    for (const BinIndex& index : bins_of_groups_[task.group]) {
+      const auto pool = [&](int64_t roi) {
+        pool_bin<T>(
+            task.boxes[roi],
+            roi,
+            task.group,
+            index,
+            channel,
+            channel + channels,
+            [&](auto...) { return map; },
+            workspace);
+      };
+      std::for_each(task.rois.others.begin(), task.rois.others.end(), pool);
+      if (!finite) {
+        std::for_each(rois.begin(), rois.end(), pool);
+        continue;
+      }
+      auto& batch = workspace.batch;
+      for (size_t first = 0; first < rois.size(); first += kBatchSize) {
+        batch.locate(geometry_, task.rois, first, task.class_index, index);
+        pool_batched(map, batch, index, channel);
+        for (int item = 0; item < batch.size; ++item) {
+          if (!batch.fits[item]) {
+            pool(batch.rois[item]);
+          }
+        }
+      }
+    }
+  }
+
+  // Pools output channels from `channel` on, all of one class; `map` begins
+  // there.
+  void pool_batched(
+      FeatureMapView<const T> map,
+      const BinBatch<T>& batch,
+      const BinIndex& index,
+      int64_t channel) {
+    S* out = pooled_.pixel(index.i, index.j) + channel * pooled_.channel_stride;
+    for (int64_t c = 0; c < shape_.channels_per_class(); ++c) {
+      T sums[kBatchSize];
+      pool_batch<T>(map, batch, sums);
+      for (int item = 0; item < batch.size; ++item) {
+        out[batch.rois[item] * pooled_stride_] = static_cast<S>(sums[item]);
+      }
+      map.data += map.channel_stride;
+      out += pooled_.channel_stride;
+    }
+  }
+
+  int64_t window_bytes() const {
+    return window_planes_size(shape_.map, shape_.channels_per_class()) *
+        int64_t{sizeof(T)};
   }
 
   // Pools output channels [from, to), all of one class, of one bin.
@@ -249,7 +295,9 @@ class Forward {
       Workspace& workspace) {
     const int64_t class_index = from / shape_.channels_per_class();
     const auto bin = geometry_.locate(roi_box, roi, class_index, index);
-    auto& [y, x, sums] = workspace;
+    auto& y = workspace.y;
+    auto& x = workspace.x;
+    auto& sums = workspace.sums;
     T divisor = 0;
     T empty_value = 0;
     if (bin.state == RoiState::kInside) {
