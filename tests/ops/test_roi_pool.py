@@ -79,6 +79,15 @@ def test_narrow_maps_equal_the_reference(size, mode, device):
     assert_equals_reference(case, case.draw(device))
 
 
+@modes
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_bins_of_every_width_equal_the_reference(ratio, mode, device):
+    """The CPU reads up to 8 columns of a bin, and up to 8 samples along an axis, at once."""
+    boxes = tuple((1.3, 2.1, 1.3 + width, 12.7) for width in range(4, 76, 3))
+    case = replace(ASYMMETRIC[mode], size=(9, 40), ratio=ratio, boxes=boxes)
+    assert_equals_reference(case, case.draw(device))
+
+
 def torchvision_roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, **others):
     return torchvision.ops.roi_align(
         input, boxes, output_size, spatial_scale, sampling_ratio, aligned=True
