@@ -18,6 +18,21 @@ FeatureMapView<T> channels_last_view(T* data, int64_t width, int64_t channels) {
   return {data, 1, width * channels, channels};
 }
 
+// Copies the channels of a pixel.
+template <bool kAdd, typename From, typename To>
+DCN_INLINE void copy_pixel(
+    const From* from,
+    int64_t from_stride,
+    To* to,
+    int64_t to_stride,
+    int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    To& value = to[c * to_stride];
+    const To converted = static_cast<To>(from[c * from_stride]);
+    value = kAdd ? static_cast<To>(value + converted) : converted;
+  }
+}
+
 // Copies rows [begin_row, end_row) of `channels` channels; with kAdd, adds
 // them.
 template <typename From, typename To, bool kAdd = false>
@@ -50,17 +65,22 @@ void copy_rows(
           to_channels_last ? to.column_stride : to.channel_stride);
       continue;
     }
+    if (from.channel_stride == 1 && to.channel_stride == 1) {
+      for (int64_t x = 0; x < width; ++x) {
+        copy_pixel<kAdd>(from.pixel(y, x), 1, to.pixel(y, x), 1, channels);
+      }
+      continue;
+    }
     for (int64_t first = 0; first < channels; first += kChannels) {
       const int64_t last =
           first + kChannels < channels ? first + kChannels : channels;
       for (int64_t x = 0; x < width; ++x) {
-        const From* source = from.pixel(y, x);
-        To* target = to.pixel(y, x);
-        for (int64_t c = first; c < last; ++c) {
-          To& value = target[c * to.channel_stride];
-          const To converted = static_cast<To>(source[c * from.channel_stride]);
-          value = kAdd ? static_cast<To>(value + converted) : converted;
-        }
+        copy_pixel<kAdd>(
+            from.pixel(y, x) + first * from.channel_stride,
+            from.channel_stride,
+            to.pixel(y, x) + first * to.channel_stride,
+            to.channel_stride,
+            last - first);
       }
     }
   }

@@ -3,11 +3,21 @@
 
 #include "ops/backward_tiling.h"
 
+#include <algorithm>
+
 namespace dcn {
 namespace {
 
-bool is_channels_last(const at::Tensor& tensor) {
-  return memory_format_of(tensor) == at::MemoryFormat::ChannelsLast;
+// Whether slices of the input are contiguous along channels, and wide enough to
+// be read in place.
+bool has_wide_slices(
+    const BackwardInputs& inputs,
+    const ChannelTilingLimits& limits) {
+  const auto& shape = inputs.shape;
+  const int64_t width =
+      std::min(shape.group_in(), shape.channels_per_offset_group());
+  return memory_format_of(inputs.input) == at::MemoryFormat::ChannelsLast &&
+      (width >= limits.min_in_place_channels || width == shape.in_channels);
 }
 
 } // namespace
@@ -21,9 +31,9 @@ ConvChannelTiling::ConvChannelTiling(
     : ChannelTiling(
           int64_t{inputs.shape.geometry.in_h} * inputs.shape.geometry.in_w,
           inputs.shape.in_channels,
-          !(is_channels_last(inputs.input) && reads_dtype),
+          !(has_wide_slices(inputs, limits) && reads_dtype),
           wants_input &&
-              !(is_channels_last(inputs.input) && accumulates_in_dtype),
+              !(has_wide_slices(inputs, limits) && accumulates_in_dtype),
           accumulates_in_dtype,
           limits),
       slices(inputs.shape.slices(slice_channels)) {}

@@ -27,6 +27,8 @@ struct ChannelTilingLimits {
   int64_t copy_bytes; // of one image and slice
   int64_t input_element_bytes; // of the copied input
   int64_t grad_element_bytes; // of the gradient's accumulator
+  // Narrower slices of channels-last maps are copied.
+  int64_t min_in_place_channels = 1;
 };
 
 struct ChannelTiling {

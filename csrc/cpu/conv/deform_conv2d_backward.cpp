@@ -41,6 +41,9 @@ constexpr int64_t kMaxSliceChannels = 64;
 constexpr int64_t kMinSliceChannels = 32;
 constexpr int64_t kSlices = 8;
 constexpr int64_t kMinCopiedChannels = 8;
+// Narrower slices of channels-last maps are copied: in place, threads would
+// write to the same cache lines.
+constexpr int64_t kMinInPlaceChannels = 16;
 // Budgets: channels-last copies of one slice of the input and its gradient,
 // offset and mask gradients of one task, copies of grad_output, columns of one
 // block, and all workspaces together.
@@ -82,7 +85,8 @@ struct BackwardTiling {
              kMinCopiedChannels,
              kCopyBytes,
              element_bytes,
-             element_bytes}) {
+             element_bytes,
+             kMinInPlaceChannels}) {
     const auto& shape = inputs.shape;
     const int64_t taps = shape.geometry.taps();
     const int64_t positions = shape.geometry.positions();
