@@ -648,30 +648,37 @@ class Backward {
   }
 
   // The slices of an offset group are consecutive tasks: one buffer serves for
-  // all groups.
+  // all groups. Some positions at a time, since the channels of channels-last
+  // gradients share cache lines.
   void add_grad_taps(
       const std::vector<Task>& tasks,
       const std::vector<Workspace>& workspaces) {
-    const int64_t taps = shape_.geometry.taps();
-    const int64_t row = 3 * (tasks[0].end - tasks[0].begin);
-    const int64_t size = row * static_cast<int64_t>(tasks.size());
-    grad_taps_.resize(taps * row);
-    T* const sum = grad_taps_.data();
-    parallel_items(taps, size, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kPositions = 128;
+    const int64_t positions = tasks[0].end - tasks[0].begin;
+    const int64_t rows = 3 * shape_.geometry.taps();
+    const int64_t size = rows * kPositions * static_cast<int64_t>(tasks.size());
+    grad_taps_.resize(rows * positions);
+    const auto add = [&](int64_t begin, int64_t end) {
       for (size_t i = 0; i < tasks.size(); ++i) {
-        const T* part = workspaces[i].grad_taps.get();
-        if (!same_offset_group(tasks[i].slice, tasks[i].slice - 1)) {
-          std::copy(part + begin * row, part + end * row, sum + begin * row);
-        } else {
-          for (int64_t k = begin * row; k < end * row; ++k) {
-            sum[k] += part[k];
+        const bool is_first =
+            !same_offset_group(tasks[i].slice, tasks[i].slice - 1);
+        for (int64_t row = 0; row < rows; ++row) {
+          T* sum = grad_taps_.data() + row * positions;
+          const T* part = workspaces[i].grad_taps.get() + row * positions;
+          for (int64_t p = begin; p < end; ++p) {
+            sum[p] = is_first ? part[p] : sum[p] + part[p];
           }
         }
         if (!same_offset_group(tasks[i].slice, tasks[i].slice + 1)) {
-          for (int64_t tap = begin; tap < end; ++tap) {
-            store_grad_tap(tasks[i], tap);
-          }
+          store_grad_taps(tasks[i], begin, end);
         }
+      }
+    };
+    const int64_t chunks = (positions + kPositions - 1) / kPositions;
+    parallel_items(chunks, size, [&](int64_t chunk, int64_t last) {
+      for (; chunk < last; ++chunk) {
+        const int64_t begin = chunk * kPositions;
+        add(begin, std::min(begin + kPositions, positions));
       }
     });
   }
@@ -682,19 +689,29 @@ class Backward {
         slices[other].offset_group == slices[slice].offset_group;
   }
 
-  void store_grad_tap(const Task& task, int64_t tap) const {
+  // Positions [begin, end) of a task.
+  void store_grad_taps(const Task& task, int64_t begin, int64_t end) const {
     const auto& g = shape_.geometry;
     const int64_t positions = task.end - task.begin;
-    const int64_t channel = slice(task).offset_group * g.taps() + tap;
-    const T* sums = grad_taps_.data() + 3 * tap * positions;
+    const int64_t first = slice(task).offset_group * g.taps();
     const auto store = [&](const AnyDtypeView& view, int64_t c, const T* row) {
       if (view.defined()) {
-        view.store_positions(task.image, c, task.begin, task.end, g.out_w, row);
+        view.store_positions(
+            task.image,
+            c,
+            task.begin + begin,
+            task.begin + end,
+            g.out_w,
+            row + begin);
       }
     };
-    store(offset_gradients_.offset, 2 * channel, sums);
-    store(offset_gradients_.offset, 2 * channel + 1, sums + positions);
-    store(offset_gradients_.mask, channel, sums + 2 * positions);
+    for (int64_t tap = 0; tap < g.taps(); ++tap) {
+      const T* sums = grad_taps_.data() + 3 * tap * positions;
+      const int64_t channel = first + tap;
+      store(offset_gradients_.offset, 2 * channel, sums);
+      store(offset_gradients_.offset, 2 * channel + 1, sums + positions);
+      store(offset_gradients_.mask, channel, sums + 2 * positions);
+    }
   }
 
   BackwardInputs inputs_;
