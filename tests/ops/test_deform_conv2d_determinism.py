@@ -36,6 +36,11 @@ WIDE = ConvCase(
     batch=1, in_channels=37, out_channels=70, size=(40, 45), kernel=(3, 3), stride=(1, 1),
     padding=(1, 1), dilation=(1, 1), groups=1, offset_groups=1,
 )  # fmt: skip
+# Its output is written by another GEMM.
+EXPANDING = ConvCase(
+    batch=1, in_channels=24, out_channels=80, size=(41, 37), kernel=(1, 1), stride=(1, 1),
+    padding=(0, 0), dilation=(1, 1), groups=1, offset_groups=1,
+)  # fmt: skip
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
@@ -58,7 +63,9 @@ def assert_same_bits(first, second):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "case", [DEEP, LARGE, GROUPED, WIDE], ids=["deep", "large", "grouped", "wide"]
+    "case",
+    [DEEP, LARGE, GROUPED, WIDE, EXPANDING],
+    ids=["deep", "large", "grouped", "wide", "expanding"],
 )
 @pytest.mark.usefixtures("restore_threads")
 def test_same_bits_for_any_number_of_threads(case, dtype, layout):

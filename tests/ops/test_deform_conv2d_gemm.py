@@ -33,6 +33,14 @@ WIDE = {
     # Several tiles of positions.
     "several-tiles": ConvCase(3, 64, 17, (31, 23), **SQUARE, **ONE_GROUP),
 }
+# More outputs than columns: on the CPU a GEMM writes the planes of the output.
+POINT = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+EXPANDING = {
+    "1x1": ConvCase(2, 19, 70, (13, 17), **POINT, **ONE_GROUP),
+    "groups": ConvCase(1, 24, 64, (23, 30), **POINT, groups=2, offset_groups=3),
+    "without-bias": ConvCase(2, 16, 33, (11, 9), **POINT, **ONE_GROUP, bias=False),
+    "3x3": ConvCase(1, 3, 40, (12, 11), **SQUARE, **ONE_GROUP),
+}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
@@ -59,6 +67,13 @@ def assert_equals_torchvision(case, dtype, layout, device):
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_layers_equal_torchvision(name, dtype, layout, device):
     assert_equals_torchvision(WIDE[name], dtype, layout, device)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", EXPANDING)
+def test_layers_with_more_outputs_than_columns_equal_torchvision(name, dtype, layout):
+    assert_equals_torchvision(EXPANDING[name], dtype, layout, "cpu")
 
 
 @pytest.mark.parametrize("names", [("input",), ("offset",), ("weight",), ("weight", "bias")])

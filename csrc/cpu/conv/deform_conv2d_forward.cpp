@@ -103,7 +103,13 @@ class Forward {
         output_(output),
         offsets_(conv_offsets(shape, inputs.offset, inputs.mask)),
         k_blocking_(shape, OperandLayout<C>::padded_k(1)),
-        weight_(pack_forward_weight<S, C>(inputs.weight, shape, k_blocking_)) {
+        writes_planes_(can_write_planes()),
+        weight_(
+            writes_planes_ ? pack_filters(inputs.weight, shape, k_blocking_)
+                           : pack_forward_weight<S, C>(
+                                 inputs.weight,
+                                 shape,
+                                 k_blocking_)) {
     if (inputs.bias) {
       bias_ = inputs.bias->to(c10::CppTypeToScalarType<T>::value).contiguous();
     }
@@ -250,6 +256,12 @@ class Forward {
              segment.slice.size,
              depth});
       }
+      if constexpr (std::is_same_v<S, float>) {
+        if (writes_planes_) {
+          write_planes(tile, group, block, workspace);
+          return;
+        }
+      }
       if (depth > block.depth) {
         for (int64_t p = 0; p < positions; ++p) {
           workspace.columns[p * depth + block.depth] = C(0);
@@ -273,6 +285,44 @@ class Forward {
     if (!is_output(result, workspace)) {
       store_tile(tile, group, result.data);
     }
+  }
+
+  // Whether a GEMM writes planes of the output, channels by positions. BLAS is
+  // slower, but to transpose the result takes longer where the columns are
+  // fewer than the outputs: kernels of 1x1.
+  bool can_write_planes() const {
+    const bool has_planes = output_.stride(1) != 1 && output_.is_contiguous();
+    const bool has_one_block = k_blocking_.blocks_of_group[0].size() == 1;
+    return std::is_same_v<S, float> && has_planes && has_one_block &&
+        k_blocking_.max_depth < shape_.group_out();
+  }
+
+  void write_planes(
+      const Tile& tile,
+      int64_t group,
+      const KBlock& block,
+      const Workspace& workspace) const {
+    const int64_t channels = shape_.group_out();
+    const int64_t positions = tile.end - tile.begin;
+    const int64_t plane = shape_.geometry.positions();
+    const int64_t first = tile.image * shape_.out_channels + group * channels;
+    const Matrix<float> planes{
+        output_.data_ptr<float>() + first * plane + tile.begin,
+        channels,
+        positions,
+        plane};
+    const float* bias = bias_of(group);
+    for (int64_t c = 0; bias != nullptr && c < channels; ++c) {
+      std::fill_n(planes.data + c * plane, positions, bias[c]);
+    }
+    gemm_transposed(
+        {weight_.data_ptr<float>() + block.row,
+         channels,
+         block.depth,
+         k_blocking_.rows},
+        {workspace.columns.get(), positions, block.depth, block.depth},
+        planes,
+        bias == nullptr ? Store::kOverwrite : Store::kAdd);
   }
 
   // Where the GEMMs of a tile accumulate: in the output if its dtype and layout
@@ -336,7 +386,8 @@ class Forward {
   const at::Tensor& output_;
   ConvOffsets offsets_;
   KBlocking k_blocking_;
-  at::Tensor weight_;
+  bool writes_planes_;
+  at::Tensor weight_; // packed
   at::Tensor bias_;
   int64_t tile_positions_;
   int64_t tiles_; // of one image

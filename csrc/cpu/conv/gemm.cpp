@@ -112,6 +112,22 @@ DCN_VECTOR_CLONES void pack_vnni(
   }
 }
 
+namespace {
+
+void blas_gemm(
+    const at::Tensor& a,
+    const at::Tensor& b,
+    at::Tensor result,
+    Store store) {
+  if (store == Store::kAdd) {
+    result.addmm_(a, b);
+  } else {
+    at::mm_out(result, a, b);
+  }
+}
+
+} // namespace
+
 template <typename T>
 void gemm(
     const Matrix<const T>& a,
@@ -125,12 +141,16 @@ void gemm(
     return;
   }
 #endif
-  at::Tensor out = as_tensor(result);
-  if (store == Store::kAdd) {
-    out.addmm_(as_tensor(a), as_tensor(b));
-  } else {
-    at::mm_out(out, as_tensor(a), as_tensor(b));
-  }
+  blas_gemm(as_tensor(a), as_tensor(b), as_tensor(result), store);
+}
+
+void gemm_transposed(
+    const Matrix<const float>& a,
+    const Matrix<const float>& b,
+    const Matrix<float>& result,
+    Store store) {
+  check_leading_dimensions(a, b, result);
+  blas_gemm(as_tensor(a), as_tensor(b).t(), as_tensor(result), store);
 }
 
 template void gemm(

@@ -52,6 +52,14 @@ void gemm(
     const Matrix<T>& result,
     Store store);
 
+// result = a * transposed b, or result += a * transposed b, by BLAS: slower,
+// but it compiles no kernels, so that the result may have the stride of a map.
+void gemm_transposed(
+    const Matrix<const float>& a,
+    const Matrix<const float>& b,
+    const Matrix<float>& result,
+    Store store);
+
 // bfloat16 operands in the VNNI layout, accumulated in float32. Requires
 // has_bfloat16_gemm().
 void gemm(

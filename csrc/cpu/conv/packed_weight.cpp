@@ -214,6 +214,30 @@ at::Tensor pack_forward_weight(
   return packed;
 }
 
+at::Tensor pack_filters(
+    const at::Tensor& weight,
+    const DeformConvShape& shape,
+    const KBlocking& k_blocking) {
+  const int64_t taps = shape.geometry.taps();
+  const int64_t outputs = shape.group_out();
+  const at::Tensor packed =
+      at::empty({outputs, k_blocking.rows}, weight.options());
+  for (size_t i = 0; i < k_blocking.slices.size(); ++i) {
+    const auto& slice = k_blocking.slices[i];
+    const WeightView<float> view(weight, shape, slice);
+    const int64_t* first_rows = k_blocking.first_rows.data() + i * taps;
+    for (int64_t o = 0; o < outputs; ++o) {
+      float* filter = packed.data_ptr<float>() + o * k_blocking.rows;
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t c = 0; c < slice.size; ++c) {
+          filter[first_rows[tap] + c] = *view.at(o, c, tap);
+        }
+      }
+    }
+  }
+  return packed;
+}
+
 template <typename S, typename C>
 std::vector<at::Tensor> pack_backward_weight(
     const at::Tensor& weight,

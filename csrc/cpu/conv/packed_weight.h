@@ -63,6 +63,13 @@ at::Tensor pack_forward_weight(
     const DeformConvShape& shape,
     const KBlocking& k_blocking);
 
+// The left operand of weight * transposed im2col tile, of groups with a single
+// K block: (group_out, KBlocking::rows).
+at::Tensor pack_filters(
+    const at::Tensor& weight,
+    const DeformConvShape& shape,
+    const KBlocking& k_blocking);
+
 // The right operand of grad_output * weight: for each slice of channels
 // (group_out, taps * slice.size).
 template <typename S, typename C>
