@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import zipfile
@@ -244,7 +245,8 @@ time.sleep(60)
             time.sleep(0.05)  # the kernel ends it in its own time
         assert not running(status)
 
-    def test_an_interrupted_stage_may_finish_its_report(self, check, monkeypatch):
+    @pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "background"])
+    def test_an_interrupted_stage_may_finish_its_report(self, check, monkeypatch, ignored):
         monkeypatch.setattr(Check, "limit", lambda self, name: 4)
         script = """
 import time
@@ -253,7 +255,13 @@ try:
 except KeyboardInterrupt:
     print("2 passed, 1 failed")
 """
-        check.run(stage("build", script))
+        # A shell without job control ignores SIGINT in commands that it starts with &.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
+        try:
+            check.run(stage("build", script))
+        finally:
+            if ignored:
+                signal.signal(signal.SIGINT, handler)
         assert check.results["build"].detail.endswith("; 2 passed, 1 failed")
 
     def test_time_that_is_left_is_shared_by_the_later_stages(self, tmp_path, monkeypatch):

@@ -176,6 +176,8 @@ def start_command(command: list[str], log: Path, variables: dict[str, str]) -> s
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell that started this script in the background had it ignore SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
