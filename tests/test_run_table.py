@@ -8,6 +8,8 @@ import argparse
 import csv
 import fcntl
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -218,6 +220,30 @@ def test_a_run_in_progress_is_not_started_twice(tmp_path: Path, capsys) -> None:
             call(tmp_path / "out", *words)
     assert "failed: another process runs it" in capsys.readouterr().err
     assert calls(tmp_path / "out") == 0
+
+
+def test_termination_while_a_process_starts_ends_it(tmp_path: Path, monkeypatch) -> None:
+    processes = []
+
+    class Popen(subprocess.Popen):
+        def _execute_child(self, *args, **kwargs) -> None:
+            super()._execute_child(*args, **kwargs)
+            processes.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    try:
+        with (
+            (tmp_path / runs.OUTPUT).open("w") as output,
+            pytest.raises(SystemExit, match="terminated"),
+        ):
+            runs.watch(["sleep", "60"], tmp_path, output, lambda _: None)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [-signal.SIGTERM]
 
 
 def test_an_evaluation_without_metrics_counts_as_finished() -> None:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +111,29 @@ class Run:
             )
 
 
+@contextlib.contextmanager
+def started(command: Sequence[str], output: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a process, which is terminated if the block raises.
+
+    A SIGTERM that arrives while Popen runs is handled after it: a handler that raises there would
+    leave a process that nobody can terminate.
+    """
+    received = []
+    handler = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+            try:
+                signal.signal(signal.SIGTERM, handler)
+                for number in received:
+                    signal.raise_signal(number)
+                yield process
+            except BaseException:
+                process.terminate()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Popen failed
+
+
 def watch(
     command: Sequence[str], folder: Path, output: IO[str], report_progress: Callable[[str], None]
 ) -> str | None:
@@ -124,14 +148,10 @@ def watch(
     Returns:
         None, or the error in one line.
     """
-    with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        try:
-            while process.poll() is None:
-                report_progress(progress(folder))
-                time.sleep(POLL_SECONDS)
-        except BaseException:
-            process.terminate()
-            raise
+    with started(command, output) as process:
+        while process.poll() is None:
+            report_progress(progress(folder))
+            time.sleep(POLL_SECONDS)
     if process.returncode:
         return f"exit {process.returncode}: {last_line(Path(output.name))}"
     return None if (folder / RESULTS).is_file() else f"it wrote no {RESULTS}"
