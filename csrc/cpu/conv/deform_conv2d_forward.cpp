@@ -134,10 +134,12 @@ class Forward {
       run_images<S>(0, shape_.batch, input_);
       return;
     }
+    const int64_t channels_of_map = shape_.in_channels / shape_.offset_groups;
     const int64_t images = std::min(
         shape_.batch, kLayoutBytes / std::max<int64_t>(image_bytes, 1));
+    // The channels of an offset group apart: fewer cache lines for its taps.
     at::Tensor copies = at::empty(
-        {images, shape_.in_channels, g.in_h, g.in_w},
+        {images * shape_.offset_groups, channels_of_map, g.in_h, g.in_w},
         input_.options()
             .dtype(c10::CppTypeToScalarType<T>::value)
             .memory_format(at::MemoryFormat::ChannelsLast));
@@ -170,17 +172,20 @@ class Forward {
 
   void copy_images(int64_t first, int64_t count, const at::Tensor& copies) {
     const auto& g = shape_.geometry;
-    parallel_tasks(count * g.in_h, [&](int64_t begin, int64_t end) {
+    const int64_t maps = shape_.offset_groups; // of an image
+    const int64_t channels = copies.size(1);
+    parallel_tasks(count * maps * g.in_h, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t image = task / g.in_h;
+        const int64_t map = task / g.in_h;
         const int64_t row = task % g.in_h;
         copy_rows(
-            feature_map_view<S>(input_, first + image, 0),
-            feature_map_view<T>(copies, image, 0),
+            feature_map_view<S>(
+                input_, first + map / maps, map % maps * channels),
+            feature_map_view<T>(copies, map, 0),
             row,
             row + 1,
             g.in_w,
-            shape_.in_channels);
+            channels);
       }
     });
   }
@@ -208,6 +213,20 @@ class Forward {
       }
       release_gemm<C>();
     });
+  }
+
+  // The slice of an image from this channel on. `maps` holds the channels of an
+  // image together, or those of each offset group.
+  template <typename M>
+  FeatureMapView<const M> slice_of_map(
+      const at::Tensor& maps,
+      int64_t image,
+      int64_t channel) const {
+    const int64_t channels = maps.size(1);
+    return feature_map_view<const M>(
+        maps,
+        (image * shape_.in_channels + channel) / channels,
+        channel % channels);
   }
 
   template <typename M>
@@ -247,7 +266,7 @@ class Forward {
           workspace.plan.compute(offset_group, maps.stride(2), maps.stride(3));
         }
         deform_im2col<M, T, C>(
-            feature_map_view<const M>(maps, tile.map, segment.slice.begin),
+            slice_of_map<M>(maps, tile.map, segment.slice.begin),
             workspace.plan,
             segment.tap,
             {workspace.columns.get() + segment.column,
