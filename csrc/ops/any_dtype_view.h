@@ -56,7 +56,21 @@ class AnyDtypeView {
     }
   }
 
-  // Loads positions [begin, end) of a channel, counted along rows of `width`.
+  // Positions from `begin` on of a channel, counted along rows of `width`; null
+  // if they are not contiguous or have another dtype.
+  template <typename T>
+  const T* contiguous_positions(
+      int64_t n,
+      int64_t c,
+      int64_t begin,
+      int64_t width) const {
+    const bool is_contiguous = w_ == 1 && h_ == width;
+    return is_contiguous && dtype_ == c10::CppTypeToScalarType<T>::value
+        ? static_cast<const T*>(data_) + at(n, c, 0, 0) + begin
+        : nullptr;
+  }
+
+  // Loads positions [begin, end).
   template <typename T>
   void load_positions(
       int64_t n,

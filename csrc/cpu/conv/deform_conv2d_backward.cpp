@@ -527,8 +527,14 @@ class Backward {
     const int64_t from = block.begin, to = block.end;
     const FeatureMapView<T> grad_input = grad_map(task, workspace);
     block.plan->select(task.image, from, to);
+    const int64_t next = from + threads_per_task_ * tiling_.block;
     block.plan->compute(
-        channels.offset_group, map.row_stride, map.column_stride);
+        channels.offset_group,
+        map.row_stride,
+        map.column_stride,
+        {channels.offset_group,
+         std::min(next, task.end),
+         std::min(next + tiling_.block, task.end)});
     const bool same_strides = grad_input.data == nullptr ||
         (map.row_stride == grad_input.row_stride &&
          map.column_stride == grad_input.column_stride);
@@ -541,7 +547,8 @@ class Backward {
       block.grad_plan->compute(
           channels.offset_group,
           grad_input.row_stride,
-          grad_input.column_stride);
+          grad_input.column_stride,
+          {channels.offset_group, to, to});
     }
     const Im2colTile<T> tile = tile_of(task, block);
     if (wants_input_ || wants_offset_) {

@@ -263,7 +263,11 @@ class Forward {
       for (const auto& segment : block.segments) {
         if (segment.slice.offset_group != offset_group) {
           offset_group = segment.slice.offset_group;
-          workspace.plan.compute(offset_group, maps.stride(2), maps.stride(3));
+          workspace.plan.compute(
+              offset_group,
+              maps.stride(2),
+              maps.stride(3),
+              next_part(tile, offset_group));
         }
         deform_im2col<M, T, C>(
             slice_of_map<M>(maps, tile.map, segment.slice.begin),
@@ -304,6 +308,18 @@ class Forward {
     if (!is_output(result, workspace)) {
       store_tile(tile, group, result.data);
     }
+  }
+
+  // The taps that are computed after those of an offset group of a tile.
+  typename SamplingPlan<T>::Part next_part(
+      const Tile& tile,
+      int64_t offset_group) const {
+    if (offset_group + 1 < shape_.offset_groups) {
+      return {offset_group + 1, tile.begin, tile.end};
+    }
+    const int64_t end =
+        std::min(tile.end + tile_positions_, shape_.geometry.positions());
+    return {0, tile.end, end};
   }
 
   // Whether a GEMM writes planes of the output, channels by positions. BLAS is

@@ -66,16 +66,30 @@ struct Corners {
 
 template <typename S, typename T>
 DCN_INLINE Corners<S, T> load_corners(
-    S* map,
+    const FeatureMapView<S>& map,
     const PlannedTaps<T>& taps,
     int64_t index) {
   Corners<S, T> corners;
+  decode_corners(taps.corners[index], map, corners.pixel);
   for (int k = 0; k < 4; ++k) {
-    const int64_t i = index + k * taps.corner_stride;
-    corners.pixel[k] = map + taps.pixels[i];
-    corners.masked_weight[k] = taps.masked_weights[i];
+    corners.masked_weight[k] =
+        taps.masked_weights[index + k * taps.corner_stride];
   }
   return corners;
+}
+
+// Prefetches the corners of a tap, of slices whose channels share cache lines.
+// They may lie after the map, which a prefetch allows.
+template <typename S, typename Channels>
+DCN_INLINE void prefetch_corners(int64_t, const FeatureMapView<S>&, Channels) {}
+template <typename S, int64_t kCount>
+DCN_INLINE void prefetch_corners(
+    int64_t corners,
+    const FeatureMapView<S>& map,
+    FixedChannels<kCount>) {
+  S* const first = map.data + (corners >> kCornerShift);
+  DCN_PREFETCH(first);
+  DCN_PREFETCH(first + map.row_stride);
 }
 
 template <typename S, typename T, typename C, typename Channels>
@@ -347,7 +361,7 @@ DCN_INLINE void deform_im2col_body(
     const Im2colTile<C>& tile) {
   const auto taps = plan.taps();
   const Im2colTile<C> columns = tile;
-  const S* const data = map.data;
+  const FeatureMapView<const S> view = map;
   with_channels(
       columns.channels,
       map.channel_stride,
@@ -356,8 +370,9 @@ DCN_INLINE void deform_im2col_body(
           C* row = columns.data + p * columns.stride;
           int64_t index = taps.index(first_tap, p);
           for (int64_t k = 0; k < columns.taps; ++k) {
-            if (taps.inside[index] != 0) {
-              interpolate(load_corners(data, taps, index), channels, row);
+            prefetch_corners(taps.corners[index + taps.kAhead], view, channels);
+            if (taps.reads_map(index)) {
+              interpolate(load_corners(view, taps, index), channels, row);
             } else {
               const T outside = taps.masked_weights[index];
               std::fill_n(row, channels.count(), round_to<C>(outside));
@@ -378,8 +393,8 @@ DCN_INLINE void deform_im2col_backward_body(
   const auto taps = plan.taps();
   const Im2colTile<T> columns = tile;
   const Im2colGradients<T> gradients = wanted;
-  const int64_t* const grad_pixels = gradients.plan->taps().pixels;
-  const S* const data = map.data;
+  const int64_t* const grad_corners = gradients.plan->taps().corners;
+  const FeatureMapView<const S> view = map;
   with_channels(
       columns.channels,
       map.channel_stride,
@@ -392,14 +407,13 @@ DCN_INLINE void deform_im2col_backward_body(
           int64_t index = taps.index(0, p);
           for (int64_t k = 0; k < columns.taps; ++k) {
             T sums[4] = {};
-            if (taps.inside[index] != 0) {
+            if (taps.reads_map(index)) {
               T* grads[4] = {};
-              for (int i = 0; gradients.input.data != nullptr && i < 4; ++i) {
-                grads[i] = gradients.input.data +
-                    grad_pixels[index + i * taps.corner_stride];
+              if (gradients.input.data != nullptr) {
+                decode_corners(grad_corners[index], gradients.input, grads);
               }
               tap_backward(
-                  load_corners(data, taps, index),
+                  load_corners(view, taps, index),
                   channels,
                   gradients,
                   grads,
@@ -430,14 +444,15 @@ DCN_INLINE void deform_col2im_body(
   const auto taps = plan.taps();
   const Im2colTile<T> columns = tile;
   const int64_t stride = input.channel_stride;
-  T* const data = input.data + begin * stride;
+  FeatureMapView<T> view = input;
+  view.data += begin * stride;
   with_channels(end - begin, stride, [=](auto channels) DCN_INLINE_LAMBDA {
     for (int64_t p = 0; p < columns.positions; ++p) {
       const T* row = columns.data + p * columns.stride + begin;
       int64_t index = taps.index(0, p);
       for (int64_t k = 0; k < columns.taps; ++k) {
-        if (taps.inside[index] != 0) {
-          const auto corners = load_corners(data, taps, index);
+        if (taps.reads_map(index)) {
+          const auto corners = load_corners(view, taps, index);
           scatter_corners(
               corners.pixel,
               corners.masked_weight,

@@ -5,14 +5,19 @@
 
 #include <algorithm>
 
+// The conditions of a tap are vector code without branches. GCC's jump
+// threading splits their combinations, which makes the code half as long again.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-thread-jumps")
+#endif
+
 namespace dcn::cpu {
 namespace {
 
 // One tap along the positions.
 template <typename T>
 struct TapArrays {
-  int* inside;
-  int64_t* pixel[4];
+  int64_t* corners;
   T* masked_weight[4];
   int64_t row_stride;
   int64_t column_stride;
@@ -23,30 +28,26 @@ DCN_INLINE void compute_tap_body(
     TapInputs<T> from,
     const TapArrays<T>& tap,
     int64_t count) {
-  const int64_t row_stride = tap.row_stride, column_stride = tap.column_stride;
-  int* inside = tap.inside;
-  int64_t *p0 = tap.pixel[0], *p1 = tap.pixel[1];
-  int64_t *p2 = tap.pixel[2], *p3 = tap.pixel[3];
+  const int64_t row = tap.row_stride << kCornerShift;
+  const int64_t column = tap.column_stride << kCornerShift;
+  int64_t* corners = tap.corners;
   T *w0 = tap.masked_weight[0], *w1 = tap.masked_weight[1];
   T *w2 = tap.masked_weight[2], *w3 = tap.masked_weight[3];
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const DeformTap<T> at = from.locate(i);
+    const bool inside = at.state == TapState::kInside;
     const T weight = at.masked_weight(0);
     const T outside = at.value_outside();
-    inside[i] = at.state == TapState::kInside ? 1 : 0;
-    w0[i] = at.state == TapState::kInside ? weight : outside;
+    w0[i] = inside ? weight : outside;
     w1[i] = at.masked_weight(1);
     w2[i] = at.masked_weight(2);
     w3[i] = at.masked_weight(3);
-    const int64_t y0 = at.y.pixel[0] * row_stride;
-    const int64_t y1 = at.y.pixel[1] * row_stride;
-    const int64_t x0 = at.x.pixel[0] * column_stride;
-    const int64_t x1 = at.x.pixel[1] * column_stride;
-    p0[i] = y0 + x0;
-    p1[i] = y0 + x1;
-    p2[i] = y1 + x0;
-    p3[i] = y1 + x1;
+    // Of type int, as the coordinates: vector code for 64 bits is slower.
+    const int bits = (at.x.pixel[1] - at.x.pixel[0]) * int{kHasRight} +
+        (at.y.pixel[1] - at.y.pixel[0]) * int{kHasBelow} +
+        (inside ? int{kReadsMap} : 0);
+    corners[i] = at.y.pixel[0] * row + at.x.pixel[0] * column + bits;
   }
 }
 
@@ -113,20 +114,19 @@ DCN_DEFINE_PLAN(double)
 template <typename T>
 SamplingPlan<T>::SamplingPlan(const ConvOffsets& source, int64_t max_positions)
     : source_(source),
-      max_positions_((max_positions + 15) / 16 * 16),
+      max_positions_((max_positions + PlannedTaps<T>::kAhead + 15) / 16 * 16),
       size_(source.geometry.taps() * max_positions_),
-      inside_(make_buffer<int>(size_)),
-      pixels_(make_buffer<int64_t>(4 * size_)),
+      corners_(make_buffer<int64_t>(size_)),
       masked_weights_(make_buffer<T>(4 * size_)),
       corner_sums_(make_buffer<T>(4 * size_)),
       offsets_(make_buffer<T>(3 * size_)),
+      ones_(make_buffer<T>(max_positions_)),
+      inputs_(source.geometry.taps()),
       grid_(
           make_buffer<T>(
               (source.geometry.kernel_h + source.geometry.kernel_w) *
               max_positions_)) {
-  if (!source.mask.defined()) {
-    std::fill_n(offsets_.get() + 2 * size_, size_, T(1));
-  }
+  std::fill_n(ones_.get(), max_positions_, T(1));
 }
 
 template <typename T>
@@ -155,55 +155,57 @@ void SamplingPlan<T>::select(int64_t image, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-TapInputs<T> SamplingPlan<T>::inputs(int64_t tap) const {
-  const auto& g = source_.geometry;
-  const T* grid = grid_.get();
-  const T* dy = offsets_.get() + tap * max_positions_;
-  return {
-      grid + tap / g.kernel_w * max_positions_,
-      grid + (g.kernel_h + tap % g.kernel_w) * max_positions_,
-      dy,
-      dy + size_,
-      dy + 2 * size_,
-      g.in_h,
-      g.in_w};
+const T* SamplingPlan<T>::positions(
+    const AnyDtypeView& view,
+    int64_t channel,
+    T* buffer) const {
+  const int64_t width = source_.geometry.out_w;
+  const T* values =
+      view.contiguous_positions<T>(image_, channel, begin_, width);
+  if (values != nullptr) {
+    return values;
+  }
+  view.load_positions(image_, channel, begin_, begin_ + count_, width, buffer);
+  return buffer;
 }
 
 template <typename T>
 void SamplingPlan<T>::compute(
     int64_t offset_group,
     int64_t row_stride,
-    int64_t column_stride) {
+    int64_t column_stride,
+    const Part& next) {
   const auto& g = source_.geometry;
-  const int64_t end = begin_ + count_;
+  const auto& offset = source_.offset;
+  const auto& mask = source_.mask;
+  const T* grid = grid_.get();
   for (int tap = 0; tap < g.taps(); ++tap) {
     const int64_t channel = offset_group * g.taps() + tap;
     const int64_t first = tap * max_positions_;
-    T* dy = offsets_.get() + first;
-    const auto& offset = source_.offset;
-    offset.load_positions(image_, 2 * channel, begin_, end, g.out_w, dy);
-    offset.load_positions(
-        image_, 2 * channel + 1, begin_, end, g.out_w, dy + size_);
-    if (source_.mask.defined()) {
-      source_.mask.load_positions(
-          image_, channel, begin_, end, g.out_w, dy + 2 * size_);
+    T* buffer = offsets_.get() + first;
+    inputs_[tap] = {
+        grid + tap / g.kernel_w * max_positions_,
+        grid + (g.kernel_h + tap % g.kernel_w) * max_positions_,
+        positions(offset, 2 * channel, buffer),
+        positions(offset, 2 * channel + 1, buffer + size_),
+        mask.defined() ? positions(mask, channel, buffer + 2 * size_)
+                       : ones_.get(),
+        g.in_h,
+        g.in_w};
+    // Not in a function of its own: GCC removes calls that only prefetch.
+    const int64_t ahead = next.offset_group * g.taps() + tap;
+    const int64_t begin = next.begin, end = next.end;
+    offset.prefetch_positions(image_, 2 * ahead, begin, end, g.out_w);
+    offset.prefetch_positions(image_, 2 * ahead + 1, begin, end, g.out_w);
+    if (mask.defined()) {
+      mask.prefetch_positions(image_, ahead, begin, end, g.out_w);
     }
-    if (offset_group + 1 < source_.offset_groups) {
-      // The rows of a tap are far apart in memory.
-      const int64_t next = channel + g.taps();
-      offset.prefetch_positions(image_, 2 * next, begin_, end, g.out_w);
-      offset.prefetch_positions(image_, 2 * next + 1, begin_, end, g.out_w);
-      if (source_.mask.defined()) {
-        source_.mask.prefetch_positions(image_, next, begin_, end, g.out_w);
-      }
-    }
-    TapArrays<T> arrays{
-        inside_.get() + first, {}, {}, row_stride, column_stride};
+    TapArrays<T> arrays{corners_.get() + first, {}, row_stride, column_stride};
     for (int k = 0; k < 4; ++k) {
-      arrays.pixel[k] = pixels_.get() + k * size_ + first;
       arrays.masked_weight[k] = masked_weights_.get() + k * size_ + first;
     }
-    compute_tap(inputs(tap), arrays, count_);
+    compute_tap(inputs_[tap], arrays, count_);
+    std::fill_n(arrays.corners + count_, PlannedTaps<T>::kAhead, 0);
   }
 }
 
@@ -211,7 +213,7 @@ template <typename T>
 void SamplingPlan<T>::compute_gradients(T* out, int64_t out_stride) const {
   for (int tap = 0; tap < source_.geometry.taps(); ++tap) {
     compute_gradients_of_tap<T>(
-        inputs(tap),
+        inputs_[tap],
         corner_sums_.get() + tap * max_positions_,
         size_,
         out + 3 * tap * out_stride,

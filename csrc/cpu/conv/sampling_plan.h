@@ -7,8 +7,11 @@
 // vector code.
 #pragma once
 
+#include <vector>
+
 #include "cpu/buffer.h"
 #include "ops/conv_offsets.h"
+#include "ops/feature_map_view.h"
 
 namespace dcn::cpu {
 
@@ -29,14 +32,42 @@ struct TapInputs {
   }
 };
 
+// Where the four corners of a tap are, in one number: the element of corner 0,
+// and what follows in the low bits.
+enum CornerBits : int64_t {
+  kHasRight = 1, // corners 1 and 3 are a column further, else corners 0 and 2
+  kHasBelow = 2, // corners 2 and 3 are a row further, else corners 0 and 1
+  kReadsMap = 4 // otherwise no corner is read
+};
+constexpr int kCornerShift = 3; // of the element
+
+// The corners, for a map with the strides that the plan was computed for.
+template <typename S>
+DCN_INLINE void decode_corners(
+    int64_t corners,
+    const FeatureMapView<S>& map,
+    S* (&pixels)[4]) {
+  S* const first = map.data + (corners >> kCornerShift);
+  const int64_t right =
+      (corners & kHasRight) != 0 ? map.column_stride : int64_t{0};
+  const int64_t below =
+      (corners & kHasBelow) != 0 ? map.row_stride : int64_t{0};
+  pixels[0] = first;
+  pixels[1] = first + right;
+  pixels[2] = first + below;
+  pixels[3] = first + below + right;
+}
+
 // The arrays of a plan, for loops that keep the pointers in registers. Tap and
-// position are at index(tap, position), with corner k k * corner_stride
-// further.
+// position are at index(tap, position), with weight and sum of corner k
+// k * corner_stride further. kAhead positions after the last are read to
+// prefetch their pixels: those of corner 0.
 template <typename T>
 struct PlannedTaps {
-  const int* inside; // whether the tap reads the map
-  const int64_t* pixels; // elements of the map
-  // The weight of corner 0 is the value of a tap that is not inside.
+  static constexpr int64_t kAhead = 8;
+
+  const int64_t* corners; // see CornerBits
+  // The weight of corner 0 is the value of a tap that does not read the map.
   const T* masked_weights;
   // Sums over channels of grad_column * pixel, stored by the backward pass.
   T* corner_sums;
@@ -46,22 +77,36 @@ struct PlannedTaps {
   DCN_INLINE int64_t index(int64_t tap, int64_t position) const {
     return tap * tap_stride + position;
   }
+  DCN_INLINE bool reads_map(int64_t index) const {
+    return (corners[index] & kReadsMap) != 0;
+  }
 };
 
 template <typename T>
 class SamplingPlan {
  public:
   // Memory per tap and position.
-  static constexpr int64_t kTapBytes =
-      sizeof(int) + 4 * sizeof(int64_t) + 11 * sizeof(T);
+  static constexpr int64_t kTapBytes = sizeof(int64_t) + 11 * sizeof(T);
 
   SamplingPlan(const ConvOffsets& source, int64_t max_positions);
 
   // Selects output positions [begin, end) of an image.
   void select(int64_t image, int64_t begin, int64_t end);
 
+  // Output positions [begin, end) of an offset group.
+  struct Part {
+    int64_t offset_group;
+    int64_t begin;
+    int64_t end;
+  };
+
   // Computes the taps of the selected positions, for maps with these strides.
-  void compute(int64_t offset_group, int64_t row_stride, int64_t column_stride);
+  // Prefetches the offset and mask of the part that is next.
+  void compute(
+      int64_t offset_group,
+      int64_t row_stride,
+      int64_t column_stride,
+      const Part& next);
 
   // Computes the gradients of dy, dx and mask from the corner sums. Element
   // (tap, i, position) is stored to out[(3 * tap + i) * out_stride + position].
@@ -69,8 +114,7 @@ class SamplingPlan {
 
   PlannedTaps<T> taps() const {
     return {
-        inside_.get(),
-        pixels_.get(),
+        corners_.get(),
         masked_weights_.get(),
         corner_sums_.get(),
         max_positions_,
@@ -78,7 +122,10 @@ class SamplingPlan {
   }
 
  private:
-  TapInputs<T> inputs(int64_t tap) const;
+  // The selected positions of a channel of the offset or mask: where they are,
+  // or in `buffer` if they are not contiguous.
+  const T* positions(const AnyDtypeView& view, int64_t channel, T* buffer)
+      const;
 
   const ConvOffsets& source_;
   int64_t max_positions_;
@@ -86,14 +133,14 @@ class SamplingPlan {
   int64_t image_ = 0;
   int64_t begin_ = 0;
   int64_t count_ = 0;
-  // (taps, positions)
-  Buffer<int> inside_;
-  // (4, taps, positions): corners
-  Buffer<int64_t> pixels_;
+  Buffer<int64_t> corners_; // (taps, positions)
+  // (4, taps, positions)
   Buffer<T> masked_weights_;
   Buffer<T> corner_sums_;
-  // (3, taps, positions): dy, dx, mask
+  // (3, taps, positions): dy, dx, mask, where positions() needs it
   Buffer<T> offsets_;
+  Buffer<T> ones_; // (positions), in place of a mask
+  std::vector<TapInputs<T>> inputs_; // of each tap
   // The regular grid: (kernel_h + kernel_w, positions).
   Buffer<T> grid_;
 };
