@@ -7,7 +7,7 @@
 // memory formats and dtypes only, never from the number of threads, since it
 // decides the order of every sum.
 //
-// What the CPU tiles beside channels is in cpu/conv/deform_conv2d_backward.cpp
+// What the CPU tiles beside channels is in cpu/conv/backward_tiling.h
 // (output positions) and cpu/roi/roi_pool_backward.cpp (RoIs).
 #pragma once
 
