@@ -4,9 +4,9 @@
 
 After a run, the threads of ONNX Runtime spin for tens of milliseconds in expectation of the next
 one, and would take cores from whatever is timed next. That is part of its speed, so it is not
-switched off: the process runs the layer twice, times the second run, when threads are awake and
-caches are warm, and does not answer before the threads sleep. Its threads and its allocator stay
-out of the process that times the others.
+switched off: the second of two runs is timed, as for all, when threads are awake, and the process
+does not answer before they sleep. Its threads and its allocator stay out of the process that times
+the others.
 """
 
 from __future__ import annotations
@@ -118,8 +118,7 @@ def model(
 
 
 def milliseconds() -> float:
-    """Times the second of two runs, then waits until the threads sleep."""
-    layer()
+    """Times a run, then waits until the threads sleep."""
     found = call_ms(layer, "cpu")
     used = -1.0
     while time.process_time() - used > 1e-3:
