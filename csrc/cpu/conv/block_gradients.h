@@ -290,47 +290,10 @@ class BlockGradients {
       const FeatureMapView<const M>& map,
       Workspace& workspace,
       Block& block) const {
-    const auto& channels = slice(task);
-    const int64_t from = block.begin, to = block.end;
     const FeatureMapView<T> grad_input = grad_map(task, workspace);
-    block.plan->select(task.image, from, to);
-    const int64_t next = from + threads_ * tiling_.block;
-    block.plan->compute(
-        channels.offset_group,
-        map.row_stride,
-        map.column_stride,
-        {channels.offset_group,
-         std::min(next, task.end),
-         std::min(next + tiling_.block, task.end)});
-    const bool same_strides = grad_input.data == nullptr ||
-        (map.row_stride == grad_input.row_stride &&
-         map.column_stride == grad_input.column_stride);
-    if (!same_strides) {
-      if (!block.grad_plan) {
-        block.grad_plan =
-            std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
-      }
-      block.grad_plan->select(task.image, from, to);
-      block.grad_plan->compute(
-          channels.offset_group,
-          grad_input.row_stride,
-          grad_input.column_stride,
-          {channels.offset_group, to, to});
-    }
-    const Im2colTile<T> tile = tile_of(task, block);
+    compute_taps(task, map, grad_input, block);
     if (wanted_.input || wanted_.offset) {
-      const auto grad_output =
-          grad_output_.position_major(task.image, channels.group, from, to);
-      gemm(
-          grad_output,
-          Matrix<const C>{
-              weight_[task.slice].template data_ptr<C>(),
-              grad_output.columns,
-              depth(task.slice),
-              depth(task.slice)},
-          Matrix<T>{
-              tile.data, grad_output.rows, depth(task.slice), tile.stride},
-          Store::kOverwrite);
+      compute_grad_columns(task, block);
     }
     Im2colGradients<T> gradients{
         {nullptr, 0, 0, 0},
@@ -340,14 +303,66 @@ class BlockGradients {
     if (threads_ == 1) {
       gradients.input = grad_input;
     }
-    deform_im2col_backward<M, T>(map, *block.plan, tile, gradients);
+    deform_im2col_backward<M, T>(
+        map, *block.plan, tile_of(task, block), gradients);
     if (wanted_.offset) {
       block.plan->compute_gradients(
-          workspace.grad_taps.get() + from - task.begin, task.end - task.begin);
+          workspace.grad_taps.get() + block.begin - task.begin,
+          task.end - task.begin);
     }
     if (wanted_.weight) {
       finish_columns(task, block);
     }
+  }
+
+  // For the strides of the map, and for those of the gradient of the input if
+  // they are others.
+  template <typename M>
+  void compute_taps(
+      const Task& task,
+      const FeatureMapView<const M>& map,
+      const FeatureMapView<T>& grad_input,
+      Block& block) const {
+    const int64_t offset_group = slice(task).offset_group;
+    const int64_t next = block.begin + threads_ * tiling_.block;
+    block.plan->select(task.image, block.begin, block.end);
+    block.plan->compute(
+        offset_group,
+        map.row_stride,
+        map.column_stride,
+        {offset_group,
+         std::min(next, task.end),
+         std::min(next + tiling_.block, task.end)});
+    if (grad_input.data == nullptr ||
+        (map.row_stride == grad_input.row_stride &&
+         map.column_stride == grad_input.column_stride)) {
+      return;
+    }
+    if (!block.grad_plan) {
+      block.grad_plan =
+          std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
+    }
+    block.grad_plan->select(task.image, block.begin, block.end);
+    block.grad_plan->compute(
+        offset_group,
+        grad_input.row_stride,
+        grad_input.column_stride,
+        {offset_group, task.end, task.end});
+  }
+
+  void compute_grad_columns(const Task& task, const Block& block) const {
+    const int64_t width = depth(task.slice);
+    const auto grad_output = grad_output_.position_major(
+        task.image, slice(task).group, block.begin, block.end);
+    gemm(
+        grad_output,
+        Matrix<const C>{
+            weight_[task.slice].template data_ptr<C>(),
+            grad_output.columns,
+            width,
+            width},
+        Matrix<T>{block.columns.get(), grad_output.rows, width, width},
+        Store::kOverwrite);
   }
 
   static T* columns_of(const Block& block) {
