@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +17,11 @@ import torch
 from tests.devices import CUDA, EMULATOR
 
 NO_GPU = "needs a CUDA GPU, and there is none"
+# What the ops do not need. A file that imports one of them is skipped where it is not installed.
+OPTIONAL = {
+    *("detectron2", "fvcore", "torchvision", "pycocotools"),
+    *("cv2", "matplotlib", "PIL", "tqdm"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +30,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords or ("cuda" in item.keywords and not EMULATOR):
             item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips a file that cannot import an optional package, instead of failing."""
+    report = yield
+    error = report.call.excinfo.value.__cause__ if report.failed else None
+    if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] in OPTIONAL:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: needs {error.name}")
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -70,6 +89,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """Every device in turn."""
     return CUDA if request.param == "cuda" else request.param
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """Skips a test that compares with torchvision where it is not installed."""
+    return pytest.importorskip("torchvision")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import pytest
-import torchvision
 
 from tests import roi_reference
 from tests.ops.roi_cases import (
@@ -21,7 +20,7 @@ from tests.tolerances import assert_near
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_align_equals_roi_align(ratio):
+def test_align_equals_roi_align(torchvision, ratio):
     boxes = BOXES if ratio else NONEMPTY_BOXES
     case = RoiCase(classes=0, ratio=ratio, boxes=tuple(boxes.values()))
     call = case.draw()

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from dcn_plugin.layers import DeformConv2d, DeformConv2dPack, OffsetConv2d
@@ -22,7 +23,7 @@ SHAPE = {
 
 
 @on_every_device
-def test_deform_conv2d_equals_torchvision() -> None:
+def test_deform_conv2d_equals_torchvision(torchvision: ModuleType) -> None:
     ours = DeformConv2d(6, 4, **SHAPE).double()
     theirs = torchvision.ops.DeformConv2d(6, 4, **SHAPE).double()
     theirs.load_state_dict(ours.state_dict())

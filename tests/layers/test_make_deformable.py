@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import copy
+import importlib
+from types import ModuleType
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from dcn_plugin.layers import DeformConv2dPack, make_deformable
 
@@ -27,7 +27,9 @@ def small() -> nn.Sequential:
 
 
 @on_every_device
-def test_torchvision_resnet_is_unchanged_trains_and_loads_its_checkpoint() -> None:
+def test_torchvision_resnet_is_unchanged_trains_and_loads_its_checkpoint(
+    torchvision: ModuleType,
+) -> None:
     model = torchvision.models.resnet50(num_classes=7).eval()
     image = torch.randn(2, 3, 64, 64)
     expected = model(image)
@@ -53,12 +55,13 @@ def test_torchvision_resnet_is_unchanged_trains_and_loads_its_checkpoint() -> No
 
 
 @on_every_device
-def test_a_converted_model_can_be_traced_and_exported() -> None:
+def test_a_converted_model_can_be_traced_and_exported(torchvision: ModuleType) -> None:
     model = torchvision.models.resnet18(num_classes=3).eval()
     make_deformable(model, last=2, modulated=True)
     image = torch.randn(1, 3, 64, 64)
     expected = model(image)
-    parts = create_feature_extractor(model, ["layer4", "fc"])(image)
+    extraction = importlib.import_module("torchvision.models.feature_extraction")
+    parts = extraction.create_feature_extractor(model, ["layer4", "fc"])(image)
     torch.testing.assert_close(parts["fc"], expected)
     assert parts["layer4"].shape == (1, 512, 2, 2)
     torch.testing.assert_close(torch.jit.trace(model, image)(image), expected)

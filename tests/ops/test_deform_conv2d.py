@@ -9,7 +9,6 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 
 from dcn_plugin.ops import deform_conv2d
 from tests import reference
@@ -82,7 +81,7 @@ def test_zero_offset_equals_conv2d(case, device):
 
 
 @cases
-def test_equals_torchvision(case, device):
+def test_equals_torchvision(torchvision, case, device):
     call = case.draw(device)
     output, found = gradients(deform_conv2d, call)
     expected, expected_gradients = gradients(torchvision.ops.deform_conv2d, call)
@@ -97,7 +96,7 @@ def integer_offsets(call, lowest=-12, highest=12):
     return call
 
 
-def test_at_integers_equals_torchvision_except_for_the_offset(device):
+def test_at_integers_equals_torchvision_except_for_the_offset(torchvision, device):
     call = integer_offsets(ASYMMETRIC.draw(device))
     output, found = gradients(deform_conv2d, call)
     expected, expected_gradients = gradients(torchvision.ops.deform_conv2d, call)
@@ -151,7 +150,9 @@ def gradient_of_one_tap(function, y, x, device):
         (0.5, -7.0, [0, 0], [0, 0]),
     ],
 )
-def test_offset_gradient_at_the_border_here_and_in_torchvision(y, x, ours, theirs, device):
+def test_offset_gradient_at_the_border_here_and_in_torchvision(
+    torchvision, y, x, ours, theirs, device
+):
     assert gradient_of_one_tap(deform_conv2d, y, x, device) == ours
     assert gradient_of_one_tap(torchvision.ops.deform_conv2d, y, x, device) == theirs
 
@@ -212,7 +213,7 @@ def test_empty_batch_has_an_empty_output_and_zero_gradients(dtype, layout, devic
     ids=lambda case: f"{case.in_channels}x{case.size[0]}x{case.size[1]}",
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_many_tiles_equal_torchvision(case, layout, device):
+def test_many_tiles_equal_torchvision(torchvision, case, layout, device):
     call = case.draw(device)
     call["input"] = call["input"].contiguous(memory_format=layout)
     output, found = gradients(deform_conv2d, call)
@@ -233,7 +234,7 @@ def test_one_number_applies_to_both_axes(device):
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
-def test_signature_equals_torchvision():
+def test_signature_equals_torchvision(torchvision):
     ours = inspect.signature(deform_conv2d).parameters
     theirs = inspect.signature(torchvision.ops.deform_conv2d).parameters
     assert list(ours) == list(theirs)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 
 from dcn_plugin.ops import deform_conv2d
 from tests.devices import kernels_of
@@ -44,7 +43,7 @@ EXPANDING = {
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
-def assert_equals_torchvision(case, dtype, layout, device):
+def assert_equals_torchvision(torchvision, case, dtype, layout, device):
     call = case.draw(device, dtype)
     call["weight"] /= call["weight"][0].numel() ** 0.5
     call["input"] = call["input"].contiguous(memory_format=LAYOUTS[layout])
@@ -65,15 +64,15 @@ def assert_equals_torchvision(case, dtype, layout, device):
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
 @pytest.mark.parametrize("name", WIDE)
-def test_wide_layers_equal_torchvision(name, dtype, layout, device):
-    assert_equals_torchvision(WIDE[name], dtype, layout, device)
+def test_wide_layers_equal_torchvision(torchvision, name, dtype, layout, device):
+    assert_equals_torchvision(torchvision, WIDE[name], dtype, layout, device)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", EXPANDING)
-def test_layers_with_more_outputs_than_columns_equal_torchvision(name, dtype, layout):
-    assert_equals_torchvision(EXPANDING[name], dtype, layout, "cpu")
+def test_layers_with_more_outputs_than_columns_equal_torchvision(torchvision, name, dtype, layout):
+    assert_equals_torchvision(torchvision, EXPANDING[name], dtype, layout, "cpu")
 
 
 @pytest.mark.parametrize("names", [("input",), ("offset",), ("weight",), ("weight", "bias")])

@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 import torch
-import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -83,7 +82,9 @@ def packed_in_float64(call: dict[str, Any]) -> dict[str, Any]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     print_blob=True,
 )
-def test_equals_torchvision_in_float64(device, case, dtype, coordinates, layouts, spread, seed):
+def test_equals_torchvision_in_float64(
+    torchvision, device, case, dtype, coordinates, layouts, spread, seed
+):
     torch.manual_seed(seed)
     call = case.draw(device)
     keep_from_integers = (call["offset"] - call["offset"].floor()).clamp(0.1, 0.9)
