@@ -116,3 +116,22 @@ def test_every_op_of_the_library_has_a_backward():
     assert "deform_conv2d" in ours
     for name in ours:
         assert name.startswith("_") or f"_{name}_backward" in ours, name
+
+
+@pytest.mark.parametrize("op", ["deform_conv2d", "deform_roi_pool"])
+def test_mps_tensors_are_one_clear_error(op):
+    kernel = getattr(torch.ops.dcn_plugin, op).default
+    x, offset, weight = torch.ones(1, 1, 3, 3), torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 1, 1)
+    geometry = ([1, 1], [0, 0], [1, 1], None)
+    args = {
+        "deform_conv2d": (x, offset, weight, None, *geometry),
+        "deform_roi_pool": (x, torch.zeros(1, 5), None, *[[1, 1]] * 3, 1.0, 2, 0.1, "align"),
+    }
+    # As the dispatcher calls it for tensors on MPS, which there are on macOS only.
+    mps = torch._C.DispatchKeySet(torch._C.DispatchKey.MPS)
+    with pytest.raises(NotImplementedError, match=rf"^{op}: .* CPU and CUDA only.*\.cpu\(\)$"):
+        kernel.redispatch(mps, *args[op])
+
+
+def test_the_package_says_that_it_has_types():
+    assert (PACKAGE / "py.typed").is_file()

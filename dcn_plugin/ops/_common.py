@@ -48,7 +48,7 @@ def empty_gradient(tensor: Tensor | None, needed: bool, like: Tensor) -> Tensor:
 def register_backward(
     op: str, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> None:
-    """Registers the backward of an op, and for its backward op an error: no double backward."""
+    """Registers the backward of an op, and errors for double backward and for MPS tensors."""
 
     def no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise NotImplementedError(
@@ -56,6 +56,13 @@ def register_backward(
             "call backward() or autograd.grad() without create_graph=True"
         )
 
+    def no_mps_kernel(*args: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"{op}: there are kernels for CPU and CUDA only, and a tensor is on MPS; "
+            "move the tensors (and the module) to the CPU with .cpu()"
+        )
+
+    torch.library.impl(f"dcn_plugin::{op}", "mps")(no_mps_kernel)
     register = torch.library.register_autograd
     register(f"dcn_plugin::{op}", backward, setup_context=setup_context)
     register(f"dcn_plugin::_{op}_backward", no_double_backward)
