@@ -10,6 +10,7 @@ from torch import nn
 
 from dcn_plugin.ops import deform_conv2d
 from tests.ops.conv_cases import ASYMMETRIC, CASES, EMPTY, ConvCase, gradients
+from tests.ops.opcheck import opcheck
 from tests.tolerances import assert_near
 
 # A typical model: an offset branch, the op, and layers before and after it.
@@ -148,9 +149,7 @@ def test_opcheck_forward(name, layout, dtype, device):
     for place in (0, 1, 2, 3, 7):
         if arguments[place] is not None:
             arguments[place].requires_grad_()
-    # In half precision AOT and eager results may differ by rounding.
-    precision = {} if dtype == torch.float64 else {"atol": 0.1, "rtol": 0.02}
-    torch.library.opcheck(torch.ops.dcn_plugin.deform_conv2d.default, arguments, **precision)
+    opcheck(torch.ops.dcn_plugin.deform_conv2d.default, arguments, dtype)
 
 
 @pytest.mark.parametrize("output_mask", [[True] * 5, [False, True, False, True, False]], ids=str)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dcn_plugin.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
+from tests.ops.opcheck import opcheck
 from tests.ops.roi_cases import ASYMMETRIC, BOTH, BOXES, PLAIN, gradients
 from tests.tolerances import assert_near
 
@@ -184,9 +185,7 @@ def test_opcheck_forward(name, layout, dtype, device):
     for place in (0, 2):
         if arguments[place] is not None:
             arguments[place].requires_grad_()
-    # In half precision AOT and eager results may differ by rounding.
-    precision = {} if dtype == torch.float64 else {"atol": 0.1, "rtol": 0.02}
-    torch.library.opcheck(torch.ops.dcn_plugin.deform_roi_pool.default, arguments, **precision)
+    opcheck(torch.ops.dcn_plugin.deform_roi_pool.default, arguments, dtype)
 
 
 @pytest.mark.parametrize(
