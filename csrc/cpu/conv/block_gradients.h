@@ -28,8 +28,12 @@ struct WantedGradients {
   bool offset; // or the mask
   bool weight;
 
+  // Whether the gradient of the columns is needed.
+  bool columns() const {
+    return input || offset;
+  }
   bool any() const {
-    return input || offset || weight;
+    return columns() || weight;
   }
 };
 
@@ -81,15 +85,10 @@ class BlockGradients {
         tiling_(tiling),
         grad_output_(grad_output),
         offsets_(conv_offsets(inputs.shape, inputs.offset, inputs.mask)) {
-    if (wanted.input || wanted.offset) {
+    if (wanted.columns()) {
       weight_ =
           pack_backward_weight<S, C>(weight, shape_, tiling.channels.slices);
     }
-  }
-
-  // Threads that share a task.
-  void set_threads(int64_t threads) {
-    threads_ = threads;
   }
 
   // The columns of the tile of a block.
@@ -97,7 +96,8 @@ class BlockGradients {
     return shape_.geometry.taps() * tiling_.channels.slices[slice].size;
   }
 
-  Workspace make_workspace() const {
+  // For a task that `threads` threads share, each with a block.
+  Workspace make_workspace(int64_t threads) const {
     const auto& g = shape_.geometry;
     const int64_t channels = tiling_.channels.slice_channels;
     const int64_t copy = int64_t{g.in_h} * g.in_w * channels;
@@ -109,8 +109,8 @@ class BlockGradients {
         shape_.group_out() * g.taps() * channels);
     workspace.grad_taps =
         buffer<T>(wanted_.offset, tiling_.tile * g.taps() * 3);
-    for (int64_t i = 0; i < threads_; ++i) {
-      workspace.blocks.push_back(make_block());
+    for (int64_t i = 0; i < threads; ++i) {
+      workspace.blocks.push_back(make_block(threads > 1));
     }
     return workspace;
   }
@@ -239,12 +239,12 @@ class BlockGradients {
     return tiling_.channels.slices[task.slice];
   }
 
-  Block make_block() const {
+  Block make_block(bool is_shared) const {
     const int64_t columns = tiling_.block * shape_.geometry.taps() *
         tiling_.channels.slice_channels;
     Block block;
     block.columns = buffer<T>(true, columns);
-    block.separate_columns = buffer<T>(threads_ > 1 && wanted_.weight, columns);
+    block.separate_columns = buffer<T>(is_shared && wanted_.weight, columns);
     block.vnni_columns =
         buffer<C>(OperandLayout<C>::kVnni && wanted_.weight, columns);
     block.plan = std::make_unique<SamplingPlan<T>>(offsets_, tiling_.block);
@@ -291,8 +291,10 @@ class BlockGradients {
       Workspace& workspace,
       Block& block) const {
     const FeatureMapView<T> grad_input = grad_map(task, workspace);
-    compute_taps(task, map, grad_input, block);
-    if (wanted_.input || wanted_.offset) {
+    const int64_t threads = static_cast<int64_t>(workspace.blocks.size());
+    compute_taps(
+        task, map, grad_input, block.begin + threads * tiling_.block, block);
+    if (wanted_.columns()) {
       compute_grad_columns(task, block);
     }
     Im2colGradients<T> gradients{
@@ -300,7 +302,7 @@ class BlockGradients {
         block.grad_plan ? block.grad_plan.get() : block.plan.get(),
         wanted_.offset,
         wanted_.weight ? columns_of(block) : nullptr};
-    if (threads_ == 1) {
+    if (threads == 1) {
       gradients.input = grad_input;
     }
     deform_im2col_backward<M, T>(
@@ -316,15 +318,15 @@ class BlockGradients {
   }
 
   // For the strides of the map, and for those of the gradient of the input if
-  // they are others.
+  // they are others. The thread's next block begins at `next`.
   template <typename M>
   void compute_taps(
       const Task& task,
       const FeatureMapView<const M>& map,
       const FeatureMapView<T>& grad_input,
+      int64_t next,
       Block& block) const {
     const int64_t offset_group = slice(task).offset_group;
-    const int64_t next = block.begin + threads_ * tiling_.block;
     block.plan->select(task.image, block.begin, block.end);
     block.plan->compute(
         offset_group,
@@ -392,7 +394,6 @@ class BlockGradients {
   const GradOutputTile<S, C>& grad_output_;
   ConvOffsets offsets_;
   std::vector<at::Tensor> weight_; // packed, per slice
-  int64_t threads_ = 1;
 };
 
 } // namespace dcn::cpu

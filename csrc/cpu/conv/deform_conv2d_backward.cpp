@@ -44,7 +44,7 @@ class Backward {
         grad_output_(
             inputs.grad_output,
             shape_,
-            wanted_.input || wanted_.offset,
+            wanted_.columns(),
             wanted_.weight),
         tiling_(
             inputs,
@@ -82,10 +82,9 @@ class Backward {
           1,
           std::max<int64_t>(
               1, kWorkspaceBytes / (count * tiling_.block_bytes)));
-      blocks_.set_threads(threads_per_task_);
       std::vector<Workspace> workspaces;
       for (int64_t i = 0; i < count; ++i) {
-        workspaces.push_back(blocks_.make_workspace());
+        workspaces.push_back(blocks_.make_workspace(threads_per_task_));
       }
       // One tile at a time: the tiles of an image add to the same pixels.
       for (int64_t tile = 0; tile < tiling_.tiles; ++tile) {
