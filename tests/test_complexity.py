@@ -6,12 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import complexity
 import pytest
 import torch
-
-pytest.importorskip("detectron2", reason="the networks are Detectron2's")
-
-import complexity
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/Shapes"
 

@@ -6,10 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("detectron2", reason="keys are added to Detectron2's config")
-
 from detectron2.config import get_cfg
 
 from dcn_plugin import add_dcn_config

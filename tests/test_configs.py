@@ -12,8 +12,6 @@ import pytest
 import torch
 from table.paper import TABLES, Cell, cells_of
 
-pytest.importorskip("detectron2", reason="configs are Detectron2's")
-
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 

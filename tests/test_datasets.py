@@ -14,8 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
-
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 

@@ -7,14 +7,10 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import dump_proposals
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2", reason="the RPN is Detectron2's")
-
-
-import dump_proposals
 
 from detectron2.modeling import build_model
 

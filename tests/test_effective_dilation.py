@@ -8,12 +8,9 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+import effective_dilation
 import pytest
 import torch
-
-pytest.importorskip("detectron2", reason="the models are Detectron2's")
-
-import effective_dilation
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model

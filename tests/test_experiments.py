@@ -18,8 +18,6 @@ import prepare_sbd
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="train_net.py needs Detectron2")
-
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 import train_net

@@ -13,9 +13,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2", reason="the classifier is Detectron2's ResNet")
-
 import train_classifier
 from PIL import Image
 

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="train_net.py needs Detectron2")
-
 from detectron2.engine import default_argument_parser
 
 import train_net

@@ -14,9 +14,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2", reason="the models are Detectron2's")
-
 import visualize
 from viewer.inputs import read_inputs
 

@@ -11,8 +11,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-pytest.importorskip("fvcore", reason="fvcore counts")
-
 from dcn_plugin.analysis.complexity import HANDLES, count_cost
 from dcn_plugin.layers import DeformConv2dPack, DeformRoIPool, make_deformable
 

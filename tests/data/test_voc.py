@@ -11,11 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
-
 import prepare_sbd
+import pytest
 
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES

@@ -15,8 +15,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-pytest.importorskip("detectron2", reason="the checkpointer is Detectron2's")
-
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 

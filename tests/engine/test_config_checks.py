@@ -12,8 +12,6 @@ from types import ModuleType
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="configs are Detectron2's")
-
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances

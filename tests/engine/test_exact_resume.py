@@ -16,8 +16,6 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-pytest.importorskip("detectron2", reason="the loader is built on Detectron2's")
-
 import detectron2.data.build
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MapDataset

@@ -9,8 +9,6 @@ from argparse import Namespace
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="processes are started by Detectron2")
-
 from dcn_plugin.engine import launch
 
 

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("detectron2", reason="the monitor is a hook of Detectron2's trainer")
-
 from detectron2.utils.events import EventStorage
 
 from dcn_plugin.engine import OffsetMonitor

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("detectron2", reason="the optimizer is Detectron2's")
-
 from detectron2.config import get_cfg
 
 from dcn_plugin import add_dcn_config

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2", reason="the trainer is Detectron2's")
-
 from iopath.common.file_io import PathHandler
 from torch.optim.lr_scheduler import MultiStepLR, _LRScheduler
 

@@ -11,8 +11,6 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the evaluator is Detectron2's")
-
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 

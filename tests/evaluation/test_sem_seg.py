@@ -12,8 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("detectron2", reason="the evaluator is Detectron2's")
-
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the evaluator is Detectron2's")
-
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import Boxes, Instances

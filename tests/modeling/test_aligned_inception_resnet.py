@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-pytest.importorskip("detectron2", reason="backbones need Detectron2")
-
 from dcn_plugin.modeling import AlignedInceptionResNet
 from dcn_plugin.modeling.backbone import InceptionResidualBlock
 

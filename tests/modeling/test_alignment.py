@@ -12,8 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("detectron2", reason="backbones need Detectron2")
-
 from .backbones import build, slim_config
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 16, "reduced": 16}

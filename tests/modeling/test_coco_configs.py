@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="configs are Detectron2's")
-
 import detectron2
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES

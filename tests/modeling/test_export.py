@@ -14,8 +14,6 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-pytest.importorskip("detectron2", reason="the networks are Detectron2's")
-
 from detectron2.engine import DefaultPredictor
 from detectron2.export.flatten import TracingAdapter
 from detectron2.export.torchscript_patch import patch_builtin_len

@@ -13,8 +13,6 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-pytest.importorskip("detectron2", reason="backbones need Detectron2")
-
 from detectron2.structures import Boxes
 
 from dcn_plugin.layers import OffsetBranch, OffsetConv2d

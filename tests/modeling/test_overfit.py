@@ -12,8 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("detectron2", reason="the networks are Detectron2's")
-
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import pairwise_iou

@@ -7,8 +7,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the pooler is Detectron2's")
-
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 

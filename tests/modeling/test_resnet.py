@@ -7,8 +7,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="backbones need Detectron2")
-
 from detectron2.modeling.backbone.resnet import ResNet
 
 from dcn_plugin.modeling import AlignedInceptionResNet, DeformResNet

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the augmentation is Detectron2's")
-
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context

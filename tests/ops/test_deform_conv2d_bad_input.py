@@ -82,8 +82,8 @@ def call_with_offset(device, dtype, layout, d_y, d_x, group=0, mask=None):
     call = ASYMMETRIC.draw(device, dtype)
     call["input"] = call["input"].contiguous(memory_format=layout)
     plane = 2 * (6 * group + TAP)
-    call["offset"][N, plane, Y, X] = d_y
-    call["offset"][N, plane + 1, Y, X] = d_x
+    # As a tensor, whose conversion to float16 may overflow to infinity.
+    call["offset"][N, plane : plane + 2, Y, X] = torch.tensor([d_y, d_x])
     if mask is not None:
         call["mask"][N, 6 * group + TAP, Y, X] = mask
     return call

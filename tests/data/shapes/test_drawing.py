@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
-
 from dcn_plugin.data.shapes import NAMES, SETS, drawing
 from dcn_plugin.data.shapes.drawing import (
     MIN_PIXELS,

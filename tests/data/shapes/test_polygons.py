@@ -5,14 +5,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+import pycocotools.mask as coco_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-
-pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
-
-import pycocotools.mask as coco_masks
 
 from dcn_plugin.data.shapes import SETS
 from dcn_plugin.data.shapes.drawing import draw_image

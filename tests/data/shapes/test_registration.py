@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
-
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 

@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 from portalocker import LockException
 
-pytest.importorskip("detectron2", reason="the data sets are registered with Detectron2")
-
 from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
 from dcn_plugin.data.shapes.drawing import draw_image
 from dcn_plugin.data.shapes.registration import split_folder

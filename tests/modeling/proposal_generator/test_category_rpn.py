@@ -9,8 +9,6 @@ import math
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the generator is Detectron2's RPN")
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling import build_model, build_proposal_generator
