@@ -17,6 +17,7 @@ version as PyTorch's. Environment variables:
                           machine, or 8.0 and PTX if it has none
     MAX_JOBS              number of parallel compiler processes
     DCN_SANITIZE          sanitizers for the C++ sources, such as "address,undefined"; no CUDA
+    DCN_PORTABLE=1        leave out what is for x86-64 only, as on other processors, for tests
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 SANITIZE = os.environ.get("DCN_SANITIZE", "").strip()
+PORTABLE = toolchain.flag("DCN_PORTABLE")
 NO_CUDA_REASON = toolchain.why_no_cuda(torch.version.cuda, toolkit, sanitize=SANITIZE)
 CUDA = NO_CUDA_REASON is None
 
@@ -94,7 +96,7 @@ def extension() -> Any:
         flags = ["-O3", "-g0", "-DNDEBUG"]
     # Floating-point exceptions are not read; otherwise GCC does not vectorize conditions on floats.
     # Vectors are passed between inlined functions only, so their ABI does not matter.
-    flags += ["-fno-trapping-math", "-Wno-psabi"]
+    flags += ["-fno-trapping-math", "-Wno-psabi", *(["-DDCN_PORTABLE"] if PORTABLE else [])]
     make_extension = CUDAExtension if CUDA else CppExtension
     return make_extension(
         "dcn_plugin._C",
@@ -138,6 +140,7 @@ class BuildOps(BuildExtension):
             "no_cuda_reason": NO_CUDA_REASON,
             "arch_list": arch_list(),
             "sanitize": SANITIZE or None,
+            "portable": PORTABLE,
         }
         print(f"dcn_plugin: {json.dumps(info)}", flush=True)
         record = package / "_build_info.json"

@@ -14,7 +14,9 @@ from pathlib import Path
 import get_detectron2
 import pytest
 import toolchain
+import torch
 from packaging.requirements import Requirement
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,6 +101,12 @@ class TestToolchain:
     ) -> None:
         monkeypatch.setenv("CUDA_HOME", str(tmp_path))
         assert toolchain.find_toolkit() is None
+
+    def test_the_cpp_standard_is_that_of_pytorchs_build(self) -> None:
+        build = Path(cpp_extension.__file__).read_text()
+        assert f"'{toolchain.cpp_standard(torch.__version__)}'" in build
+        assert toolchain.cpp_standard("2.13.1+cpu") == "-std=c++17"
+        assert toolchain.cpp_standard("2.14.0a0") == "-std=c++20"
 
     def test_architectures_are_split_as_pytorch_does(self) -> None:
         assert toolchain.parse_archs("8.0; 9.0+PTX 10.0,") == ["8.0", "9.0+PTX", "10.0"]

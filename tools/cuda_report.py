@@ -156,7 +156,8 @@ def nvcc_command(toolkit: toolchain.Toolkit, arch: str) -> list[str]:
     folders = [*cpp_extension.include_paths(), toolkit.home / "include"]
     folders += Path(torch.__file__).parents[1].glob("nvidia/*/include")
     includes = [word for folder in folders for word in ("-isystem", str(folder))]
-    flags = [*cpp_extension.COMMON_NVCC_FLAGS, *toolchain.NVCC_FLAGS, "-std=c++17"]
+    standard = toolchain.cpp_standard(torch.__version__)
+    flags = [*cpp_extension.COMMON_NVCC_FLAGS, *toolchain.NVCC_FLAGS, standard]
     nvcc = str(toolkit.home / "bin" / "nvcc")
     return [nvcc, "-cubin", f"-arch={arch}", *flags, f"-I{CSRC}", *includes]
 

@@ -45,6 +45,12 @@ def command_output(*command: str) -> str:
     return done.stdout
 
 
+def cpp_standard(torch_version: str) -> str:
+    """Returns the flag of the C++ standard that a version of PyTorch requires."""
+    major, minor = (int(number) for number in torch_version.split(".")[:2])
+    return "-std=c++20" if (major, minor) >= (2, 14) else "-std=c++17"
+
+
 def named_toolkit() -> str | None:
     """Returns the folder that the user set for the CUDA toolkit."""
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")

@@ -29,12 +29,20 @@
 #define DCN_PREFETCH(address) static_cast<void>(address)
 #endif
 
+// Instructions of x86-64, chosen at run time. -DDCN_PORTABLE leaves them out,
+// for tests of what other processors run.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__) && \
+    !defined(DCN_PORTABLE)
+#define DCN_X86 1
+#else
+#define DCN_X86 0
+#endif
+
 // DCN_VECTOR_CLONES compiles a function once per instruction set; the loader
 // picks the best one, so that one binary serves every x86-64 processor. The
 // bodies are plain loops in DCN_INLINE functions. Off under sanitizers, which
 // cannot instrument the resolver: it runs before they are initialised.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && \
-    !defined(__clang__) && !defined(__CUDACC__) &&                    \
+#if DCN_X86 && defined(__linux__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
 #if __GNUC__ >= 12
 #define DCN_VECTOR_CLONES \
@@ -48,7 +56,7 @@
 #endif
 
 // Whether the processor has instructions for bfloat16 GEMMs.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
+#if DCN_X86
 #define DCN_HAS_BFLOAT16_UNITS() (__builtin_cpu_supports("avx512bf16") != 0)
 #else
 #define DCN_HAS_BFLOAT16_UNITS() false

@@ -15,7 +15,7 @@
 // Batch-reduce GEMM (brgemm) of oneDNN. ATen installs this header, but does not
 // guarantee it. In float32 it reaches 97 % of the processor's peak, MKL 82 %
 // (docs/performance.md).
-#if __has_include(<ATen/native/CPUBlas.h>)
+#if __has_include(<ATen/native/CPUBlas.h>) && !defined(DCN_PORTABLE)
 #include <ATen/native/CPUBlas.h>
 #endif
 
