@@ -9,11 +9,17 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .coco import DetectionEvaluator
-from .sem_seg import NetworkSizeMapper, NetworkSizeSemSegEvaluator, at_network_size
+from .sem_seg import (
+    MeanIoUEvaluator,
+    NetworkSizeMapper,
+    NetworkSizeSemSegEvaluator,
+    at_network_size,
+)
 from .voc import VOCEvaluator
 
 __all__ = [
     "DetectionEvaluator",
+    "MeanIoUEvaluator",
     "NetworkSizeMapper",
     "NetworkSizeSemSegEvaluator",
     "VOCEvaluator",
@@ -28,7 +34,7 @@ def build_evaluator(
     """Builds the evaluator for the `evaluator_type` of a data set, as Detectron2's train_net.py.
 
     Unlike there, `coco` and `pascal_voc` have AP at IoU 0.7 too, and `cityscapes_sem_seg` is
-    evaluated by `SemSegEvaluator`, which does not need cityscapesscripts.
+    evaluated by Detectron2's `SemSegEvaluator`, which does not need cityscapesscripts.
 
     Args:
         cfg: with TEST.SEM_SEG_AT_NETWORK_SIZE and TEST.KEYPOINT_OKS_SIGMAS.
@@ -44,13 +50,13 @@ def build_evaluator(
         coco = DetectionEvaluator(dataset_name, output_dir=output_folder, kpt_oks_sigmas=sigmas)
         if evaluator_type == "coco":
             return coco
-        sem_seg = d2_evaluation.SemSegEvaluator(dataset_name, output_dir=output_folder)
+        sem_seg = MeanIoUEvaluator(dataset_name, output_dir=output_folder)
         panoptic = d2_evaluation.COCOPanopticEvaluator(dataset_name, output_folder)
         return d2_evaluation.DatasetEvaluators([sem_seg, coco, panoptic])
     if at_network_size(cfg, dataset_name):
         return NetworkSizeSemSegEvaluator(dataset_name, output_dir=output_folder)
     if evaluator_type in ("sem_seg", "cityscapes_sem_seg"):
-        return d2_evaluation.SemSegEvaluator(dataset_name, output_dir=output_folder)
+        return MeanIoUEvaluator(dataset_name, output_dir=output_folder)
     if evaluator_type == "cityscapes_instance":
         return d2_evaluation.CityscapesInstanceEvaluator(dataset_name)
     if evaluator_type == "pascal_voc":

@@ -17,12 +17,12 @@ from detectron2.evaluation import (
     COCOPanopticEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
-    SemSegEvaluator,
 )
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.evaluation import (
     DetectionEvaluator,
+    MeanIoUEvaluator,
     NetworkSizeSemSegEvaluator,
     VOCEvaluator,
     at_network_size,
@@ -56,9 +56,9 @@ def config(**test: object) -> CfgNode:
     [
         ("tiny_coco", DetectionEvaluator),
         ("shapes_tiny_val", DetectionEvaluator),
-        ("shapes_tiny_val_sem_seg", SemSegEvaluator),
+        ("shapes_tiny_val_sem_seg", MeanIoUEvaluator),
         ("voc_2007_test", VOCEvaluator),
-        ("cityscapes_fine_sem_seg_val", SemSegEvaluator),
+        ("cityscapes_fine_sem_seg_val", MeanIoUEvaluator),
         ("cityscapes_fine_instance_seg_val", CityscapesInstanceEvaluator),
     ],
 )
@@ -77,7 +77,7 @@ def test_panoptic_has_three_evaluators(tmp_path: Path) -> None:
         found = build_evaluator(cfg, name, str(tmp_path / "results"))
         assert type(found) is DatasetEvaluators
         assert [type(evaluator) for evaluator in found._evaluators] == [
-            SemSegEvaluator,
+            MeanIoUEvaluator,
             DetectionEvaluator,
             COCOPanopticEvaluator,
         ]
@@ -108,7 +108,7 @@ def test_network_size_is_for_semantic_segmentation(
 
 def test_works_without_add_dcn_config(tmp_path: Path) -> None:
     evaluator = build_evaluator(get_cfg(), "shapes_tiny_val_sem_seg", str(tmp_path / "results"))
-    assert type(evaluator) is SemSegEvaluator
+    assert type(evaluator) is MeanIoUEvaluator
 
 
 def test_sigmas_of_keypoints_are_passed_on(tiny_coco: str, tmp_path: Path) -> None:

@@ -134,3 +134,25 @@ def test_labels_above_255_are_compared(dtype: type, tmp_path: Path) -> None:
     finally:
         unregister("many_classes")
     assert results["mIoU"] == 100 and results["IoU-303"] == 100
+
+
+@pytest.mark.parametrize("predicted", [[0, 1], [0, 1, 2]], ids=["in ground truth", "others too"])
+def test_the_classes_of_the_mean_are_logged(predicted, tmp_path, caplog) -> None:
+    evaluator = build_evaluator(config(at_network_size=False), NAME, str(tmp_path))
+    evaluator.reset()
+    for label in predicted:
+        evaluator._conf_matrix[label, 0] = 1  # rows are predicted, columns the ground truth
+    evaluator._conf_matrix[1, 1] = 2
+    with caplog.at_level("INFO", logger="dcn_plugin"):
+        results = evaluator.evaluate()["sem_seg"]
+    ious = [results[f"IoU-{name}"] for name in MetadataCatalog.get(NAME).stuff_classes[:2]]
+    (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("dcn_plugin")]
+    assert message.startswith("mIoU is the mean over the 2 classes in the ground truth")
+    if results["mIoU"] == pytest.approx(sum(ious) / 2):
+        assert message.endswith("ground truth")
+    else:  # Detectron2 0.6
+        assert results["mIoU"] == pytest.approx(sum(ious) / 3)
+        assert message.endswith(
+            "and 1 that are only predicted, which count as 0 (Detectron2 0.6); without these it is "
+            f"{sum(ious) / 2:.4f}"
+        )
