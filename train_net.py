@@ -67,7 +67,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             trainer.resume_or_load(resume=args.resume)
         else:
             model = Trainer.build_model(cfg)
-            checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer = Checkpointer(
+                model, cfg.OUTPUT_DIR, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
+            )
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     if not args.eval_only:
         return trainer.train()

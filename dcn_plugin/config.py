@@ -42,6 +42,9 @@ def add_dcn_config(cfg: CfgNode) -> None:
     # (BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION).
     cfg.MODEL.ROI_HEADS.OHEM = 128
 
+    # Load MODEL.WEIGHTS even if the file has no weight of the backbone; an error otherwise.
+    cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS = False
+
     # Train in the channels_last memory format, faster on CPUs and on GPUs in half precision.
     cfg.MODEL.CHANNELS_LAST = False
 

@@ -21,5 +21,6 @@ def set_memory_format(cfg: CfgNode, model: nn.Module) -> nn.Module:
 def load_model(cfg: CfgNode) -> nn.Module:
     """Builds a model in evaluation mode and loads MODEL.WEIGHTS, which may be empty."""
     model = set_memory_format(cfg, build_model(cfg)).eval()
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    allow_unmatched = cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
+    Checkpointer(model, allow_unmatched=allow_unmatched).load(cfg.MODEL.WEIGHTS)
     return model

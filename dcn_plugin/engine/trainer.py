@@ -108,7 +108,10 @@ class Trainer(DefaultTrainer):
         """Returns Detectron2's hooks after ours, and the evaluation with TTA at the end."""
         # DefaultTrainer has built its checkpointer, and gives it to a hook next.
         self.checkpointer = Checkpointer(
-            self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            allow_unmatched=self.cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS,
+            **self.checkpointer.checkpointables,
         )
         stock = super().build_hooks()
         if uses_tta(self.cfg):

@@ -179,8 +179,9 @@ def test_offset_branches_missing_in_a_plain_checkpoint_are_logged(tmp_path, capl
     torch.save({"model": weights}, tmp_path / "plain.pth")
     model = detector("build_deform_resnet_backbone", **DCONV3)
     assert load(model, tmp_path / "plain.pth", caplog) == ""
-    for name in offset_branches((3, 4, 6, 3), DCONV3["DEFORM_LAST"]):
-        assert f"backbone.{name}" in caplog.text
+    count = len(offset_branches((3, 4, 6, 3), DCONV3["DEFORM_LAST"]))
+    assert f"{count} parameters of offset branches keep their initial weights" in caplog.text
+    assert f"no key of the file matches them: {count} of backbone.res5" in caplog.text
     # Whatever else is missing is still reported.
     del weights["backbone.res5.0.conv2.weight"]
     torch.save({"model": weights}, tmp_path / "less.pth")
@@ -203,13 +204,12 @@ def test_the_classifier_loads_into_the_backbone(tmp_path, caplog) -> None:
 
 def test_a_damaged_file_is_an_error(tmp_path) -> None:
     path = tmp_path / "half.pth"
-    torch.save({"model": {}, "Path": path}, path)
+    torch.save({"model": {}}, path)
     whole = path.read_bytes()
     for content, message in (
         (b"", "EOFError: "),
         (b"half of a file", "KeyError: "),
         (whole[: len(whole) // 2], "RuntimeError: "),
-        (whole, "UnpicklingError: .*weights_only"),  # PyTorch's advice is part of the message
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"half\.pth must be a checkpoint, {message}"):
