@@ -103,7 +103,7 @@ class Checkpointer(DetectionCheckpointer):
         try:
             return super()._load_file(filename)
         except pickle.UnpicklingError:
-            if not filename.endswith(".pth"):
+            if filename.endswith((".pkl", ".pyth")):
                 raise
         loaded = load_inert(filename)  # with objects beside the weights, such as MMEngine's
         return loaded if "model" in loaded else {"model": loaded}
