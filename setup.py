@@ -18,6 +18,8 @@ version as PyTorch's. Environment variables:
     MAX_JOBS              number of parallel compiler processes
     DCN_SANITIZE          sanitizers for the C++ sources, such as "address,undefined"; no CUDA
     DCN_PORTABLE=1        leave out what is for x86-64 only, as on other processors, for tests
+
+`python -m build --wheel --no-isolation` builds a wheel with the same variables: docs/install.md.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -55,6 +58,8 @@ SANITIZE = os.environ.get("DCN_SANITIZE", "").strip()
 PORTABLE = toolchain.flag("DCN_PORTABLE")
 NO_CUDA_REASON = toolchain.why_no_cuda(torch.version.cuda, toolkit, sanitize=SANITIZE)
 CUDA = NO_CUDA_REASON is None
+# Where the files of a wheel are collected.
+BUILD_LIB = ROOT / "build" / "lib"
 
 
 def files(*patterns: str) -> list[str]:
@@ -74,6 +79,18 @@ def configure() -> None:
         os.environ["TORCH_CUDA_ARCH_LIST"] = toolchain.DEFAULT_ARCHS
 
 
+def torch_requirement() -> str:
+    """Returns the PyTorch that the metadata requires.
+
+    Compiled ops, in a wheel or an editable install, work with the minor version that they were
+    compiled for only. A source distribution can be compiled for any that is supported.
+    """
+    if {"bdist_wheel", "dist_info", "editable_wheel"}.isdisjoint(sys.argv):
+        return "torch>=2.6"
+    major, minor = torch.__version__.split(".")[:2]
+    return f"torch=={major}.{minor}.*"  # local versions and nightly builds match as well
+
+
 def arch_list() -> list[str]:
     """Returns the GPU architectures, for the record."""
     if not CUDA:
@@ -89,11 +106,14 @@ def extension() -> Any:
     headers = [Path(path) for path in include_paths()]
     cuda_headers = [*headers, *Path(torch.__file__).parents[1].glob("nvidia/*/include")]
     openmp = ["-fopenmp"] if sys.platform == "linux" else []  # at::parallel_for is inline
+    # PyTorch's checks contain the paths of sources and headers; those of this machine help nobody.
+    folders = [ROOT, Path(torch.__file__).parents[1]]
+    relative_paths = [f"-ffile-prefix-map={folder}/=" for folder in folders]
     if SANITIZE:
         flags = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-O1", "-g"]
         flags += ["-fno-omit-frame-pointer", "-DDCN_SANITIZE", "-D_GLIBCXX_ASSERTIONS"]
     else:
-        flags = ["-O3", "-g0", "-DNDEBUG"]
+        flags = ["-O3", "-g0", "-DNDEBUG", *relative_paths]
     # Floating-point exceptions are not read; otherwise GCC does not vectorize conditions on floats.
     # Vectors are passed between inlined functions only, so their ABI does not matter.
     flags += ["-fno-trapping-math", "-Wno-psabi", *(["-DDCN_PORTABLE"] if PORTABLE else [])]
@@ -105,7 +125,11 @@ def extension() -> Any:
         depends=files("**/*.h", "**/*.cuh"),
         extra_compile_args={
             "cxx": [*flags, "-Wall", "-Wextra", *openmp, *system(headers)],
-            "nvcc": [*toolchain.NVCC_FLAGS, *system(cuda_headers)],
+            "nvcc": [
+                *toolchain.NVCC_FLAGS,
+                *(f"-Xcompiler={flag}" for flag in relative_paths),
+                *system(cuda_headers),
+            ],
         },
         extra_link_args=[*openmp, *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])],
         py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
@@ -141,6 +165,7 @@ class BuildOps(BuildExtension):
             "arch_list": arch_list(),
             "sanitize": SANITIZE or None,
             "portable": PORTABLE,
+            "wheel": not self.inplace,
         }
         print(f"dcn_plugin: {json.dumps(info)}", flush=True)
         record = package / "_build_info.json"
@@ -151,9 +176,15 @@ class BuildOps(BuildExtension):
 
 
 configure()
+if "bdist_wheel" in sys.argv:  # setuptools would pack what was deleted since the last wheel
+    shutil.rmtree(BUILD_LIB, ignore_errors=True)
 setup(
     license="Apache-2.0",
+    install_requires=[torch_requirement()],
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildOps},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={
+        "bdist_wheel": {"py_limited_api": "cp310"},
+        "build": {"build_lib": str(BUILD_LIB)},
+    },
 )

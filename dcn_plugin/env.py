@@ -29,7 +29,8 @@ def compiled() -> list[tuple[str, str]]:
     info = _library.build_info()
     if info is None:
         return [("Compiled", f"not yet, or the build was interrupted; run `{_library.REBUILD}`")]
-    rows = [("Compiled", f"dcn_plugin {info['version']} for PyTorch {info['torch']}")]
+    how = "in a wheel" if info.get("wheel") else "in place"
+    rows = [("Compiled", f"dcn_plugin {info['version']} for PyTorch {info['torch']}, {how}")]
     rows.append(("Compiler", str(info["compiler"])))
     if info["cuda"]:
         archs = " ".join(info["arch_list"])

@@ -81,32 +81,59 @@ def import_error(folder):
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: dcn_plugin: "), result.stderr
-    assert "pip install --no-build-isolation -e ." in last
     return last
 
 
 def test_missing_library(broken_package):
-    assert "compiled ops are missing" in import_error(broken_package)
+    message = import_error(broken_package)
+    assert "compiled ops are missing" in message
+    assert "pip install --no-build-isolation -e ." in message
 
 
-def fake_build(folder, torch_version):
+def fake_build(folder, torch_version, **more):
     (folder / "dcn_plugin" / "_C.abi3.so").write_bytes(b"no library")
-    info = json.dumps({"torch": torch_version})
+    info = json.dumps({"torch": torch_version, **more})
     (folder / "dcn_plugin" / "_build_info.json").write_text(info)
 
 
-def test_library_for_another_pytorch_names_both_versions(broken_package):
-    fake_build(broken_package, "1.2.3+cu001")
+# What helps; the last one is the record of an older build.
+REMEDIES = pytest.mark.parametrize(
+    ("record", "remedy"),
+    [
+        ({"wheel": True}, "in a clone of dcn_plugin: pip install --no-build-isolation ."),
+        ({"wheel": False}, "in the repository: pip install --no-build-isolation -e ."),
+        ({}, "in the repository: pip install --no-build-isolation -e ."),
+    ],
+)
+
+
+@REMEDIES
+def test_library_for_another_pytorch_names_both_versions(broken_package, record, remedy):
+    fake_build(broken_package, "1.2.3+cu001", **record)
     message = import_error(broken_package)
     assert "compiled for PyTorch 1.2.3+cu001" in message
     assert torch.__version__ in message
+    assert message.endswith(remedy)
+    assert ("pip install 'torch==1.2.*'" in message) == record.get("wheel", False)
+    assert "(" not in message  # not even loaded
 
 
-def test_library_that_cannot_be_loaded_reports_the_cause(broken_package):
-    fake_build(broken_package, torch.__version__)
+@REMEDIES
+def test_library_that_cannot_be_loaded_reports_the_cause(broken_package, record, remedy):
+    fake_build(broken_package, torch.__version__, **record)
     message = import_error(broken_package)
     assert "cannot be loaded" in message
+    assert remedy in message
     assert "_C.abi3.so" in message  # the message of the loader
+
+
+def test_wheel_for_other_gpus_does_not_ask_for_the_installed_pytorch(broken_package):
+    built_for = f"{torch.__version__.partition('+')[0]}+cu001"
+    fake_build(broken_package, built_for, wheel=True)
+    message = import_error(broken_package)
+    assert f"compiled for PyTorch {built_for}, but this is {torch.__version__}; " in message
+    assert f"a wheel of dcn_plugin for PyTorch {torch.__version__}" in message
+    assert "'torch==" not in message
 
 
 def test_every_op_of_the_library_has_a_backward():

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import get_detectron2
@@ -16,6 +17,7 @@ import pytest
 import toolchain
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +142,31 @@ class TestToolchain:
         ) as error:
             toolchain.find_compiler()
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("command", "minor_version_only"),
+        [(["dist_info", "--output-dir"], True), (["egg_info", "--egg-base"], False)],
+        ids=["of a wheel or an editable install", "of a source distribution"],
+    )
+    def test_metadata_require_the_pytorch_that_the_ops_were_compiled_for(
+        self, tmp_path, command, minor_version_only
+    ) -> None:
+        subprocess.run(
+            [sys.executable, "setup.py", "-q", *command, str(tmp_path)],
+            cwd=ROOT,
+            env={**os.environ, "FORCE_CPU": "1", "FORCE_CUDA": "0"},
+            check=True,
+            capture_output=True,
+        )
+        (distribution,) = metadata.distributions(name="dcn_plugin", path=[str(tmp_path)])
+        required = [r for r in map(Requirement, distribution.requires or []) if r.marker is None]
+        assert [r.name for r in required] == ["torch"]
+        accepted = required[0].specifier
+        assert accepted.contains(torch.__version__, prereleases=True)
+        release = Version(torch.__version__).release
+        other = f"{release[0]}.{release[1] + 1}.0"
+        assert accepted.contains(other) == (not minor_version_only)
+        assert not accepted.contains("2.5.1")
 
     def test_missing_pytorch_is_a_one_line_error(self, tmp_path) -> None:
         (tmp_path / "torch.py").write_text(
