@@ -23,6 +23,18 @@ def test_reports_versions_and_the_build() -> None:
     assert "Library" in printed.splitlines()[-1]
 
 
+@pytest.mark.parametrize(("wheel", "how"), [(True, "in a wheel"), (False, "in place")])
+def test_reports_how_and_for_what_the_ops_were_compiled(wheel, how, monkeypatch) -> None:
+    record = {"version": "0.2.0+torch2.11.cu130", "torch": "2.11.0+cu130", "compiler": "c++ 12"}
+    record |= {"cuda": "13.0", "arch_list": ["8.0", "9.0+PTX"], "sanitize": None, "wheel": wheel}
+    monkeypatch.setattr(_library, "build_info", lambda: record)
+    assert env.compiled() == [
+        ("Compiled", f"dcn_plugin 0.2.0+torch2.11.cu130 for PyTorch 2.11.0+cu130, {how}"),
+        ("Compiler", "c++ 12"),
+        ("CUDA kernels", "compiled with CUDA 13.0 for 8.0 9.0+PTX"),
+    ]
+
+
 def test_works_without_compiled_ops_and_detectron2(tmp_path) -> None:
     built = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
     shutil.copytree(Path(env.__file__).parent, tmp_path / "dcn_plugin", ignore=built)
