@@ -105,7 +105,6 @@ def test_infinite_weights_do_not_reach_their_gradient(dtype, size, device):
 
 
 @pytest.mark.usefixtures("torchvision")  # else the tests below are skipped
-@pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_processors_without_fast_gemm_instructions_give_the_same(isa):
     """Restricts oneDNN to older instruction sets: other GEMM kernels, the same results."""
