@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
@@ -67,6 +69,9 @@ class DeformConv2dPack(DeformConv2d):
     Offsets (and masks) are predicted by the submodule `offset_conv`, which is initialized with
     zeros: initially the output is that of the plain convolution (half of it if modulated, since
     sigmoid(0) = 0.5).
+
+    It loads the state dicts of mmcv's `DeformConv2dPack` and `ModulatedDeformConv2dPack` and of
+    the DCNv2 module of CenterNet and YOLACT++, which name this submodule differently.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class DeformConv2dPack(DeformConv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
         self.offset_conv = OffsetConv2d(self, offset_groups, modulated)
+        self.register_load_state_dict_pre_hook(_rename_offset_conv)
 
     def reset_parameters(self) -> None:
         """Reinitializes weight and bias, and sets the offset branch to zero."""
@@ -150,6 +156,17 @@ class DeformConv2dPack(DeformConv2d):
         """
         offset, mask = self.offset_conv(input)
         return super().forward(input, offset, mask)
+
+
+def _rename_offset_conv(
+    pack: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any
+) -> None:
+    """Renames the keys of other libraries' offset branches, whose layout is the same."""
+    for theirs in ("conv_offset", "conv_offset_mask"):  # mmcv, DCNv2
+        for parameter in ("weight", "bias"):
+            old, new = f"{prefix}{theirs}.{parameter}", f"{prefix}offset_conv.{parameter}"
+            if old in state_dict and new not in state_dict:
+                state_dict[new] = state_dict.pop(old)
 
 
 def plain_padding(conv: nn.Conv2d) -> tuple[int, int]:

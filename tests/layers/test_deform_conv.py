@@ -8,9 +8,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dcn_plugin.layers import DeformConv2d, DeformConv2dPack, OffsetConv2d
+from tests import reference
+from tests.tolerances import assert_near
 
 on_every_device = pytest.mark.usefixtures("default_device")
 SHAPE = {
@@ -95,6 +97,66 @@ def test_compiles_without_graph_breaks() -> None:
     input = torch.randn(1, 4, 6, 6)
     compiled = torch.compile(pack, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(input), pack(input))
+
+
+def foreign_state_dict(prefix: str, branch: str, maps: int, bias: bool) -> dict[str, Tensor]:
+    """Returns a state dict as other libraries lay it out, of the convolution in `SHAPE`."""
+    shapes = {
+        "weight": (4, 3, 3, 2),
+        "bias": (4,),
+        f"{branch}.weight": (maps * 6, 6, 3, 2),
+        f"{branch}.bias": (maps * 6,),
+    }
+    if not bias:
+        del shapes["bias"]
+    return {prefix + key: torch.randn(s, dtype=torch.float64) for key, s in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("branch", "offset_groups", "modulated", "dilation"),
+    [
+        ("conv_offset", 3, False, (2, 1)),
+        ("conv_offset", 3, True, (2, 1)),
+        ("conv_offset_mask", 2, True, (1, 1)),  # DCNv2 does not dilate the offset branch
+    ],
+    ids=["mmcv v1", "mmcv v2", "DCNv2"],
+)
+@pytest.mark.parametrize("prefix", ["", "neck.0."])
+def test_loads_the_state_dicts_of_mmcv_and_dcnv2(
+    prefix: str, branch: str, offset_groups: int, modulated: bool, dilation: tuple[int, int]
+) -> None:
+    shape = {**SHAPE, "dilation": dilation}
+    bias = modulated  # as mmcv's defaults; DCNv2 always has one
+    pack = DeformConv2dPack(
+        6, 4, **shape, bias=bias, offset_groups=offset_groups, modulated=modulated
+    ).double()
+    model = nn.ModuleDict({"neck": nn.Sequential(pack)}) if prefix else pack
+    state = foreign_state_dict(prefix, branch, (3 if modulated else 2) * offset_groups, bias)
+    keys = list(state)
+    model.load_state_dict(state, strict=True)
+    assert list(state) == keys  # the caller's dict
+
+    # Their formula: offsets are the first two thirds of the prediction, the mask is the last one.
+    input = torch.randn(1, 6, 6, 4, dtype=torch.float64)
+    weight, own_bias = state[f"{prefix}weight"], state.get(f"{prefix}bias")
+    geometry = shape["stride"], shape["padding"], dilation
+    offset = nn.functional.conv2d(
+        input, state[f"{prefix}{branch}.weight"], state[f"{prefix}{branch}.bias"], *geometry
+    )
+    mask = None
+    if modulated:
+        first, second, last = torch.chunk(offset, 3, dim=1)
+        offset, mask = torch.cat((first, second), dim=1), torch.sigmoid(last)
+    expected = reference.deform_conv2d(input, offset, weight, own_bias, *geometry, mask)
+    assert_near(pack(input), expected)
+
+
+def test_a_state_dict_with_both_names_does_not_load_silently() -> None:
+    pack = DeformConv2dPack(6, 4, 3)
+    state = pack.state_dict()
+    state["conv_offset.weight"] = state["offset_conv.weight"]
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*conv_offset\.weight"):
+        pack.load_state_dict(state)
 
 
 @pytest.mark.parametrize("offset_groups", [0, 5, -1])
