@@ -20,6 +20,7 @@ UPPER = {"__init__", "modeling", "data", "evaluation", "engine", "config", "comp
 ALLOWED = {
     "ops": {"torch", "dcn_plugin.ops", "dcn_plugin._library"},
     "layers": {"torch", "dcn_plugin.ops", "dcn_plugin.layers"},
+    "integrations": {"torch", "torchvision", "dcn_plugin.ops", "dcn_plugin.integrations"},
     # Works without Detectron2, on torchvision's models; fvcore counts FLOPs.
     "analysis": {
         *("torch", "numpy", "matplotlib", "cv2", "fvcore"),
