@@ -221,12 +221,11 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_autocast_stays_torchvisions() -> None:
-    call = ASYMMETRIC.draw(dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected, expected_gradients = gradients(deform_conv2d, call)
-        with replace_deform_conv2d():
-            output, found = gradients(deform_conv2d, call)
-    assert output.dtype == expected.dtype == torch.float32
+    call = ASYMMETRIC.draw(dtype=torch.float32)  # float32 results, as there is none on the CPU
+    expected, expected_gradients = gradients(deform_conv2d, call)
+    with replace_deform_conv2d(), torch.autocast("cpu", torch.bfloat16):
+        output, found = gradients(deform_conv2d, call)
+    assert output.dtype == torch.float32
     assert_near(output, expected)
     for name, gradient in expected_gradients.items():
         assert found[name].dtype == torch.float32
@@ -267,17 +266,23 @@ def test_another_torchvision_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_warning_is_shown_and_none_of_others_is_lost() -> None:
     program = """
-import torch, warnings, torchvision
+import sys, torch, warnings, torchvision
 from dcn_plugin.integrations.torchvision import replace_deform_conv2d
 with warnings.catch_warnings(record=True) as ours:
     warnings.simplefilter("always")
-    with replace_deform_conv2d():
-        pass
+    if sys.argv[1] == "replace":
+        replace_deform_conv2d().undo()
 with warnings.catch_warnings(record=True) as others:
     warnings.simplefilter("always")
     torch.library.Library("torchvision", "IMPL").impl("nms", print, "CPU")
-print([str(w.message) for w in ours], len(others), torch.is_warn_always_enabled())
+print(len(ours), len(others), torch.is_warn_always_enabled())
 """
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[] 1 False\n", done.stderr
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, what], cwd=ROOT, text=True, stdout=subprocess.PIPE
+        )
+        for what in ("replace", "nothing")
+    ]
+    replaced, plain = (run.communicate(timeout=120)[0] for run in runs)
+    # PyTorch 2.14 has shown its warning by then, earlier ones show it now.
+    assert replaced == plain and replaced in ("0 0 False\n", "0 1 False\n")
