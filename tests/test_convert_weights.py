@@ -32,11 +32,11 @@ def test_converted_detectors_load(checkpointer, tmp_path, monkeypatch, capsys) -
     torch.save(file, tmp_path / "mmdet.pth")
     run(monkeypatch, tmp_path / "mmdet.pth", tmp_path / "d2.pth")
     printed = capsys.readouterr().out
-    assert "The weights need MODEL.RESNETS.STRIDE_IN_1X1 True\n" in printed
+    assert "Set MODEL.RESNETS.STRIDE_IN_1X1 True\n" in printed
     assert "INPUT.FORMAT BGR, MODEL.PIXEL_MEAN [103.53" in printed
     # 1 / 0.033 and 1 / 0.067, not Detectron2's 30 and 15.
     assert "(20.0, 20.0, 10.0, 10.0), (30.303, 30.303, 14.9254, 14.9254))" in printed
-    assert "24 keys were kept, as these modules are unknown: 24 of roi_head.mask_head" in printed
+    assert "24 keys were not converted (unknown modules): 24 of roi_head.mask_head" in printed
     model = build_model(detector_config(cascade=True))
     checkpointer(model).load(str(tmp_path / "d2.pth"))
     assert torch.equal(

@@ -25,8 +25,9 @@ import torch
 from torch import nn
 
 from dcn_plugin.engine import Checkpointer
-from dcn_plugin.engine.checkpoint import PIXELS, count_by_module
-from dcn_plugin.engine.weight_conversion import Origin, to_detectron2, to_mmdet, to_torchvision
+from dcn_plugin.engine.checkpoint import count_by_module, input_config
+from dcn_plugin.engine.weight_conversion import CONVERTED_BY, Origin, to_detectron2
+from dcn_plugin.engine.weight_names import to_mmdet, to_torchvision
 from dcn_plugin.files import atomic_write
 
 
@@ -69,13 +70,21 @@ def convert(checkpoint: dict[str, Any], to: str) -> dict[str, Any]:
         # Detectron2's heuristics find the prefix of a backbone alone.
         return {
             "model": weights,
-            "__author__": f"{origin.project}, by dcn_plugin",
+            "__author__": CONVERTED_BY,
             "matching_heuristics": not any(key.startswith("backbone.") for key in weights),
             "origin": asdict(origin),
         }
-    converted = to_mmdet(weights) if to == "mmdetection" else to_torchvision(weights)
+    if to == "torchvision":
+        converted = to_torchvision(weights)
+        report(weights, converted)
+        return converted
+    converted = to_mmdet(weights)
     report(weights, converted)
-    return converted if to == "torchvision" else {"state_dict": converted, "meta": {}}
+    print(
+        "MMDetection's config must have the target_stds 1 / BBOX_REG_WEIGHTS, style='caffe' for "
+        "STRIDE_IN_1X1 True, and the mean, std and bgr_to_rgb of the input format"
+    )
+    return {"state_dict": converted, "meta": {}}
 
 
 def report(before: Iterable[str], after: Iterable[str]) -> None:
@@ -89,7 +98,7 @@ def report(before: Iterable[str], after: Iterable[str]) -> None:
         )
     print(f"{len(renamed)} keys were renamed")
     if kept:
-        print(f"{len(kept)} keys were kept, as these modules are unknown: {count_by_module(kept)}")
+        print(f"{len(kept)} keys were not converted (unknown modules): {count_by_module(kept)}")
 
 
 def print_config(origin: Origin) -> None:
@@ -98,14 +107,14 @@ def print_config(origin: Origin) -> None:
     if origin.stride_in_1x1 is not None:
         keys.append(f"MODEL.RESNETS.STRIDE_IN_1X1 {origin.stride_in_1x1}")
     if origin.input_format:
-        keys.append(f"INPUT.FORMAT {origin.input_format}, {PIXELS[origin.input_format]}")
+        keys.append(input_config(origin))
     weights = [tuple(round(1 / std, 4) for std in stds) for stds in origin.box_stds]
     if len(weights) == 1:
         keys.append(f"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS {weights[0]}")
     elif weights:
         keys.append(f"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS {tuple(weights)}")
     for key in keys:
-        print(f"The weights need {key}")
+        print(f"Set {key}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -20,33 +22,23 @@ from torch import nn
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.layers import CNNBlockBase
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.files import atomic_write
 from dcn_plugin.layers import OffsetBranch
 
 from .inert_pickle import load_inert
-from .weight_conversion import (
-    Origin,
-    Weights,
-    scale_box_deltas,
-    to_detectron2,
-    without_backbone_prefix,
-)
-
-# Normalization of the images that weights were trained with, by INPUT.FORMAT.
-PIXELS = {
-    "RGB": "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] and MODEL.PIXEL_STD [58.395, 57.12, 57.375]",
-    "BGR": "MODEL.PIXEL_MEAN [103.53, 116.28, 123.675] and MODEL.PIXEL_STD [1.0, 1.0, 1.0]",
-}
+from .weight_conversion import Origin, scale_box_deltas, to_detectron2
+from .weight_names import Weights, without_backbone_prefix
 
 
 class Checkpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that loads weights of other projects and of plain models.
 
-    It converts those of MMDetection, torchvision and timm, finds the prefix of a bare backbone, and
-    counts what does not match in one line. Offset branches that a checkpoint lacks keep their
-    initial weights, zero.
+    It converts those of MMDetection, torchvision and timm, matches backbones saved without a
+    prefix, and counts what does not match in one line. Offset branches that a checkpoint lacks keep
+    their initial weights, zero.
     """
 
     def __init__(
@@ -87,13 +79,17 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             ValueError: if it is not a checkpoint.
         """
-        return self._load_file(self.path_manager.get_local_path(path))
+        self._parsed_url_during_load = urlparse(path)  # Detectron2's main reads it
+        try:
+            return self._load_file(self.path_manager.get_local_path(path))
+        finally:
+            self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         self._filename = filename
         try:
             return self._read_file(filename)
-        except (EOFError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
+        except NOT_A_CHECKPOINT as error:
             message = " ".join(str(error).split())  # torch.load's has several lines
             raise ValueError(
                 f"{filename} must be a checkpoint, {type(error).__name__}: {message}"
@@ -102,33 +98,34 @@ class Checkpointer(DetectionCheckpointer):
     def _read_file(self, filename: str) -> dict[str, Any]:
         try:
             return super()._load_file(filename)
-        except pickle.UnpicklingError:
-            if filename.endswith((".pkl", ".pyth")):
+        except pickle.UnpicklingError:  # objects beside the weights, such as MMEngine's
+            if filename.endswith((".pkl", ".pyth")) or not zipfile.is_zipfile(filename):
                 raise
-        loaded = load_inert(filename)  # with objects beside the weights, such as MMEngine's
-        return loaded if "model" in loaded else {"model": loaded}
+            loaded = load_inert(filename)
+            if not isinstance(loaded, dict) or "state_dict" not in loaded:
+                raise
+        return {"model": loaded}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         keys = set(self.model.state_dict())
-        parameters = {name for name, _ in self.model.named_parameters()}
         weights, origin = to_detectron2(checkpoint, keys)
         for name, value in weights.items():
             if not isinstance(value, (np.ndarray, torch.Tensor)):
                 kind = f"{type(value).__module__}.{type(value).__name__}"
                 raise ValueError(f"{self._filename}: {name} must be a tensor, got a {kind}")
         if origin.project:
-            self.logger.info(f"{self._filename} has weights of {origin.project}")
-        if not any(key.endswith(BATCH_COUNT) for key in keys):  # FrozenBatchNorm2d has none
+            self.logger.info(f"{self._filename} contains {origin.project} weights")
+        if origin.project and not any(key.endswith(BATCH_COUNT) for key in keys):
+            # FrozenBatchNorm2d has none.
             weights = {k: value for k, value in weights.items() if not k.endswith(BATCH_COUNT)}
-        backbone = {name for name in parameters if name.startswith("backbone.")} or parameters
-        weights = self._match(checkpoint, weights, backbone)
-        scale_box_deltas(weights, origin.box_stds, box_reg_weights(self.model))
-        checkpoint["model"] = dict(weights)
+        backbone = backbone_parameters(self.model)
+        checkpoint["model"] = weights = self._match(checkpoint, weights, backbone)
+        if origin.box_stds:
+            scale_box_deltas(weights, origin.box_stds, box_reg_weights(self.model))
         incompatible = super()._load_model(checkpoint)
-        # FrozenBatchNorm2d sets buffers that a checkpoint lacks.
-        missing = set(incompatible.missing_keys) | (keys - parameters - weights.keys())
-        if backbone <= missing and not self.allow_unmatched:
-            raise ValueError(self._nothing_matches(backbone, weights))
+        missing = set(incompatible.missing_keys)
+        if backbone and backbone <= missing and not self.allow_unmatched:
+            raise ValueError(self._nothing_matches(backbone, weights, incompatible))
         for mismatch in mismatches(self.model, origin):
             self.logger.warning(f"{self._filename}: {mismatch}")
         new = offset_parameters(self.model) & missing
@@ -138,7 +135,6 @@ class Checkpointer(DetectionCheckpointer):
                 f"{len(new)} parameters of offset branches keep their initial weights, since no "
                 f"key of the file matches them: {count_by_module(new)}"
             )
-        self._log_counts(len(keys) - len(new), missing - new, incompatible.unexpected_keys)
         return incompatible
 
     def _match(self, checkpoint: dict[str, Any], weights: Weights, backbone: set[str]) -> Weights:
@@ -150,28 +146,59 @@ class Checkpointer(DetectionCheckpointer):
             return weights
         self._convert_ndarray_to_tensor(weights)
         caffe2 = checkpoint.get("__author__") == "Caffe2"
-        return align_and_update_state_dicts(self.model.state_dict(), weights, c2_conversion=caffe2)
+        model = self.model.state_dict()
+        try:
+            return align_and_update_state_dicts(model, weights, c2_conversion=caffe2)
+        except ValueError as error:  # a key that matches several of the model
+            if self.allow_unmatched:
+                return weights
+            raise ValueError(f"{self._filename}: {error}") from error
 
-    def _nothing_matches(self, backbone: Iterable[str], weights: Iterable[str]) -> str:
-        ours, theirs = sorted(backbone), sorted(weights)
+    def _nothing_matches(
+        self, backbone: Iterable[str], weights: Iterable[str], incompatible: Any
+    ) -> str:
+        if incompatible.incorrect_shapes:
+            name, theirs, ours = incompatible.incorrect_shapes[0]
+            what = f"{name} has the shape {tuple(theirs)} there and {tuple(ours)} in the model"
+        else:
+            theirs, ours = sorted(weights)[:3], sorted(backbone)[:3]
+            what = (
+                f"its keys are {', '.join([*theirs, '...'])}, the model's "
+                f"{', '.join([*ours, '...'])}"
+            )
         return (
-            f"{self._filename} has no weight of the backbone: its keys are "
-            f"{', '.join([*theirs[:3], '...'])}, the model's {', '.join([*ours[:3], '...'])}; name "
-            "other weights in MODEL.WEIGHTS, or set MODEL.ALLOW_UNMATCHED_WEIGHTS to True to load "
-            "what matches"
+            f"{self._filename} has no weight that fits the backbone: {what}; name other weights in "
+            "MODEL.WEIGHTS, or set MODEL.ALLOW_UNMATCHED_WEIGHTS to True to load what fits"
         )
 
-    def _log_counts(self, total: int, missing: set[str], unexpected: Sequence[str]) -> None:
-        """Logs in one line how many tensors were loaded, and what was not, by module."""
-        parts = [f"Loaded {total - len(missing)} of {total} tensors of the model"]
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Counts in one line what does not match, instead of listing all keys."""
+        shapes = incompatible.incorrect_shapes
+        wrong = {name for name, *_ in shapes}
+        missing = set(incompatible.missing_keys) - wrong
+        parts = []
         if missing:
-            parts.append(f"not in the file, or of another shape: {count_by_module(missing)}")
-        if unexpected:
-            parts.append(f"not used of the file: {count_by_module(unexpected)}")
-        log = self.logger.warning if missing or unexpected else self.logger.info
-        log("; ".join(parts))
+            parts.append(f"{len(missing)} tensors of the model are missing: {names_of(missing)}")
+        if shapes:
+            name, theirs, ours = shapes[0]
+            parts.append(
+                f"{len(shapes)} have another shape, such as {name} with {tuple(theirs)} instead of "
+                f"{tuple(ours)}"
+            )
+        if incompatible.unexpected_keys:
+            unused = incompatible.unexpected_keys
+            parts.append(f"{len(unused)} keys of the file are unused: {names_of(unused)}")
+        if parts:
+            self.logger.warning(f"Weights of {self._filename}: {'; '.join(parts)}")
+        else:
+            self.logger.info(f"Loaded all weights of the model from {self._filename}")
 
 
+# What reading another file raises.
+NOT_A_CHECKPOINT = (
+    *(EOFError, LookupError, RuntimeError, AttributeError, TypeError),
+    pickle.UnpicklingError,
+)
 BATCH_COUNT = ".num_batches_tracked"
 
 
@@ -185,11 +212,21 @@ def offset_parameters(model: nn.Module) -> set[str]:
     }
 
 
+def backbone_parameters(model: nn.Module) -> set[str]:
+    """Returns the names of the backbone's parameters, without an FPN; all if it has no backbone."""
+    names = {name for name, _ in model.named_parameters()}
+    for prefix in ("backbone.bottom_up.", "backbone."):
+        if backbone := {name for name in names if name.startswith(prefix)}:
+            return backbone
+    return names
+
+
 def box_reg_weights(model: nn.Module) -> list[Sequence[float]]:
     """Returns BBOX_REG_WEIGHTS of each box head of a model; none if it has no box heads."""
     predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
     predictors = predictor if isinstance(predictor, nn.ModuleList) else [predictor]
-    return [p.box2box_transform.weights for p in predictors if hasattr(p, "box2box_transform")]
+    transforms = [getattr(predictor, "box2box_transform", None) for predictor in predictors]
+    return [t.weights for t in transforms if type(t) is Box2BoxTransform]
 
 
 def stride_in_1x1(model: nn.Module) -> bool | None:
@@ -205,26 +242,40 @@ def stride_in_1x1(model: nn.Module) -> bool | None:
 
 
 def mismatches(model: nn.Module, origin: Origin) -> Iterator[str]:
-    """Yields what a model does differently from the one whose weights it loads.
+    """Yields config keys that do not fit the weights, with the values that do.
 
     Args:
-        model: the model.
+        model: the model that loads them.
         origin: of the weights.
     """
     found, wanted = stride_in_1x1(model), origin.stride_in_1x1
     if None not in (found, wanted) and found != wanted:
         yield (
-            f"MODEL.RESNETS.STRIDE_IN_1X1 is {found}, but the weights are of a {origin.project} "
-            f"model with the stride in the {'1x1' if wanted else '3x3'} convolution: set it to "
-            f"{wanted}"
+            f"MODEL.RESNETS.STRIDE_IN_1X1 is {found}, but {origin.project} weights of this kind "
+            f"need {wanted}"
         )
-    image_format = getattr(model, "input_format", None)
-    if image_format in PIXELS and origin.input_format not in (None, image_format):
-        yield (
-            f"INPUT.FORMAT is {image_format}, but the weights are of a {origin.project} model for "
-            f"{origin.input_format} images: set it to {origin.input_format}, with "
-            f"{PIXELS[origin.input_format]}"
-        )
+    mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
+    if not isinstance(mean, torch.Tensor) or not origin.input_format:
+        return
+    fits = all(
+        np.allclose(values.flatten().tolist(), others, rtol=0.02)
+        for values, others in ((mean, origin.pixel_mean), (std, origin.pixel_std))
+    )
+    if not fits or getattr(model, "input_format", None) not in (None, origin.input_format):
+        yield f"{origin.project} weights of this kind need {input_config(origin)}"
+
+
+def input_config(origin: Origin) -> str:
+    """Returns the config keys of the images that weights were trained with."""
+    return (
+        f"INPUT.FORMAT {origin.input_format}, MODEL.PIXEL_MEAN {list(origin.pixel_mean)} and "
+        f"MODEL.PIXEL_STD {list(origin.pixel_std)}"
+    )
+
+
+def names_of(keys: Collection[str]) -> str:
+    """Returns a few keys themselves, or how many belong to each module."""
+    return ", ".join(sorted(keys)) if len(keys) <= 4 else count_by_module(keys)
 
 
 def count_by_module(keys: Iterable[str]) -> str:

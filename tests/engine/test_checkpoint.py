@@ -186,7 +186,7 @@ def test_offset_branches_missing_in_a_plain_checkpoint_are_logged(tmp_path, capl
     del weights["backbone.res5.0.conv2.weight"]
     torch.save({"model": weights}, tmp_path / "less.pth")
     warnings = load(model, tmp_path / "less.pth", caplog)
-    assert "backbone.res5.0.conv2.weight" in warnings and "offset" not in warnings
+    assert warnings.endswith("missing: backbone.res5.0.conv2.weight")
 
 
 def test_the_classifier_loads_into_the_backbone(tmp_path, caplog) -> None:

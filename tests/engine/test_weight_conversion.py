@@ -18,33 +18,48 @@ from detectron2.modeling import build_model
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import Checkpointer
-from dcn_plugin.engine.weight_conversion import (
-    from_mmdet,
-    rename,
-    to_detectron2,
-    to_mmdet,
-    to_torchvision,
-)
+from dcn_plugin.engine.weight_conversion import from_mmdet, to_detectron2
+from dcn_plugin.engine.weight_names import rename, to_mmdet, to_torchvision
 from tests.engine.mmdet_models import mmdet_model
 from tests.modeling.backbones import shake
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "COCO-InstanceSegmentation"
 CLASSES = 5
+# MMEngine sorts the keys, so the RPN comes after the heads; before, it came first.
 CONFIG_TEXT = """
 model = dict(
     backbone=dict(type='ResNet', depth=50, style='{style}'),
-    rpn_head=dict(bbox_coder=dict(target_stds=[1.0, 1.0, 1.0, 1.0])),
-    roi_head=dict(bbox_head={heads}))
-img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+    {rpn_before}roi_head=dict(bbox_head={heads}),
+    {rpn_after}type='MaskRCNN')
 """
+RPN_TEXT = """rpn_head=dict(
+        anchor_generator=dict(scales=[8], ratios=[0.5, 1.0, 2.0]),
+        bbox_coder=dict(target_stds=[1.0, 1.0, 1.0, 1.0])),
+    """
+# Pixel statistics of versions 1 and 2, and 3.
+NORM_TEXT = "img_norm_cfg = dict(mean={mean}, std={std}, to_rgb={rgb})"
+PREPROCESSOR_TEXT = "data_preprocessor=dict(bgr_to_rgb={rgb}, mean={mean}, std={std}),"
+RGB = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+BGR = ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 
 
-def config_text(stds: object = None, style: str = "pytorch") -> str:
+def config_text(stds: object = None, style: str = "pytorch", version: int = 3) -> str:
     """Returns the config that MMDetection writes into its checkpoints."""
     heads = [f"dict(bbox_coder=dict(target_stds={list(std)}))" for std in stds or ()]
-    return CONFIG_TEXT.format(style=style, heads=f"[{', '.join(heads)}]")
+    heads = heads[0] if len(heads) == 1 else f"[{', '.join(heads)}]"
+    mean, std = RGB if style == "pytorch" else BGR
+    statistics = {"mean": mean, "std": std, "rgb": style == "pytorch"}
+    text = CONFIG_TEXT.format(
+        style=style,
+        heads=heads,
+        rpn_before="" if version == 3 else RPN_TEXT,
+        rpn_after=RPN_TEXT if version == 3 else "",
+    )
+    if version == 3:
+        return text.replace("type='Mask", PREPROCESSOR_TEXT.format(**statistics) + " type='Mask")
+    return text + NORM_TEXT.format(**statistics)
 
 
 def detector_config(modulated: bool = False, cascade: bool = False, groups: int = 1) -> CfgNode:
@@ -63,6 +78,7 @@ def detector_config(modulated: bool = False, cascade: bool = False, groups: int 
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 24
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = CLASSES
     cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = RGB
     return cfg
 
 
@@ -112,9 +128,9 @@ def test_detectors_of_mmdetection_compute_the_same(
     file = {"meta": {"config": config_text(stds)}, "state_dict": theirs.state_dict()}
     model = build_model(detector_config(modulated, cascade, groups)).eval()
     log = load(model, file, tmp_path, caplog)
-    count = len(model.state_dict())
-    assert f"Loaded {count} of {count} tensors of the model" in log
-    assert "STRIDE_IN_1X1" not in log and "initial weights" not in log
+    assert ("WARNING" in log) == cascade  # the masks of the first two heads
+    assert not cascade or "24 keys of the file are unused: 24 of roi_head.mask_head" in log
+    assert "initial weights" not in log and "are missing" not in log
 
     features = model.backbone(image := torch.randn(1, 3, 64, 96))
     expected = theirs.neck(theirs.backbone(image))
@@ -188,7 +204,8 @@ def test_the_background_of_mmdetection_1_is_moved(cascade) -> None:
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_other_box_normalizations_are_read_from_the_config(tmp_path, caplog) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_other_box_normalizations_are_read_from_the_config(version, tmp_path, caplog) -> None:
     stds = [(0.25, 0.5, 1.0, 2.0)]
     theirs = mmdet_model(mask=False)
     model = build_model(detector_config())
@@ -201,36 +218,74 @@ def test_other_box_normalizations_are_read_from_the_config(tmp_path, caplog) -> 
     )
 
 
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
-def test_another_stride_placement_is_a_warning(style, tmp_path, caplog) -> None:
+def test_config_keys_that_do_not_fit_are_warnings(style, version, tmp_path, caplog) -> None:
     cfg = detector_config()
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = style == "pytorch"
-    cfg.INPUT.FORMAT = "BGR" if style == "pytorch" else "RGB"
+    if style == "pytorch":
+        cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.INPUT.FORMAT = True, "BGR"
     weights = mmdet_model().state_dict()
-    file = {"meta": {"cfg": config_text(style=style)}, "state_dict": weights}
+    file = {"meta": {"cfg": config_text(style=style, version=version)}, "state_dict": weights}
     log = load(build_model(cfg), file, tmp_path, caplog)
     right = style == "caffe"
-    assert f"WARNING {tmp_path / 'weights.pth'}: MODEL.RESNETS.STRIDE_IN_1X1 is {not right}" in log
-    assert f"set it to {right}" in log
-    assert f"set it to {'BGR' if right else 'RGB'}, with MODEL.PIXEL_MEAN" in log
+    start = f"WARNING {tmp_path / 'weights.pth'}: "
+    assert (
+        f"{start}MODEL.RESNETS.STRIDE_IN_1X1 is {not right}, but OpenMMLab weights of this kind "
+        f"need {right}\n"
+    ) in log
+    mean, std = BGR if right else RGB
+    assert (
+        f"{start}OpenMMLab weights of this kind need INPUT.FORMAT {'BGR' if right else 'RGB'}, "
+        f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std}"
+    ) in log
 
 
-def test_an_rpn_that_detectron2_lacks_is_rejected() -> None:
+def test_weights_without_a_config_give_no_advice(tmp_path, caplog) -> None:
+    cfg = detector_config()
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.INPUT.FORMAT = True, "BGR"
+    log = load(build_model(cfg), {"state_dict": mmdet_model().state_dict()}, tmp_path, caplog)
+    assert "STRIDE_IN_1X1" not in log and "INPUT.FORMAT" not in log
+
+
+@pytest.mark.parametrize("groups", [1, 32])
+def test_the_stride_of_caffe2s_resnexts_is_unknown(groups) -> None:
+    weights = {"res2_0_branch2b_w": torch.zeros(64, 64 // groups, 3, 3)}
+    _, origin = to_detectron2({"model": weights, "__author__": "Caffe2"})
+    assert origin.stride_in_1x1 is (True if groups == 1 else None)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "anchors", "scales", "reason"),
+    [
+        (6, 3, None, "6 outputs for 3 anchors, a softmax"),
+        (15, 15, None, "15 anchors are of several scales"),
+        (3, 3, 3, "3 anchors are of several scales"),
+    ],
+)
+def test_an_rpn_that_detectron2_lacks_is_left_out(outputs, anchors, scales, reason, caplog) -> None:
     weights = mmdet_model().state_dict()
-    softmax = {**weights, "rpn_head.rpn_cls.bias": torch.zeros(6)}
-    with pytest.raises(ValueError, match=r"output for each of 3 anchors.*got 6.*no softmax"):
-        from_mmdet(softmax, {})
-    scales = {**weights, "rpn_head.rpn_cls.bias": torch.zeros(15)}
-    scales["rpn_head.rpn_reg.bias"] = torch.zeros(60)
-    with pytest.raises(ValueError, match=r"got 15 anchors.*remove rpn_head\.\*"):
-        from_mmdet(scales, {})
+    weights["rpn_head.rpn_cls.bias"] = torch.zeros(outputs)
+    weights["rpn_head.rpn_reg.bias"] = torch.zeros(4 * anchors)
+    scales = f"[{', '.join('8' * scales)}]" if scales else "None"
+    text = f"model = dict(rpn_head=dict(anchor_generator=dict(scales={scales})))"
+    converted, _ = from_mmdet(weights, {"cfg": text})
+    assert reason in caplog.text
+    assert not any("rpn_head" in key for key in converted)
+    assert "roi_heads.box_predictor.cls_score.bias" in converted
+
+
+def test_five_anchor_ratios_are_loaded() -> None:
+    weights = {"rpn_head.rpn_cls.bias": torch.zeros(5), "rpn_head.rpn_reg.bias": torch.zeros(20)}
+    text = "model = dict(rpn_head=dict(anchor_generator=dict(scales=[8])))"
+    converted, _ = from_mmdet(weights, {"cfg": text})
+    assert "proposal_generator.rpn_head.anchor_deltas.bias" in converted
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_torchvisions_resnets_convert_back_exactly(name) -> None:
     weights = getattr(torchvision.models, name)(num_classes=5).state_dict()
     converted, origin = to_detectron2({"model": weights})
-    assert origin.project == "torchvision" and origin.stride_in_1x1 is False
+    assert origin.project == "torchvision and timm" and origin.stride_in_1x1 is False
     assert {"stem.conv1.norm.running_var", "res5.1.conv2.weight", "linear.bias"} <= set(converted)
     prefixed = {f"backbone.bottom_up.{key}": value for key, value in converted.items()}
     back = to_torchvision({**prefixed, "roi_heads.box_head.fc1.weight": torch.zeros(1)})
@@ -238,10 +293,11 @@ def test_torchvisions_resnets_convert_back_exactly(name) -> None:
     assert all(back[key] is weights[key] for key in weights)
 
 
-def test_a_resnet_d_of_timm_is_rejected() -> None:
+@pytest.mark.parametrize("stem", ["conv1.0", "stem.0", "backbone.stem.0"])
+def test_deep_stems_of_timm_and_openmmlab_are_rejected(stem) -> None:
     weights = torchvision.models.resnet18().state_dict()
-    deep = rename(weights, [("conv1", "conv1.0"), ("bn1", "conv1.1")])
-    with pytest.raises(ValueError, match=r"got conv1\.0\.weight, of a ResNet-C or ResNet-D"):
+    deep = rename(weights, [("conv1", stem), ("bn1", "stem.1")])
+    with pytest.raises(ValueError, match=rf"got {re.escape(stem)}\.weight: .*no ResNet-C"):
         to_detectron2({"model": deep})
 
 
@@ -271,16 +327,78 @@ def test_backbones_load_whatever_their_prefix(prefix, fpn, tmp_path, caplog) -> 
 def test_a_file_without_weights_of_the_backbone_is_an_error(tmp_path, caplog) -> None:
     model = build_model(detector_config())
     path = tmp_path / "weights.pth"
-    for weights, keys in (
+    fpn = {key: value for key, value in model.state_dict().items() if "bottom_up" not in key}
+    other = {key: torch.zeros(1) for key in model.state_dict()}
+    for weights, reason in (
         ({}, r"its keys are \.\.\."),
         ({"encoder.0.weight": torch.zeros(1)}, r"its keys are encoder\.0\.weight, \.\.\."),
+        (fpn, r"its keys are backbone\.fpn_lateral2.*, the model's backbone\.bottom_up\."),
+        (other, r"has the shape \(1,\) there and \("),
+        ({"bias": torch.zeros(1)}, r"its keys are bias"),
     ):
         torch.save(weights, path)
-        with pytest.raises(
-            ValueError, match=rf"weights\.pth has no weight of the backbone: {keys}"
-        ):
+        expected = rf"weights\.pth has no weight that fits the backbone: .*{reason}"
+        with pytest.raises(ValueError, match=expected):
             Checkpointer(model).load(str(path))
+    torch.save(fpn, path)
     with caplog.at_level("INFO"):
         Checkpointer(model, allow_unmatched=True).load(str(path))
-    assert re.search(r"Loaded 0 of \d+ tensors of the model; not in the file", caplog.text)
-    assert "not used of the file: 1 of encoder.0" in caplog.text
+    assert re.search(
+        r"\d+ tensors of the model are missing: \d+ of backbone\.bottom_up", caplog.text
+    )
+
+
+def test_what_does_not_match_is_counted(tmp_path, caplog) -> None:
+    model = build_model(detector_config())
+    weights = model.state_dict()
+    del weights["backbone.fpn_output2.bias"]
+    weights["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(81)
+    log = load(model, {**weights, "teacher.weight": torch.zeros(1)}, tmp_path, caplog)
+    assert log.splitlines()[-1] == (
+        f"WARNING Weights of {tmp_path / 'weights.pth'}: 1 tensors of the model are missing: "
+        "backbone.fpn_output2.bias; 1 have another shape, such as "
+        "roi_heads.box_predictor.cls_score.bias with (81,) instead of (6,); 1 keys of the file are "
+        "unused: teacher.weight"
+    )
+    log = load(model, model.state_dict(), tmp_path, caplog)
+    assert log.splitlines()[-1] == (
+        f"INFO Loaded all weights of the model from {tmp_path / 'weights.pth'}"
+    )
+
+
+class Versioned(nn.Linear):
+    """A layer that renamed a parameter in version 2, as Detectron2's heads do."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others) -> None:
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+@pytest.mark.parametrize("inner", ["layer", "module"])
+def test_state_dicts_of_the_model_are_passed_on_as_they_are(inner, tmp_path, caplog) -> None:
+    model = nn.ModuleDict({inner: Versioned(3, 2), "other": nn.Linear(2, 1)})
+    log = load(model, {"model": model.state_dict()}, tmp_path, caplog)
+    assert "Loaded all weights" in log
+
+
+@pytest.mark.parametrize("content", [nn.Linear(1, 1), [1], {1: torch.zeros(1)}], ids=type)
+def test_what_is_no_state_dict_is_named(content, tmp_path) -> None:
+    torch.save(content, tmp_path / "file.pth")
+    expected = r"file\.pth must be a checkpoint|must be a state dict, got a"
+    with pytest.raises(ValueError, match=expected):
+        Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "file.pth"))
+
+
+@pytest.mark.parametrize("kind", ["Box2BoxTransformLinear", "Box2BoxTransformRotated"])
+def test_other_box_transforms_are_left_alone(kind, tmp_path, caplog) -> None:
+    from detectron2.modeling import box_regression
+
+    model = build_model(detector_config())
+    transform = getattr(box_regression, kind)
+    model.roi_heads.box_predictor.box2box_transform = transform.__new__(transform)
+    theirs = mmdet_model()
+    load(model, {"state_dict": theirs.state_dict()}, tmp_path, caplog)
+    bias = theirs.roi_head.bbox_head.fc_reg.bias
+    assert torch.equal(model.roi_heads.box_predictor.bbox_pred.bias, bias)
