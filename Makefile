@@ -4,8 +4,15 @@
 # The Python that .venv is created with, 3.10 or later: make test PYTHON=python3.12
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# A checkout of another Detectron2, built in place: make test and make matrix import it instead.
+DETECTRON2 ?=
+ifneq ($(DETECTRON2),$(patsubst %/detectron2/__init__.py,%,$(wildcard $(DETECTRON2)/detectron2/__init__.py)))
+  $(error DETECTRON2 must be a checkout of Detectron2, got $(DETECTRON2))
+endif
+MATRIX_ARGS ?=
 # Test files run in parallel, with a thread each; tests of threads set their number themselves.
-PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(if $(DETECTRON2),PYTHONPATH=$(abspath $(DETECTRON2))) \
+  .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 BENCH_ARGS ?=
 GPU_CHECK_ARGS ?=
 
@@ -16,7 +23,7 @@ SANITIZE := build/sanitize
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR_FILES := $(shell find tests/cuda_emulator -name '*.cpp' -o -name '*.h' -o -name '*.cuh')
 OPS_INPUTS := setup.py pyproject.toml tools/toolchain.py $(CXX_FILES)
-OPS_VARIABLES := FORCE_CPU|FORCE_CUDA|TORCH_CUDA_ARCH_LIST|CUDA_HOME|CUDA_PATH|DCN_SANITIZE|CXX|CC|C(XX|PP)?FLAGS|LDFLAGS
+OPS_VARIABLES := FORCE_CPU|FORCE_CUDA|TORCH_CUDA_ARCH_LIST|CUDA_HOME|CUDA_PATH|DCN_SANITIZE|DCN_PORTABLE|CXX|CC|C(XX|PP)?FLAGS|LDFLAGS
 # The user's own packages and pip settings stay out of .venv.
 CLEAN := env -u PYTHONPATH -u PYTHONHOME -u PIP_TARGET -u PIP_PREFIX PYTHONNOUSERSITE=1 PIP_USER=0 \
   PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -35,13 +42,14 @@ logged = $(call stage,$(1),mkdir -p build; { $(CLEAN) $(2); } >> $(LOG) 2>&1 < /
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help python venv setup test test-slow demo bench gpu-check lint format sanitize emulator \
+.PHONY: help python venv setup test test-slow matrix demo bench gpu-check lint format sanitize emulator \
   emulate emulate-checked clean distclean check-style always
 
 help:
 	@echo "make setup      create .venv and compile the ops: minutes the first time, 8 GB of disk"
 	@echo "make test       setup, style check and quick tests"
 	@echo "make test-slow  setup, style check and all tests"
+	@echo "make matrix     build and test the ops with the oldest and the newest PyTorch: half an hour"
 	@echo "make demo       setup, then train and test a small deformable detector: minutes"
 	@echo "make bench      setup, ONNX Runtime, benchmark: half an hour; BENCH_ARGS=--quick for a short one"
 	@echo "make gpu-check  build, test and time the CUDA kernels on a GPU without a network: 9 minutes"
@@ -51,7 +59,8 @@ help:
 	@echo "make emulate-checked  all of them with checks of every memory access: 12 minutes"
 	@echo "make clean      remove build outputs; make distclean removes .venv too (output/ stays)"
 	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS,"
-	@echo "  GPU_CHECK_ARGS"
+	@echo "  GPU_CHECK_ARGS, MATRIX_ARGS"
+	@echo "DETECTRON2=path  test with another Detectron2: a checkout, built in place"
 	@echo "TORCH_CUDA_ARCH_LIST=release compiles for all GPU architectures of a release, 7.5 to 12.0"
 
 # In shell, since an old Python may fail to parse a script.
@@ -137,6 +146,9 @@ test: setup check-style
 
 test-slow: setup check-style
 	$(call stage,all tests,$(PYTEST) $(PYTEST_ARGS))
+
+matrix: setup
+	@$(CLEAN) $(V)/python tools/matrix.py $(if $(DETECTRON2),--detectron2 $(DETECTRON2)) $(MATRIX_ARGS)
 
 demo: setup
 	$(call stage,demo,$(V)/python tools/demo.py)

@@ -71,7 +71,7 @@ def describe_mean(results: dict[str, float]) -> str:
     text = f"mIoU is the mean over the {len(ious)} classes in the ground truth"
     mean = results["mIoU"]
     only_predicted = round(sum(ious) / mean) - len(ious) if mean > 0 else 0
-    if only_predicted:
+    if only_predicted > 0:  # fewer than none if classes share a name
         text += (
             f" and {only_predicted} that are only predicted, which count as 0 (Detectron2 0.6); "
             f"without these it is {sum(ious) / len(ious):.4f}"
