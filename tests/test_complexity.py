@@ -10,6 +10,11 @@ import complexity
 import pytest
 import torch
 
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from dcn_plugin import add_dcn_config
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/Shapes"
 
 
@@ -37,9 +42,12 @@ def test_a_deformable_model_costs_more_than_the_plain_one(network: str, capsys) 
 
 
 def test_weights_are_loaded_for_each(tmp_path: Path, capsys) -> None:
-    torch.save({"model": {}}, tmp_path / "model.pth")
-    path = str(tmp_path / "model.pth")
-    name = "ca_rpn_slim_plain"
+    path, name = str(tmp_path / "model.pth"), "ca_rpn_slim_plain"
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    torch.save({"model": build_model(cfg).state_dict()}, path)
     complexity.main(command(name, name, words=("--weights", path, "--weights", path)))
     rows = capsys.readouterr().out.splitlines()[2:4]
     assert [row.split(" | ")[0] for row in rows] == [f"| Shapes/{name}", f"| Shapes/{name} (2)"]
