@@ -21,6 +21,9 @@ NO_GPU = "needs a CUDA GPU, and there is none"
 OPTIONAL = {
     *("detectron2", "fvcore", "iopath", "torchvision", "pycocotools"),
     *("cv2", "matplotlib", "PIL", "tqdm", "onnx", "onnxruntime"),
+    *("detectron2", "fvcore", "torchvision", "pycocotools"),
+    *("cv2", "matplotlib", "PIL", "tqdm"),
+    *("onnx", "onnxruntime", "onnxscript"),
 }
 
 

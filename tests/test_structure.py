@@ -21,6 +21,8 @@ ALLOWED = {
     "ops": {"torch", "dcn_plugin.ops", "dcn_plugin._library"},
     "layers": {"torch", "dcn_plugin.ops", "dcn_plugin.layers"},
     "integrations": {"torch", "torchvision", "dcn_plugin.ops", "dcn_plugin.integrations"},
+    # Only `dcn_plugin.onnx.ops` imports onnxscript.
+    "onnx": {"torch", "onnxscript", "dcn_plugin.ops", "dcn_plugin.onnx"},
     # Works without Detectron2, on torchvision's models; fvcore counts FLOPs.
     "analysis": {
         *("torch", "numpy", "matplotlib", "cv2", "fvcore"),

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+HAS_ONNX_OPS = hasattr(torch.onnx, "ops")  # since PyTorch 2.8
+
 
 def pair(value: int | Sequence[int]) -> list[int]:
     """Returns (height, width); a single integer is used for both."""
@@ -43,6 +45,21 @@ def empty_gradient(tensor: Tensor | None, needed: bool, like: Tensor) -> Tensor:
     if tensor is None or not needed:
         return (like if tensor is None else tensor).new_empty(0)
     return torch.empty_like(tensor, memory_format=memory_format_of(tensor))
+
+
+def emits_onnx_nodes() -> bool:
+    """Returns whether `torch.onnx.export` is capturing a model, and takes ONNX nodes from it.
+
+    Dynamo takes it for false, so with torch.export(strict=True) too: it cannot trace the nodes.
+    """
+    # is_compiling() first: it costs a twentieth of is_in_onnx_export().
+    return torch.compiler.is_compiling() and HAS_ONNX_OPS and torch.onnx.is_in_onnx_export()
+
+
+@torch.compiler.assume_constant_result
+def in_onnx_export() -> bool:
+    """Returns whether `torch.onnx.export` is capturing a model, under Dynamo too."""
+    return HAS_ONNX_OPS and torch.onnx.is_in_onnx_export()
 
 
 def register_backward(

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import check_same_device, empty_gradient, empty_output, pair, register_backward
+from ._common import (
+    check_same_device,
+    emits_onnx_nodes,
+    empty_gradient,
+    empty_output,
+    pair,
+    register_backward,
+)
+from ._onnx import deform_conv_node
 
 """
 Shape shorthand in this module:
@@ -70,9 +78,23 @@ def deform_conv2d(
         >>> deform_conv2d(x, offset, weight, padding=1).shape
         torch.Size([1, 8, 32, 32])
     """
-    return torch.ops.dcn_plugin.deform_conv2d(
-        input, offset, weight, bias, pair(stride), pair(padding), pair(dilation), mask
-    )
+    geometry = pair(stride), pair(padding), pair(dilation)
+    if emits_onnx_nodes():
+        shape = [input.shape[0], weight.shape[0], *_output_size(input, weight, *geometry)]
+        return deform_conv_node(input, offset, weight, bias, *geometry, mask, shape)
+    return torch.ops.dcn_plugin.deform_conv2d(input, offset, weight, bias, *geometry, mask)
+
+
+def _output_size(
+    input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
+    """Returns (H', W'), from the input, not the offset, whose sizes may be other symbols."""
+    return [
+        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
+        // stride[i]
+        + 1
+        for i in range(2)
+    ]
 
 
 @torch.library.register_fake("dcn_plugin::deform_conv2d")
@@ -87,13 +109,7 @@ def _fake(
     mask: Tensor | None,
 ) -> Tensor:
     check_same_device("deform_conv2d", input, offset=offset, weight=weight, bias=bias, mask=mask)
-    # Computed from the input, not the offset, so that symbolic sizes depend on the input.
-    size = [
-        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
-        // stride[i]
-        + 1
-        for i in range(2)
-    ]
+    size = _output_size(input, weight, stride, padding, dilation)
     return empty_output(input, input.shape[0], weight.shape[0], *size)
 
 

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import check_same_device, empty_gradient, empty_output, pair, register_backward
+from ._common import (
+    check_same_device,
+    empty_gradient,
+    empty_output,
+    in_onnx_export,
+    pair,
+    register_backward,
+)
+from ._onnx import export_roi_pool
 
 """
 Shape shorthand in this module:
@@ -109,9 +117,9 @@ def deform_ps_roi_pool(
     boxes, size = join_boxes(boxes, input), pair(output_size)
     part = size if part_size is None else pair(part_size)
     group = size if group_size is None else pair(group_size)
-    return torch.ops.dcn_plugin.deform_roi_pool(
-        input, boxes, offset, size, part, group, spatial_scale, sampling_ratio, gamma, mode
-    )
+    exporting = torch.compiler.is_compiling() and in_onnx_export()
+    run = export_roi_pool if exporting else torch.ops.dcn_plugin.deform_roi_pool
+    return run(input, boxes, offset, size, part, group, spatial_scale, sampling_ratio, gamma, mode)
 
 
 def roi_pool(
