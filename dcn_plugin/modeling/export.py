@@ -78,7 +78,10 @@ class ExportableSegmentor(ExportableBackbone):
             Tensor[N, classes, H, W], logits, or probabilities if the head returns them.
         """
         scores, _ = self.sem_seg_head(super().forward(images))
-        return scores[..., : images.shape[2], : images.shape[3]]
+        height, width = images.shape[2:]
+        torch._check(height <= scores.shape[2])  # else the size of the slice is not known
+        torch._check(width <= scores.shape[3])
+        return scores[..., :height, :width]
 
 
 class ExportableCategoryAwareRPN(ExportableBackbone):
