@@ -20,8 +20,6 @@ NO_GPU = "needs a CUDA GPU, and there is none"
 # What the ops do not need. A file that imports one of them is skipped where it is not installed.
 OPTIONAL = {
     *("detectron2", "fvcore", "iopath", "torchvision", "pycocotools"),
-    *("cv2", "matplotlib", "PIL", "tqdm", "onnx", "onnxruntime"),
-    *("detectron2", "fvcore", "torchvision", "pycocotools"),
     *("cv2", "matplotlib", "PIL", "tqdm"),
     *("onnx", "onnxruntime", "onnxscript"),
 }

@@ -13,8 +13,8 @@ from onnxscript import evaluator
 from onnxscript.ir import DataType
 from onnxscript.onnx_types import TensorType
 
-# The exporter reads the types of the arguments: tensors are inputs, the others attributes. It knows
-# no `|` before PyTorch 2.8.
+# The exporter reads the types of the arguments: tensors are inputs, the others attributes. That of
+# PyTorch 2.6 knows no `|`.
 OptionalTensor = Optional[TensorType]  # noqa: UP045
 
 # PyTorch 2.6 translates at opset 18 whatever is asked for, and converts the model afterwards.

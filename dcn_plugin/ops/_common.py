@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-HAS_ONNX_OPS = hasattr(torch.onnx, "ops")  # since PyTorch 2.8
+HAS_ONNX_OPS = hasattr(torch.onnx, "ops")  # missing in PyTorch 2.6
 
 
 def pair(value: int | Sequence[int]) -> list[int]:

@@ -59,6 +59,10 @@ def random_cases(count: int) -> list[ConvCase]:
     return cases
 
 
+def all_cases() -> list[ConvCase]:
+    return [*CASES.values(), *random_cases(20)]
+
+
 def calls_of(cases: list[ConvCase], dtype: torch.dtype) -> Calls:
     return Calls([(deform_conv2d, case.draw(dtype=dtype)) for case in cases])
 
@@ -66,7 +70,7 @@ def calls_of(cases: list[ConvCase], dtype: torch.dtype) -> Calls:
 @both_ways
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_equals_onnxruntime(export: Export, dtype: torch.dtype) -> None:
-    module = calls_of([*CASES.values(), *random_cases(20)], dtype)
+    module = calls_of(all_cases(), dtype)
     model = export(module, (module.tensors,))
     assert set(op_types(model)) == {"DeformConv"}
     expected = module(module.tensors)

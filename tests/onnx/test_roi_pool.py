@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.export import Dim
 
-from dcn_plugin.onnx import translations
 from tests.onnx.runtime import (
     Calls,
     Export,
@@ -21,9 +20,10 @@ from tests.onnx.runtime import (
     needs_onnx_ops,
     op_types,
     run,
+    translations,
 )
 from tests.ops.roi_cases import BOXES, HALF_PIXEL_BOXES, RoiCase
-from tests.tolerances import assert_near
+from tests.tolerances import assert_near, tolerance
 
 PLAIN = RoiCase(classes=0, ratio=2)
 HALF_PIXELS = RoiCase(classes=0, ratio=1, boxes=tuple(HALF_PIXEL_BOXES.values()))
@@ -42,7 +42,8 @@ def assert_runs(model: Any, cases: list[RoiCase], dtype: torch.dtype) -> None:
     for found, one in zip(run(model, (module.tensors,)), expected, strict=True):
         assert one.any() and found.dtype == dtype
         # In float64 the exporter rounds gamma to float32.
-        assert_near(found, one, allowed=2e-7 if dtype == torch.float64 else None)
+        rounded = torch.float32 if dtype == torch.float64 else dtype
+        assert_near(found, one, allowed=tolerance(rounded))
 
 
 @pytest.mark.parametrize(
