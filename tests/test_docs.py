@@ -71,8 +71,9 @@ def by_place(block: Block) -> str:
 
 @pytest.fixture
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Provides an empty folder, and weights instead of downloads; forgets new data sets."""
+    """Provides a folder with the configs, and weights instead of downloads; forgets data sets."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", zero_weights)
     before = data_sets()
