@@ -51,7 +51,7 @@ help:
 	@echo "make test-slow  setup, style check and all tests"
 	@echo "make matrix     build and test the ops with the oldest and the newest PyTorch: half an hour"
 	@echo "make demo       setup, then train and test a small deformable detector: minutes"
-	@echo "make bench      setup, ONNX Runtime, benchmark: half an hour; BENCH_ARGS=--quick for a short one"
+	@echo "make bench      setup, then benchmark: half an hour; BENCH_ARGS=--quick for a short one"
 	@echo "make gpu-check  build, test and time the CUDA kernels on a GPU without a network: 9 minutes"
 	@echo "make lint       check the style; make format fixes it"
 	@echo "make sanitize   tests of the ops with address and undefined-behaviour sanitizers"
@@ -118,14 +118,6 @@ $(DONE)/ops.done: $(DONE)/detectron2.done $(DONE)/variables $(OPS_INPUTS)
 	  { echo "If the compiler was killed: the memory is too small; try make setup MAX_JOBS=1"; false; })
 	@touch $@
 
-# The extra of the installed package: its version, or pip would look for others in the index if it
-# did not find ONNX Runtime. The constraints keep the packages above as they are.
-VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-$(DONE)/bench.done: pyproject.toml requirements.txt | $(DONE)/ops.done
-	$(call logged,installing ONNX Runtime for the benchmark,\
-	  $(V)/python -m pip install --progress-bar off -c requirements.txt 'dcn_plugin[bench]==$(VERSION)')
-	@touch $@
-
 setup: venv
 	@[ -e dcn_plugin/_build_info.json ] || rm -f $(DONE)/ops.done
 	@$(MAKE) --no-print-directory -s $(DONE)/ops.done
@@ -154,8 +146,6 @@ demo: setup
 	$(call stage,demo,$(V)/python tools/demo.py)
 
 bench: setup
-	@$(MAKE) --no-print-directory -s $(DONE)/bench.done || \
-	  echo "The benchmark goes on without ONNX Runtime"
 	@$(V)/python tools/benchmark.py $(BENCH_ARGS)
 
 # Without .venv: for a machine with a GPU and PyTorch, but no network.

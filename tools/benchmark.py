@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.kinds.remove("nets")
         print("Detectron2 is not installed: models are skipped", file=sys.stderr)
     if "conv" in options.kinds and options.device == "cpu" and not onnx_runtime.installed():
-        print("ONNX Runtime is not installed: it is not timed", file=sys.stderr)
+        print("ONNX Runtime 1.25 or later is not installed: it is not timed", file=sys.stderr)
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True  # the plain convolution's best kernel
     jobs = list(plan(options))

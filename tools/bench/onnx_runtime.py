@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,13 @@ OPSET, IR_VERSION = 22, 10  # both of ONNX 1.17; its default may be newer than O
 
 
 def installed() -> bool:
-    """Returns whether the packages of the extra `bench` are installed."""
-    return all(find_spec(name) for name in ("onnx", "onnxruntime"))
+    """Returns whether onnx is installed, and an ONNX Runtime that has DeformConv on the CPU."""
+    try:
+        metadata.version("onnx")
+        major, minor = (int(n) for n in metadata.version("onnxruntime").split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return False
+    return (major, minor) >= (1, 25)
 
 
 def runs(device: str, dtype: str) -> bool:
