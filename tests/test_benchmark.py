@@ -39,7 +39,7 @@ NUMBERS = ("min_ms", "median_ms", "spread_percent")
 QUICK = cases.QUICK_CONV_CASES[0]
 SMALL_LAYERS = [case.small() for case in cases.CONV_CASES]
 needs_onnx_runtime = pytest.mark.skipif(
-    not onnx_runtime.installed(), reason="ONNX Runtime is not installed"
+    not onnx_runtime.installed(), reason="ONNX Runtime 1.25 or later is not installed"
 )
 
 
@@ -320,7 +320,7 @@ class TestAgreement:
         assert content["problems"] == ["torchvision differs"]
         printed = capsys.readouterr()
         assert "  torchvision differs; not timed" in printed.out
-        assert printed.err.startswith("ONNX Runtime is not installed")
+        assert printed.err.startswith("ONNX Runtime 1.25 or later is not installed")
 
 
 class TestOnnxRuntime:
