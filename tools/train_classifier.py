@@ -246,12 +246,13 @@ class ClassifierTrainer(SimpleTrainer):
                 hooks.IterationTimer(),
                 hooks.LRScheduler(optimizer, schedule),
                 hooks.EvalHook(steps, self.evaluate),
-                hooks.PeriodicCheckpointer(self.checkpointer, steps, max_to_keep=1),
             ]
         )
-        if comm.is_main_process():
+        if comm.is_main_process():  # another one might read last_checkpoint while it is written
+            checkpoints = hooks.PeriodicCheckpointer(self.checkpointer, steps, max_to_keep=1)
             writers = default_writers(str(args.output), self.max_iter)
-            self.register_hooks([hooks.PeriodicWriter(writers, period=min(100, steps))])
+            writer = hooks.PeriodicWriter(writers, period=min(100, steps))
+            self.register_hooks([checkpoints, writer])
 
     def resume(self) -> None:
         """Loads the last checkpoint, which is that of an epoch."""
