@@ -19,9 +19,10 @@ _PACKAGE = Path(__file__).resolve().parent
 def build_info() -> dict[str, Any] | None:
     """Returns the record of the build, or None if the library was not built."""
     try:
-        return json.loads((_PACKAGE / "_build_info.json").read_text())
-    except FileNotFoundError:
+        info = json.loads((_PACKAGE / "_build_info.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return info if isinstance(info, dict) and "torch" in info else None
 
 
 def load() -> None:
@@ -34,7 +35,7 @@ def load() -> None:
     libraries = sorted(_PACKAGE.glob("_C*.so"), key=lambda path: path.stat().st_mtime)
     info = build_info()
     # PyTorch's C++ interface changes with the minor version: a library may load, and crash later.
-    if not libraries or (info and _minor(info["torch"]) != _minor(torch.__version__)):
+    if not libraries or info is None or _minor(info["torch"]) != _minor(torch.__version__):
         raise ImportError(f"dcn_plugin: {_diagnosis(info)}")
     try:
         torch.ops.load_library(libraries[-1])
@@ -50,7 +51,10 @@ def _minor(version: str) -> str:
 def _diagnosis(info: dict[str, Any] | None) -> str:
     """Explains why the library cannot be loaded, and which command helps."""
     if info is None:
-        return f"the compiled ops are missing; build them in the repository: {REBUILD}"
+        return (
+            "the compiled ops are missing, or their build was interrupted; build them in the "
+            f"repository: {REBUILD}"
+        )
     built_for, running = info["torch"], str(torch.__version__)
     if built_for == running:
         problem = "the compiled ops cannot be loaded"

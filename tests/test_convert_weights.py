@@ -70,7 +70,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch) -> None:
     torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "unknown.pth")
     for name, message in (
         ("text.pth", "must be a checkpoint"),
-        ("unknown.pth", "no key is renamed.*encoder.weight"),
+        ("unknown.pth", "no key has a name that can be converted.*encoder.weight"),
         ("missing.pth", "No such file"),
     ):
         with pytest.raises(SystemExit, match=rf"^convert_weights: .*{name}.*{message}.*$"):

@@ -39,15 +39,17 @@ def main() -> None:
     parser.add_argument("input", help="a file, or an address such as torchvision://…")
     parser.add_argument("output", type=Path, help="the file to write, such as converted.pth")
     projects = ["detectron2", "mmdetection", "torchvision"]
-    parser.add_argument("--to", choices=projects, default=projects[0])
+    parser.add_argument("--to", choices=projects, default=projects[0], help="default: detectron2")
     args = parser.parse_args()
+    if args.output.is_dir() or args.output == Path(args.input):
+        parser.error(f"output must be another file, got {args.output}")
     try:
         content = Checkpointer(nn.Identity()).read(args.input)
         converted = convert(content, args.to)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.output) as temporary:
             torch.save(converted, temporary)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"convert_weights: {args.input}: {error}")
     print(f"Written: {args.output}")
 
@@ -93,8 +95,8 @@ def report(before: Iterable[str], after: Iterable[str]) -> None:
     renamed = set(after) - kept
     if not renamed:
         raise ValueError(
-            "no key is renamed: the names are those of the other project already, or of one that "
-            f"is not supported; keys: {', '.join(sorted(kept)[:3])}, ..."
+            "no key has a name that can be converted (train_net.py loads Detectron2's and Caffe2's "
+            f"files as they are); keys: {', '.join(sorted(kept)[:3]) or 'none'}"
         )
     print(f"{len(renamed)} keys were renamed")
     if kept:

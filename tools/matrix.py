@@ -163,9 +163,20 @@ class Matrix:
 def main() -> None:
     """Runs all rows and prints the table; the exit status is 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--torch", nargs="+", default=VERSIONS, metavar="VERSION")
+    parser.add_argument(
+        "--torch",
+        nargs="+",
+        default=VERSIONS,
+        metavar="VERSION",
+        help="versions of PyTorch; default: 2.6.0 newest",
+    )
     parser.add_argument("--detectron2", type=Path, help="a checkout of Detectron2, built in place")
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "matrix")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "build" / "matrix",
+        help="folder of the environments; default: build/matrix",
+    )
     args = parser.parse_args()
     if args.detectron2 and not (args.detectron2 / "detectron2" / "__init__.py").exists():
         parser.error(f"--detectron2 must be a checkout of Detectron2, got {args.detectron2}")

@@ -91,6 +91,8 @@ class Checkpointer(DetectionCheckpointer):
             return self._read_file(filename)
         except NOT_A_CHECKPOINT as error:
             message = " ".join(str(error).split())  # torch.load's has several lines
+            if "weights_only" in message:  # PyTorch advises to switch it off
+                message = "it has no tensors and plain containers alone: save model.state_dict()"
             raise ValueError(
                 f"{filename} must be a checkpoint, {type(error).__name__}: {message}"
             ) from error
@@ -108,11 +110,10 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         keys = set(self.model.state_dict())
-        weights, origin = to_detectron2(checkpoint, keys)
-        for name, value in weights.items():
-            if not isinstance(value, (np.ndarray, torch.Tensor)):
-                kind = f"{type(value).__module__}.{type(value).__name__}"
-                raise ValueError(f"{self._filename}: {name} must be a tensor, got a {kind}")
+        try:
+            weights, origin = to_detectron2(checkpoint, keys)
+        except ValueError as error:
+            raise ValueError(f"{self._filename}: {error}") from error
         if origin.project:
             self.logger.info(f"{self._filename} contains {origin.project} weights")
         if origin.project and not any(key.endswith(BATCH_COUNT) for key in keys):
@@ -129,6 +130,7 @@ class Checkpointer(DetectionCheckpointer):
         for mismatch in mismatches(self.model, origin):
             self.logger.warning(f"{self._filename}: {mismatch}")
         new = offset_parameters(self.model) & missing
+        new -= {name for name, *_ in incompatible.incorrect_shapes}
         incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in new]
         if new:
             self.logger.info(
@@ -191,7 +193,9 @@ class Checkpointer(DetectionCheckpointer):
         if parts:
             self.logger.warning(f"Weights of {self._filename}: {'; '.join(parts)}")
         else:
-            self.logger.info(f"Loaded all weights of the model from {self._filename}")
+            self.logger.info(
+                f"All keys of {self._filename} match the model, and no other weight is missing"
+            )
 
 
 # What reading another file raises.

@@ -8,6 +8,7 @@ of Faster, Mask and Cascade R-CNN), and ResNets of torchvision and timm, which h
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from . import mmdet_config
 from .weight_names import Weights, mmdet_renames, rename, resnet_renames
@@ -80,22 +82,27 @@ def to_detectron2(
         content, meta = content["state_dict"], content.get("meta")
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise ValueError(
-            f"the weights must be a state dict, got a {type(content).__name__}; save "
-            "model.state_dict(), not the model"
+            f"the weights must be a state dict, whose keys are strings, got a "
+            f"{type(content).__name__}"
         )
+    for name, value in content.items():
+        if not isinstance(value, (np.ndarray, torch.Tensor)):
+            kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+            nested = "; the weights may be below it" if isinstance(value, Mapping) else ""
+            raise ValueError(f"{name} must be a tensor, got a {kind}{nested}")
     author = checkpoint.get("__author__")
     if author == CONVERTED_BY:
         return content, Origin(**checkpoint["origin"])
-    if author == "Caffe2":
+    if author == "Caffe2" and not is_torchvision_resnet(content):  # of any .pkl without an author
         return content, Origin("Caffe2", caffe2_stride_in_1x1(content))
     if author == "torchvision":  # of Detectron2's own converter
         return content, TORCHVISION
-    # DataParallel and DistributedDataParallel add a prefix.
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    keys = [key.removeprefix(prefix) for key in content]
-    if not set(keys).isdisjoint(model_keys):
+    if content and all(key.startswith("module.") for key in content):
+        content = copy.copy(content)  # DataParallel and DistributedDataParallel add a prefix
+        consume_prefix_in_state_dict_if_present(content, "module.")
+    if not content.keys().isdisjoint(model_keys):
         return content, Origin()
-    weights = dict(zip(keys, map(_tensor, content.values()), strict=True))
+    weights = {key: _tensor(value) for key, value in content.items()}
     check_stem(weights)
     if is_torchvision_resnet(weights):
         origin = replace(TORCHVISION, project="torchvision and timm")

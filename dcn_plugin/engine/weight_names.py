@@ -133,6 +133,8 @@ def to_mmdet(weights: Mapping[str, Tensor]) -> Weights:
         weights: with Detectron2's keys. The box deltas keep their normalization: set
             `target_stds` to 1 / BBOX_REG_WEIGHTS.
     """
+    if "stem.conv1.weight" in weights:  # a backbone alone
+        weights = {f"backbone.{key}": value for key, value in weights.items()}
     renames = [(ours, theirs) for theirs, ours in mmdet_renames(weights)]
     converted = rename(weights, renames)
     # Norms without running statistics are group norms.

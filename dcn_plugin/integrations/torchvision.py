@@ -28,7 +28,8 @@ class replace_deform_conv2d:
     The kernels are replaced in PyTorch's dispatcher, so this reaches every caller on CPU and CUDA:
     `torchvision.ops.deform_conv2d`, also where it was imported by name before, `DeformConv2d`,
     and models that are already compiled, exported or scripted. It holds for all threads of the
-    process; switch while no thread runs the op.
+    process; do not switch while another thread runs the op. One object is for one block: entered
+    twice, the first exit ends it. It is no decorator.
 
     Everything else stays torchvision's: argument checks of the Python function, autograd, which
     computes all gradients, autocast, and the memory format of results. A backward pass uses the

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Models from tensors to tensors, for `torch.onnx.export` and `torch.export`.
+"""Wrappers of models that take and return tensors, for `torch.onnx.export` and `torch.export`.
 
 They share the parameters of the meta-architecture that they are made from. Their images are raw
 pixels in the order of channels of INPUT.FORMAT, padded to one size with MODEL.PIXEL_MEAN, which is
-zero after normalization as in Detectron2's padding. `ImageList` and `Instances` do not occur.
+zero after normalization as in Detectron2's padding. They use no `ImageList` or `Instances`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detectron2.layers import batched_nms
-from detectron2.modeling import GeneralizedRCNN, SemanticSegmentor
+from detectron2.modeling import GeneralizedRCNN, ProposalNetwork, SemanticSegmentor
 
 from dcn_plugin.ops._common import emits_onnx_nodes
 
@@ -31,17 +31,35 @@ Shape shorthand in this module:
 class ExportableBackbone(nn.Module):
     """The backbone of a model, with the normalization of its images."""
 
+    MODELS: tuple[type, ...] = (
+        GeneralizedRCNN,
+        ProposalNetwork,
+        SemanticSegmentor,
+        CategoryAwareRPN,
+    )
+
     def __init__(self, model: GeneralizedRCNN | SemanticSegmentor) -> None:
-        """Makes the module, in evaluation mode.
+        """Makes the module, which shares the model's parameters.
 
         Args:
-            model: a meta-architecture with a backbone, pixel mean and pixel std.
+            model: a meta-architecture in evaluation mode.
+
+        Raises:
+            ValueError: if the model is in training mode.
+            TypeError: if it is of a class that the module is not for.
         """
         super().__init__()
+        if not isinstance(model, self.MODELS):
+            names = " or ".join(kind.__name__ for kind in self.MODELS)
+            raise TypeError(f"{type(self).__name__} is for a {names}, got a {type(model).__name__}")
+        if model.training:
+            raise ValueError(
+                f"{type(self).__name__}: the model must be in evaluation mode: model.eval()"
+            )
+        self.training = False
         self.backbone = model.backbone
         self.register_buffer("pixel_mean", model.pixel_mean, persistent=False)
         self.register_buffer("pixel_std", model.pixel_std, persistent=False)
-        self.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes the feature maps.
@@ -58,15 +76,16 @@ class ExportableBackbone(nn.Module):
 class ExportableSegmentor(ExportableBackbone):
     """`DeepLab`, or another `SemanticSegmentor`."""
 
+    MODELS = (SemanticSegmentor,)
+
     def __init__(self, model: SemanticSegmentor) -> None:
-        """Makes the module, in evaluation mode.
+        """Makes the module.
 
         Args:
-            model: the meta-architecture.
+            model: the meta-architecture, in evaluation mode.
         """
         super().__init__(model)
         self.sem_seg_head = model.sem_seg_head
-        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the scores of each pixel.
@@ -78,27 +97,30 @@ class ExportableSegmentor(ExportableBackbone):
             Tensor[N, classes, H, W], logits, or probabilities if the head returns them.
         """
         scores, _ = self.sem_seg_head(super().forward(images))
-        height, width = images.shape[2:]
-        torch._check(height <= scores.shape[2])  # else the size of the slice is not known
-        torch._check(width <= scores.shape[3])
-        return scores[..., :height, :width]
+        # Not a slice, for which torch.export guards the sizes of the example.
+        for axis in (2, 3):
+            index = torch.arange(images.shape[axis], device=scores.device)
+            scores = scores.index_select(axis, index)
+        return scores
 
 
 class ExportableCategoryAwareRPN(ExportableBackbone):
     """`CategoryAwareRPN`, with a fixed number of detections."""
 
+    MODELS = (CategoryAwareRPN,)
+
     def __init__(self, model: CategoryAwareRPN, nms: bool = True) -> None:
-        """Makes the module, in evaluation mode.
+        """Makes the module.
 
         Args:
-            model: the meta-architecture.
+            model: the meta-architecture, in evaluation mode.
             nms: whether to apply the non-maximum suppression. In ONNX it is NonMaxSuppression, and
-                needs a PyTorch that has `torch.onnx.ops`. Without it the module returns its inputs.
+                needs a PyTorch that has `torch.onnx.ops`; `torch.export` cannot trace it. Without
+                it the module returns its inputs.
         """
         super().__init__(model)
         self.detector = model.proposal_generator
         self.nms = nms
-        self.eval()
 
     def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         """Computes the detections.
@@ -112,17 +134,20 @@ class ExportableCategoryAwareRPN(ExportableBackbone):
             boxes Tensor[N, D, 4] (x1, y1, x2, y2), scores Tensor[N, D], classes Tensor[N, D] and
             the number of detections Tensor[N], in the order of their scores; the rows after them
             are zeros. Without non-maximum suppression: boxes Tensor[N, K, 4] and probabilities of
-            the classes Tensor[N, K, C], in the order of the best class of each level.
+            the classes Tensor[N, K, C], sorted per level by the highest class probability.
         """
         boxes, scores = self.candidates(images, image_sizes)
         if not self.nms:
             return boxes, scores
         select = self._select_onnx if emits_onnx_nodes() else self._select
         scores = torch.where(select(boxes, scores), scores, 0).flatten(1)  # (N, K, C) -> (N, K*C)
+        # Padded, so that there are always enough scores.
+        scores = F.pad(scores, (0, self.detector.detections_per_image))
         scores, index = scores.topk(self.detector.detections_per_image)
         found = scores > 0
         classes = torch.where(found, index % self.detector.num_classes, 0)
-        boxes = _gather_rows(boxes, index // self.detector.num_classes) * found[..., None]
+        row = torch.where(found, index // self.detector.num_classes, 0)
+        boxes = _gather_rows(boxes, row) * found[..., None]
         return boxes, scores, classes, found.sum(dim=1)
 
     def candidates(self, images: Tensor, image_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -182,7 +207,7 @@ class ExportableCategoryAwareRPN(ExportableBackbone):
         return selected
 
     def _select_onnx(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Does the same by an ONNX NonMaxSuppression, for the D best of each class."""
+        """Returns the same by an ONNX NonMaxSuppression, at most D boxes per class."""
         detector = self.detector
         settings = (
             torch.tensor([detector.detections_per_image]),

@@ -18,7 +18,7 @@ from onnxscript.onnx_types import TensorType
 OptionalTensor = Optional[TensorType]  # noqa: UP045
 
 # PyTorch 2.6 translates at opset 18 whatever is asked for, and converts the model afterwards.
-TRANSLATES_AT_TARGET = torch.__version__ >= "2.11"
+TRANSLATES_AT_TARGET = [int(number) for number in torch.__version__.split(".")[:2]] >= [2, 11]
 
 
 def deform_conv2d(

@@ -48,18 +48,21 @@ def empty_gradient(tensor: Tensor | None, needed: bool, like: Tensor) -> Tensor:
 
 
 def emits_onnx_nodes() -> bool:
-    """Returns whether `torch.onnx.export` is capturing a model, and takes ONNX nodes from it.
+    """Returns whether `torch.onnx.export` is capturing a model, and can insert ONNX nodes.
 
-    Dynamo takes it for false, so with torch.export(strict=True) too: it cannot trace the nodes.
+    Evaluates to False under Dynamo, so with torch.export(strict=True) too, which cannot trace them.
     """
     # is_compiling() first: it costs a twentieth of is_in_onnx_export().
     return torch.compiler.is_compiling() and HAS_ONNX_OPS and torch.onnx.is_in_onnx_export()
 
 
-@torch.compiler.assume_constant_result
 def in_onnx_export() -> bool:
     """Returns whether `torch.onnx.export` is capturing a model, under Dynamo too."""
     return HAS_ONNX_OPS and torch.onnx.is_in_onnx_export()
+
+
+# What torch.compiler.assume_constant_result does; the decorator itself imports Dynamo and SymPy.
+in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def register_backward(

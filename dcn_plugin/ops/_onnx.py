@@ -39,7 +39,7 @@ def deform_conv_node(
         shape: of the output.
     """
     device = input.device.type
-    if torch.is_autocast_enabled(device):  # as the autocast kernel: offsets are not cast
+    if _autocasts(device):  # as the autocast kernel: offsets are not cast
         dtype = torch.get_autocast_dtype(device)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias, mask = _autocast(bias, dtype), _autocast(mask, dtype)
@@ -67,7 +67,7 @@ def export_roi_pool(
     gamma: float,
     mode: str,
 ) -> Tensor:
-    """Computes RoI pooling with standard operators: RoiAlign where that does it, else ATen ops.
+    """Computes RoI pooling with standard operators: RoiAlign where possible, else ATen ops.
 
     Args:
         input: the arguments of the op.
@@ -83,15 +83,16 @@ def export_roi_pool(
     """
     check_can_decompose(mode, sampling_ratio)
     device = input.device.type
-    if torch.is_autocast_enabled(device):
+    if _autocasts(device):
         input = _autocast(input, torch.get_autocast_dtype(device))
     if offset is not None or group_size != [1, 1] or not emits_onnx_nodes():
         return decompose_deform_roi_pool(
             *(input, boxes, offset, output_size, part_size, group_size),
             *(spatial_scale, sampling_ratio, gamma, mode),
         )
-    # Scaled here: the attribute spatial_scale is float32, also for a float64 input.
-    rois, images = boxes[:, 1:] * spatial_scale, boxes[:, 0].long()
+    # Scaled here, in the dtype of the op's coordinates: the attribute spatial_scale is float32.
+    coordinates = boxes.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    rois, images = coordinates[:, 1:] * spatial_scale, boxes[:, 0].long()
     attributes = {
         "coordinate_transformation_mode": "half_pixel",
         "mode": "avg",
@@ -104,8 +105,13 @@ def export_roi_pool(
     return _node("RoiAlign", 16, input, (rois, images), attributes, shape)
 
 
+def _autocasts(device: str) -> bool:
+    """Returns whether autocast is on; devices such as meta have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Casts what autocast casts: anything but float64."""
+    """Casts to the autocast dtype; float64 is kept, as in autocast."""
     return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 

@@ -86,6 +86,16 @@ def test_deeplab() -> None:
         assert_near(found, expected, allowed=ALLOWED)
 
 
+@torch.no_grad()
+def test_deeplab_as_a_program_takes_other_sizes() -> None:
+    module = ExportableSegmentor(build("deeplab"))
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    program = torch.export.export(module, (images(SIZES[0]),), dynamic_shapes=shapes, strict=False)
+    for size in SIZES:
+        x = images(size)
+        assert_near(program.module()(x), module(x), allowed=ALLOWED)
+
+
 def assert_same_detections(outputs: list[Tensor], network: nn.Module, batch: list[Tensor]) -> None:
     """Compares with the meta-architecture, where every image is padded by itself."""
     boxes, scores, classes, count = outputs
@@ -138,3 +148,23 @@ def test_category_aware_rpn_without_nms() -> None:
     for found, expected in zip(run(model, (x,)), module(x), strict=True):
         assert found.shape[1] == 300
         assert_near(found, expected, allowed=ALLOWED)
+
+
+@torch.no_grad()
+def test_there_may_be_fewer_candidates_than_detections() -> None:
+    network = build("ca_rpn")
+    network.proposal_generator.pre_nms_topk = {True: 10, False: 10}
+    module = ExportableCategoryAwareRPN(network)
+    boxes, scores, _, count = module(images(SIZES[0]))
+    limit = network.proposal_generator.detections_per_image
+    assert boxes.shape[1] == scores.shape[1] == limit > 10
+    assert not scores[0, count[0] :].any() and not boxes[0, count[0] :].any()
+
+
+def test_models_of_another_kind_and_in_training_are_rejected() -> None:
+    deeplab = build("deeplab")
+    with pytest.raises(TypeError, match="is for a CategoryAwareRPN, got a DeepLab"):
+        ExportableCategoryAwareRPN(deeplab)
+    with pytest.raises(ValueError, match=r"evaluation mode: model\.eval\(\)"):
+        ExportableSegmentor(deeplab.train())
+    assert deeplab.training

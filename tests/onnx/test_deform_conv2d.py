@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import sys
 
 import pytest
@@ -217,3 +219,28 @@ def test_missing_onnxscript_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"needs onnxscript.*\[onnx\]"):
         _ = dcn_plugin.onnx.translations
+
+
+@needs_onnx_ops
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"offset": torch.zeros(1, 17, 5, 5)}, "offset must have .*got 17"),
+        ({"mask": torch.zeros(1, 8, 5, 5)}, "mask must have 9 channels.*got 8"),
+        ({"weight": torch.zeros(2, 3, 3, 3)}, r"weight.size\(1\) must divide.*got 4 channels"),
+    ],
+)
+def test_wrong_channels_are_not_exported(change: dict[str, Tensor], message: str) -> None:
+    tensors = {
+        "input": torch.zeros(1, 4, 5, 5),
+        "offset": torch.zeros(1, 18, 5, 5),
+        "weight": torch.zeros(2, 4, 3, 3),
+        "mask": torch.zeros(1, 9, 5, 5),
+        **change,
+    }
+
+    module = Calls([(functools.partial(deform_conv2d, padding=1), tensors)])
+    for export in (automatic, torch.export.export):
+        with pytest.raises(Exception) as error:
+            export(module, (module.tensors,))
+        assert re.search(message, causes(error.value))

@@ -29,7 +29,9 @@ PLAIN = RoiCase(classes=0, ratio=2)
 HALF_PIXELS = RoiCase(classes=0, ratio=1, boxes=tuple(HALF_PIXEL_BOXES.values()))
 DEFORMABLE = RoiCase(classes=1, ratio=2)
 POSITION_SENSITIVE = RoiCase(classes=3, ratio=3, part=(2, 3), group=(3, 2))
-CASES = [PLAIN, HALF_PIXELS, DEFORMABLE, POSITION_SENSITIVE]
+# A scale by which coordinates in half precision would be rounded.
+SCALED = replace(PLAIN, scale=1 / 14)
+CASES = [PLAIN, HALF_PIXELS, SCALED, DEFORMABLE, POSITION_SENSITIVE]
 
 
 def calls_of(cases: list[RoiCase], dtype: torch.dtype) -> Calls:
@@ -41,7 +43,7 @@ def assert_runs(model: Any, cases: list[RoiCase], dtype: torch.dtype) -> None:
     expected = module(module.tensors)
     for found, one in zip(run(model, (module.tensors,)), expected, strict=True):
         assert one.any() and found.dtype == dtype
-        # In float64 the exporter rounds gamma to float32.
+        # In float64 the exporter rounds gamma and spatial_scale to float32.
         rounded = torch.float32 if dtype == torch.float64 else dtype
         assert_near(found, one, allowed=tolerance(rounded))
 
@@ -51,6 +53,7 @@ def assert_runs(model: Any, cases: list[RoiCase], dtype: torch.dtype) -> None:
     [
         pytest.param(automatic, torch.float32, marks=needs_onnx_ops),
         pytest.param(automatic, torch.float64, marks=needs_onnx_ops),
+        pytest.param(automatic, torch.float16, marks=needs_onnx_ops),
         (by_table, torch.float16),
     ],
 )
@@ -61,7 +64,7 @@ def test_equals_onnxruntime_at_other_sizes(export: Export, dtype: torch.dtype) -
         for tensors in module.tensors
     ]
     model = export(module, (module.tensors,), (shapes,))
-    assert op_types(model).count("RoiAlign") == (2 if export is automatic else 0)
+    assert op_types(model).count("RoiAlign") == (3 if export is automatic else 0)
     assert_runs(model, CASES, dtype)
     boxes = tuple(list(BOXES.values())[::-2])
     other = [replace(case, size=(14, 5), batch=2, boxes=boxes) for case in CASES]
