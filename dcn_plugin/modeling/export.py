@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detectron2.layers import batched_nms
-from detectron2.modeling import GeneralizedRCNN, ProposalNetwork, SemanticSegmentor
+from detectron2.modeling import SemanticSegmentor
 
 from dcn_plugin.ops._common import emits_onnx_nodes
 
@@ -31,14 +31,9 @@ Shape shorthand in this module:
 class ExportableBackbone(nn.Module):
     """The backbone of a model, with the normalization of its images."""
 
-    MODELS: tuple[type, ...] = (
-        GeneralizedRCNN,
-        ProposalNetwork,
-        SemanticSegmentor,
-        CategoryAwareRPN,
-    )
+    MODELS: tuple[type, ...] = (nn.Module,)
 
-    def __init__(self, model: GeneralizedRCNN | SemanticSegmentor) -> None:
+    def __init__(self, model: nn.Module) -> None:
         """Makes the module, which shares the model's parameters.
 
         Args:

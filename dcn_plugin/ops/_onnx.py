@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import emits_onnx_nodes
+from ._common import check_channels, emits_onnx_nodes
 from ._roi_pool_decomposition import check_can_decompose, decompose_deform_roi_pool
 
 
@@ -43,6 +43,7 @@ def deform_conv_node(
         dtype = torch.get_autocast_dtype(device)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias, mask = _autocast(bias, dtype), _autocast(mask, dtype)
+    check_channels(input, offset, weight, mask)
     kernel = weight.shape[2:]
     attributes = {
         "kernel_shape": list(kernel),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._common import (
+    check_channels,
     check_same_device,
     emits_onnx_nodes,
     empty_gradient,
@@ -80,40 +81,9 @@ def deform_conv2d(
     """
     geometry = pair(stride), pair(padding), pair(dilation)
     if emits_onnx_nodes():
-        if not torch.is_autocast_enabled():  # which casts both
-            check_channels(input, offset, weight, mask)
         shape = [input.shape[0], weight.shape[0], *_output_size(input, weight, *geometry)]
         return deform_conv_node(input, offset, weight, bias, *geometry, mask, shape)
     return torch.ops.dcn_plugin.deform_conv2d(input, offset, weight, bias, *geometry, mask)
-
-
-def check_channels(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> None:
-    """Checks channels and dtypes where no kernel runs: in fake kernels and exports.
-
-    Sizes of maps are left to the kernel, since in a traced program they may be unrelated symbols.
-    """
-    channels, group_in, taps = input.shape[1], weight.shape[1], weight.shape[2] * weight.shape[3]
-    if channels % group_in != 0 or weight.shape[0] % (channels // group_in) != 0:
-        raise ValueError(
-            f"deform_conv2d: weight.size(1) must divide the input's channels, and the groups that "
-            f"follow must divide weight.size(0), got {channels} channels and {tuple(weight.shape)}"
-        )
-    groups = offset.shape[1] // (2 * taps)
-    if groups == 0 or offset.shape[1] != 2 * groups * taps or channels % groups != 0:
-        raise ValueError(
-            f"deform_conv2d: offset must have 2 * offset_groups * {taps} taps channels, with "
-            f"offset_groups a divisor of the {channels} input channels, got {offset.shape[1]}"
-        )
-    if mask is not None and mask.shape[1] != groups * taps:
-        raise ValueError(
-            f"deform_conv2d: mask must have {groups * taps} channels, one per tap and offset "
-            f"group, got {mask.shape[1]}"
-        )
-    if weight.dtype != input.dtype or not input.is_floating_point():
-        raise TypeError(
-            "deform_conv2d: input and weight must have one floating dtype, got "
-            f"{input.dtype} and {weight.dtype}"
-        )
 
 
 def _output_size(

@@ -207,6 +207,23 @@ def test_autocast_casts_all_but_the_offset(export: Export) -> None:
     assert_near(*run(model, tensors), expected.float(), allowed=torch.finfo(torch.bfloat16).eps)
 
 
+@needs_onnx_ops
+def test_autocast_casts_weights_of_another_dtype_than_the_input() -> None:
+    """As after a plain convolution under autocast."""
+    call = ASYMMETRIC.draw(dtype=torch.float32)
+    call["input"] = call["input"].bfloat16()
+
+    class Autocast(nn.Module):
+        def forward(self, tensors: dict[str, Tensor]) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return deform_conv2d(**tensors, **settings)
+
+    settings = {name: value for name, value in call.items() if not isinstance(value, Tensor)}
+    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
+    model = automatic(Autocast().eval(), (tensors, {}), opset_version=22)
+    assert "DeformConv" in [node.op_type for node in model.graph.node]
+
+
 def test_programs_keep_the_op() -> None:
     module = calls_of([ASYMMETRIC], torch.float32)
     program = torch.export.export(module, (module.tensors,), strict=False)
