@@ -26,7 +26,7 @@ from torch import nn
 
 from dcn_plugin.engine import Checkpointer
 from dcn_plugin.engine.checkpoint import count_by_module, input_config
-from dcn_plugin.engine.weight_conversion import CONVERTED_BY, Origin, to_detectron2
+from dcn_plugin.engine.weight_conversion import CONVERTED_BY, Origin, state_dict_of, to_detectron2
 from dcn_plugin.engine.weight_names import to_mmdet, to_torchvision
 from dcn_plugin.files import atomic_write
 
@@ -66,8 +66,7 @@ def convert(checkpoint: dict[str, Any], to: str) -> dict[str, Any]:
     """
     weights, origin = to_detectron2(checkpoint)
     if to == "detectron2":
-        before = checkpoint["model"].get("state_dict", checkpoint["model"])
-        report(before, weights)
+        report(state_dict_of(checkpoint)[0], weights)
         print_config(origin)
         # Detectron2's heuristics find the prefix of a backbone alone.
         return {

@@ -65,6 +65,7 @@ class Matrix:
         self.log.write_text("")
         self.rows: list[tuple[str, str, str, int]] = []
         self.failed = False
+        self.updated: set[str] = set()  # versions of PyTorch that were installed in this run
 
     def run(self, command: Sequence[object], folder: Path = ROOT, **variables: str) -> str:
         """Runs a command and returns its output; raises StepFailed if it fails."""
@@ -119,13 +120,14 @@ class Matrix:
         """Creates an environment with a version of PyTorch; returns its Python."""
         folder = self.output / f"venv-{torch}"
         python = folder / "bin" / "python"
-        if not (folder / "done").exists() or torch == NEWEST:
+        if not (folder / "done").exists() or (torch == NEWEST and torch not in self.updated):
             self.run([sys.executable, "-m", "venv", folder])
             lines = (ROOT / "requirements.txt").read_text().splitlines()
             pins = [line for line in lines if line.split("==")[0] in PACKAGES]
             version = ["-U", "torch"] if torch == NEWEST else [f"torch=={torch}"]
             self.run([python, "-m", "pip", "install", "-q", *version, *pins])
             (folder / "done").touch()
+            self.updated.add(torch)
         return python
 
     def copy_sources(self, name: str) -> Path:

@@ -44,7 +44,7 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def part(config: Any, *path: str) -> Any:
-    """Returns a value of nested dicts, or None if there is none.
+    """Returns a value of nested dicts, or None if a key is missing.
 
     Args:
         config: a dict.

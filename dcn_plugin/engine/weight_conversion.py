@@ -63,6 +63,18 @@ TORCHVISION = Origin(
 CONVERTED_BY = "dcn_plugin's convert_weights.py"
 
 
+def state_dict_of(checkpoint: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns the state dict of a checkpoint, and its `meta` if it is one of OpenMMLab.
+
+    Args:
+        checkpoint: as Detectron2's checkpointer reads it.
+    """
+    content = checkpoint["model"]
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        return content["state_dict"], content.get("meta")
+    return content, None
+
+
 def to_detectron2(
     checkpoint: Mapping[str, Any], model_keys: Iterable[str] = ()
 ) -> tuple[Weights, Origin]:
@@ -77,9 +89,7 @@ def to_detectron2(
     Raises:
         ValueError: if the weights are no state dict, or of a network that Detectron2 lacks.
     """
-    content, meta = checkpoint["model"], None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content, meta = content["state_dict"], content.get("meta")
+    content, meta = state_dict_of(checkpoint)
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise ValueError(
             f"the weights must be a state dict, whose keys are strings, got a "

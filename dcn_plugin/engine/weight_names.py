@@ -89,41 +89,29 @@ def mmdet_renames(keys: Iterable[str]) -> Renames:
     return [*pairs, *fpn_renames(laterals), *head_renames(cascade)]
 
 
-class Renamer:
-    """Renames keys by pairs of patterns."""
+def rename(weights: Mapping[str, Tensor], renames: Renames) -> Weights:
+    """Returns weights with other keys; those that no pattern matches are kept.
 
-    def __init__(self, renames: Renames) -> None:
-        """Compiles the patterns.
+    Args:
+        weights: a state dict.
+        renames: the first pattern that matches a whole key, but for the name of the parameter,
+            applies.
+    """
+    rules = [
+        (
+            re.compile(re.escape(old).replace(r"\#", r"(\d+)") + r"(\.[^.]+)"),
+            new.replace("#", "{}") + "{}",
+        )
+        for old, new in renames
+    ]
 
-        Args:
-            renames: the first pattern that matches a whole key, but for the name of the
-                parameter, applies.
-        """
-        self.rules = [
-            (
-                re.compile(re.escape(old).replace(r"\#", r"(\d+)") + r"(\.[^.]+)"),
-                re.sub("#", lambda _: "{}", new) + "{}",
-            )
-            for old, new in renames
-        ]
-
-    def __call__(self, key: str) -> str:
-        """Returns the new name of a key, or the key if no pattern matches."""
-        for pattern, new in self.rules:
+    def new_name(key: str) -> str:
+        for pattern, new in rules:
             if match := pattern.fullmatch(key):
                 return new.format(*match.groups())
         return key
 
-
-def rename(weights: Mapping[str, Tensor], renames: Renames) -> Weights:
-    """Returns weights with other keys.
-
-    Args:
-        weights: a state dict.
-        renames: pairs of patterns, as in `Renamer`.
-    """
-    renamer = Renamer(renames)
-    return {renamer(key): value for key, value in weights.items()}
+    return {new_name(key): value for key, value in weights.items()}
 
 
 def to_mmdet(weights: Mapping[str, Tensor]) -> Weights:

@@ -221,7 +221,8 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_autocast_stays_torchvisions() -> None:
-    call = ASYMMETRIC.draw(dtype=torch.float32)  # float32 results, as there is none on the CPU
+    """Torchvision has no autocast on the CPU, so the results are in float32."""
+    call = ASYMMETRIC.draw(dtype=torch.float32)
     expected, expected_gradients = gradients(deform_conv2d, call)
     with replace_deform_conv2d(), torch.autocast("cpu", torch.bfloat16):
         output, found = gradients(deform_conv2d, call)
