@@ -1,11 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Parts of error messages."""
+"""Errors for the user of a program, and parts of their messages."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """An error in a config, a command line or a file.
+
+    Its message says what is wrong, the value found, what is allowed and what to do; programs print
+    it without a traceback, see `exit_on_error`.
+    """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A `UserError` about a file that does not exist."""
+
+
+@contextmanager
+def exit_on_error(program: str) -> Iterator[None]:
+    """Ends a program with one line for errors that its user can correct; also a decorator.
+
+    These are `UserError`, errors of the operating system that name a file, and names that are not
+    in Detectron2's registries. All others keep their traceback.
+
+    Args:
+        program: name at the start of the line.
+    """
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"{program}: {' '.join(str(error).splitlines())}")
+    except OSError as error:
+        if not error.filename or not error.strerror:
+            raise
+        sys.exit(f"{program}: {error.filename}: {error.strerror}")
+    except KeyError as error:
+        if "registry" not in str(error):  # not of Detectron2's Registry.get
+            raise
+        sys.exit(f"{program}: {error.args[0]}")
 
 
 def got(name: object, known: Iterable[str]) -> str:

@@ -24,6 +24,8 @@ from bench.cases import Setting
 from bench.runner import Case, Runner
 from tqdm import tqdm
 
+from dcn_plugin.messages import exit_on_error
+
 KINDS = ("conv", "roi", "nets")
 DEFAULT_DTYPES = {
     "cpu": ("float32", "bfloat16"),
@@ -108,6 +110,7 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Case, Setting]]:
                             yield case, Setting(options.device, dtype, threads, batch)
 
 
+@exit_on_error("benchmark")
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements and prints the table."""
     options = parse(arguments)

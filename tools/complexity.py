@@ -14,7 +14,6 @@ keys, of all models, can be overridden at the end of the command line.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import warnings
 from functools import partial
@@ -32,6 +31,7 @@ from detectron2.export import TracingAdapter
 from dcn_plugin.analysis.complexity import Cost, count_cost
 from dcn_plugin.compat import ignore_known_warnings
 from dcn_plugin.engine import config_checks, load_model, read_config
+from dcn_plugin.messages import UserError, exit_on_error
 
 HEAD = "| model | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
 
@@ -53,9 +53,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
     """Reads and checks the configs; returns them by folder and file name."""
     if min(args.size) < 32:
-        raise ValueError(f"--size must be at least 32 32, got {args.size[0]} {args.size[1]}")
+        raise UserError(f"--size must be at least 32 32, got {args.size[0]} {args.size[1]}")
     if args.weights and len(args.weights) != len(args.configs):
-        raise ValueError(
+        raise UserError(
             f"--weights must be given for each of the {len(args.configs)} models, or for none, "
             f"got {len(args.weights)}"
         )
@@ -110,16 +110,14 @@ def table(costs: dict[str, Cost], times: dict[tuple[str, str], Times]) -> str:
     return "\n".join(lines)
 
 
+@exit_on_error("complexity")
 def main(words: list[str] | None = None) -> None:
     """Prints the table, and the operators that were not counted."""
     args = parse_arguments(words)
     ignore_known_warnings()
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-    try:
-        cfgs = configs_of(args)
-        costs, times = measure_models(args, cfgs)
-    except (OSError, ValueError) as error:
-        sys.exit(f"complexity: {error}")
+    cfgs = configs_of(args)
+    costs, times = measure_models(args, cfgs)
     print(table(costs, times))
     missed = sorted(set().union(*(cost.not_counted for cost in costs.values())))
     print(f"\n{args.size[0]} x {args.size[1]} pixels, {torch.get_num_threads()} threads;", end=" ")

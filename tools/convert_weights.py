@@ -15,7 +15,6 @@ projects.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,8 +28,10 @@ from dcn_plugin.engine.checkpoint import count_by_module, input_config
 from dcn_plugin.engine.weight_conversion import CONVERTED_BY, Origin, state_dict_of, to_detectron2
 from dcn_plugin.engine.weight_names import to_mmdet, to_torchvision
 from dcn_plugin.files import atomic_write
+from dcn_plugin.messages import UserError, exit_on_error
 
 
+@exit_on_error("convert_weights")
 def main() -> None:
     """Converts one file."""
     parser = argparse.ArgumentParser(
@@ -43,14 +44,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.output.is_dir() or args.output == Path(args.input):
         parser.error(f"output must be another file, got {args.output}")
+    content = Checkpointer(nn.Identity()).read(args.input)
     try:
-        content = Checkpointer(nn.Identity()).read(args.input)
         converted = convert(content, args.to)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(args.output) as temporary:
-            torch.save(converted, temporary)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"convert_weights: {args.input}: {error}")
+    except UserError as error:
+        raise UserError(f"{args.input}: {error}") from error
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(args.output) as temporary, temporary.open("wb") as file:
+        torch.save(converted, file)
     print(f"Written: {args.output}")
 
 
@@ -93,7 +94,7 @@ def report(before: Iterable[str], after: Iterable[str]) -> None:
     kept = set(before) & set(after)
     renamed = set(after) - kept
     if not renamed:
-        raise ValueError(
+        raise UserError(
             "no key has a name that can be converted (train_net.py loads Detectron2's and Caffe2's "
             f"files as they are); keys: {', '.join(sorted(kept)[:3]) or 'none'}"
         )

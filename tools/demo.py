@@ -38,6 +38,8 @@ from detectron2.data.detection_utils import read_image
 from dcn_plugin.analysis.figures import Panel, save_panels
 from dcn_plugin.engine import check_config, read_config
 from dcn_plugin.engine.config_checks import check_no_precomputed_proposals
+from dcn_plugin.files import output_folder
+from dcn_plugin.messages import UserError, exit_on_error
 
 CONFIG = ROOT / "configs/Shapes/ca_rpn_slim_dconv3_demo.yaml"
 MIN_SCORE = 0.5  # of detections that are drawn
@@ -53,7 +55,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config-file", default=str(CONFIG), help="config of a detector")
-    add("--output", type=Path, default=Path("output/demo"), help="folder to write to")
+    add("--output", type=output_folder, default=Path("output/demo"), help="folder to write to")
     add("opts", nargs=argparse.REMAINDER, help="config keys and values")
     return parser.parse_args(words)
 
@@ -155,23 +157,20 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     check_config(cfg, True)
     check_no_precomputed_proposals(cfg)
     if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(f"DATASETS.TEST must be one data set, got {cfg.DATASETS.TEST}")
+        raise UserError(f"DATASETS.TEST must be one data set, got {cfg.DATASETS.TEST}")
     if MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type") != "coco":
-        raise ValueError(f"DATASETS.TEST must be in COCO's format, got {cfg.DATASETS.TEST[0]}")
+        raise UserError(f"DATASETS.TEST must be in COCO's format, got {cfg.DATASETS.TEST[0]}")
     return cfg
 
 
 def run(args: argparse.Namespace) -> None:
     """Generates the data, trains, evaluates and draws."""
     times: dict[str, float] = {}
-    try:
-        cfg = read_settings(args)
-        (dataset,) = cfg.DATASETS.TEST
-        with timed(times, "data"):
-            for name in (*cfg.DATASETS.TRAIN, dataset):
-                DatasetCatalog.get(name)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"demo: {error}")
+    cfg = read_settings(args)
+    (dataset,) = cfg.DATASETS.TEST
+    with timed(times, "data"):
+        for name in (*cfg.DATASETS.TRAIN, dataset):
+            DatasetCatalog.get(name)
     with timed(times, "training and evaluation"):
         train(args, cfg.SOLVER.MAX_ITER)
     with timed(times, "pictures"):
@@ -183,6 +182,7 @@ def run(args: argparse.Namespace) -> None:
         print_visualize_command(args, dataset)
 
 
+@exit_on_error("demo")
 def main(words: list[str] | None = None) -> None:
     """Runs the demo; when it is terminated, so is its training."""
     args = parse_arguments(words)

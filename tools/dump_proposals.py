@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +34,8 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.engine import check_config, load_model, read_config
-from dcn_plugin.files import atomic_write
+from dcn_plugin.files import atomic_write, output_folder
+from dcn_plugin.messages import UserError, exit_on_error
 from dcn_plugin.modeling.proposal_generator import CategoryDetector
 
 
@@ -48,7 +47,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config-file", required=True, help="of a model with an RPN")
     add("--dataset", action="append", required=True, help="a registered name; may be repeated")
-    add("--output", type=Path, required=True, help="folder for <data set>.pkl")
+    add("--output", type=output_folder, required=True, help="folder for <data set>.pkl")
     add("opts", nargs=argparse.REMAINDER, help="keys and values of the config")
     return parser.parse_args(words)
 
@@ -57,9 +56,9 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
     cfg = read_config(args)
     if cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError("MODEL.LOAD_PROPOSALS must be False: the RPN has to compute the proposals")
+        raise UserError("MODEL.LOAD_PROPOSALS must be False: the RPN has to compute the proposals")
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS must name the weights of a trained model, got none")
+        raise UserError("MODEL.WEIGHTS must name the weights of a trained model, got none")
     cfg.DATASETS.TEST = tuple(args.dataset)
     check_config(cfg, training=False)
     return cfg
@@ -70,7 +69,7 @@ def load_proposal_model(cfg: CfgNode) -> nn.Module:
     model = load_model(cfg)
     generator = getattr(model, "proposal_generator", None)
     if generator is None or isinstance(generator, CategoryDetector):  # returns detections
-        raise ValueError(
+        raise UserError(
             f"--config-file must be of an RPN or a two-stage model, got a {type(model).__name__}"
         )
     return model
@@ -101,15 +100,13 @@ def collect(cfg: CfgNode, model: nn.Module, dataset: str) -> dict[str, Any]:
     return {**columns, "bbox_mode": BoxMode.XYXY_ABS.value}
 
 
+@exit_on_error("dump_proposals")
 def main(words: list[str] | None = None) -> None:
     """Writes the files."""
     args = parse_arguments(words)
     setup_logger()
-    try:
-        cfg = read_settings(args)
-        model = load_proposal_model(cfg)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        sys.exit(f"dump_proposals: {error}")
+    cfg = read_settings(args)
+    model = load_proposal_model(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.dataset:
         proposals = collect(cfg, model, name)

@@ -17,7 +17,6 @@ the end of the command line.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +36,7 @@ from dcn_plugin.analysis.on_object_share import OFFSETS, OnObjectShare
 from dcn_plugin.data import add_custom_data_option
 from dcn_plugin.engine import load_model, read_trained_config
 from dcn_plugin.engine.config_checks import check_datasets
+from dcn_plugin.messages import UserError, exit_on_error
 
 NO_BOXES = torch.zeros(0, 4)
 
@@ -66,7 +66,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
     if args.limit < 0:
-        raise ValueError(f"--limit must be 0 or more, got {args.limit}")
+        raise UserError(f"--limit must be 0 or more, got {args.limit}")
     cfg = read_trained_config(args)
     if args.dataset:
         cfg.DATASETS.TEST = (args.dataset,)
@@ -83,7 +83,7 @@ def annotated_images(cfg: CfgNode, limit: int) -> Iterator[AnnotatedImage]:
     )
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     if not any(record.get("annotations") for record in records):
-        raise ValueError(f"the data set must have boxes, {cfg.DATASETS.TEST[0]} has none")
+        raise UserError(f"the data set must have boxes, {cfg.DATASETS.TEST[0]} has none")
     for record in tqdm(records[: limit or None], unit="image"):
         mapped = mapper(record)
         inputs = {key: mapped[key] for key in ("image", "height", "width")}
@@ -128,22 +128,20 @@ def share_table(shares: dict[str, OnObjectShare]) -> str:
     return markdown(["offsets", *shares], [*rows, counts])
 
 
+@exit_on_error("effective_dilation")
 def main(words: list[str] | None = None) -> None:
     """Prints the tables."""
     args = parse_arguments(words)
     setup_logger()
-    try:
-        cfg = read_settings(args)
-        model = load_model(cfg)
-        areas = [side**2 for side in args.areas]
+    cfg = read_settings(args)
+    model = load_model(cfg)
+    areas = [side**2 for side in args.areas]
+    images = annotated_images(cfg, args.limit)
+    print(dilation_table(effective_dilation(model, images, areas=areas)))
+    if args.on_object:
         images = annotated_images(cfg, args.limit)
-        print(dilation_table(effective_dilation(model, images, areas=areas)))
-        if args.on_object:
-            images = annotated_images(cfg, args.limit)
-            shares = on_object_share(model, images, areas=areas, layers=args.layers)
-            print(f"\n{share_table(shares)}")
-    except (OSError, ValueError) as error:
-        sys.exit(f"effective_dilation: {error}")
+        shares = on_object_share(model, images, areas=areas, layers=args.layers)
+        print(f"\n{share_table(shares)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from the metrics.json of each seed, gets a plot of its own.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from table.runs import METRICS, metrics_backwards
 
 from dcn_plugin.files import atomic_write
+from dcn_plugin.messages import UserError, exit_on_error
 
 Curve = dict[int, float]  # values by iteration
 
@@ -56,9 +56,9 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
             curves.append(curve)
     if not curves:
         has = ", ".join(sorted(known)) or "no seed_*/metrics.json"
-        raise ValueError(f"--metric must be one of {folder}, got {metric}; it has {has}")
+        raise UserError(f"--metric must be one of {folder}, got {metric}; it has {has}")
     if not set.intersection(*map(set, curves)):
-        raise ValueError(f"the seeds of {folder} have {metric} at no common iteration")
+        raise UserError(f"the seeds of {folder} have {metric} at no common iteration")
     return curves
 
 
@@ -74,6 +74,7 @@ def plot(axis: Axes, label: str, curves: list[Curve]) -> None:
     )
 
 
+@exit_on_error("learning_curves")
 def main(words: list[str] | None = None) -> None:
     """Plots the curves."""
     args = parse_arguments(words)
@@ -84,10 +85,7 @@ def main(words: list[str] | None = None) -> None:
     for axis, metric in zip(axes[0], args.metric, strict=True):
         for folder in args.runs:
             label = folder.name if names.count(folder.name) == 1 else str(folder)
-            try:
-                plot(axis, label, read_curves(folder, metric))
-            except ValueError as error:
-                sys.exit(f"learning_curves: {error}")
+            plot(axis, label, read_curves(folder, metric))
         axis.set_xlabel("iterations")
         axis.set_title(metric)
         axis.grid(alpha=0.3)

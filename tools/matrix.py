@@ -182,6 +182,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.detectron2 and not (args.detectron2 / "detectron2" / "__init__.py").exists():
         parser.error(f"--detectron2 must be a checkout of Detectron2, got {args.detectron2}")
+    if args.output.exists() and not args.output.is_dir():
+        parser.error(f"--output must be a folder, got {args.output}")
     matrix = Matrix(args.output.resolve())
     for torch in args.torch:
         matrix.test_ops(torch)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from dcn_plugin.files import atomic_write
+from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
 
 OUTPUT, LIST = "SegmentationClassAug", "ImageSets/Segmentation/{}.txt"
 CLASSES, IGNORED = 21, 255
@@ -46,7 +46,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def read_list(path: Path) -> list[str]:
     """Reads a list of image names."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise MissingFileError(f"{path} does not exist")
     return path.read_text().split()
 
 
@@ -55,7 +55,7 @@ def read_sbd(path: Path) -> np.ndarray:
     try:
         labels = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
     except Exception as error:  # SciPy raises many types on damaged files
-        raise ValueError(f"{path} is not a .mat file of SBD, or damaged: {error}") from error
+        raise UserError(f"{path} is not a .mat file of SBD, or damaged: {error}") from error
     return np.asarray(labels, dtype=np.uint8)
 
 
@@ -63,7 +63,7 @@ def read_voc(path: Path) -> np.ndarray:
     """Reads the labels from a PNG of VOC, whose palette indices are class ids."""
     with Image.open(path) as image:
         if image.mode not in ("P", "L"):
-            raise ValueError(f"{path} must have a palette or grey values, got mode {image.mode}")
+            raise UserError(f"{path} must have a palette or grey values, got mode {image.mode}")
         return np.asarray(image)
 
 
@@ -71,7 +71,7 @@ def write_labels(path: Path, labels: np.ndarray, source: Path) -> None:
     """Checks labels and writes them atomically."""
     unknown = np.setdiff1d(labels, [*range(CLASSES), IGNORED])
     if unknown.size:
-        raise ValueError(f"{source} must have labels 0 to 20 and 255, got {unknown.tolist()}")
+        raise UserError(f"{source} must have labels 0 to 20 and 255, got {unknown.tolist()}")
     with atomic_write(path) as temporary:
         Image.fromarray(labels).save(temporary, format="PNG")
 
@@ -95,7 +95,7 @@ def prepare(sbd: Path, voc: Path) -> dict[str, int]:
     sources |= {name: voc / "SegmentationClass" / f"{name}.png" for name in of_voc}
     missing = [str(source) for source in sources.values() if not source.is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} files do not exist, the first is {missing[0]}")
+        raise MissingFileError(f"{len(missing)} files do not exist, the first is {missing[0]}")
     folder = voc / OUTPUT
     folder.mkdir(exist_ok=True)
     for name, source in tqdm(sources.items(), "labels"):
@@ -108,13 +108,11 @@ def prepare(sbd: Path, voc: Path) -> dict[str, int]:
     return {"train_aug": len(train_aug), "val": len(val)}
 
 
+@exit_on_error("prepare_sbd")
 def main(words: list[str] | None = None) -> None:
     """Runs the tool; prints the number of images."""
     args = parse_arguments(words)
-    try:
-        counts = prepare(args.sbd, args.voc)
-    except (OSError, ValueError) as error:
-        sys.exit(f"prepare_sbd: {error}")
+    counts = prepare(args.sbd, args.voc)
     print(
         f"{counts['train_aug']} training images (10582 with all of VOC and SBD), "
         f"{counts['val']} validation images (1449)"

@@ -30,6 +30,9 @@ from table.paper import TABLES, Cell, cells_of
 from table.runs import ROOT, Run, plan_runs
 from tqdm import tqdm
 
+from dcn_plugin.files import output_folder
+from dcn_plugin.messages import UserError, exit_on_error
+
 CONFIGS = ROOT / "configs"
 
 
@@ -43,7 +46,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     which.add_argument("--configs", metavar="PATTERN", help="files below configs/ (quoted)")
     add = parser.add_argument
     add("--only", metavar="PATTERN", default="*", help="only configs whose name matches (quoted)")
-    add("--output", type=Path, required=True, help="folder for all runs and the tables")
+    add("--output", type=output_folder, required=True, help="folder for all runs and the tables")
     add("--seeds", type=int, default=1, help="number of runs per config, with SEED 1, 2, ...")
     add("--num-gpus", type=int, default=1, help="per run")
     add("--eval-only", action="store_true", help="evaluate the weights in the output folders")
@@ -62,13 +65,13 @@ def choose_cells(args: argparse.Namespace) -> list[Cell]:
         paths = [Path(p) for p in sorted(glob(args.configs)) if not Path(p).stem.startswith("Base")]
         outside = [str(path) for path in paths if CONFIGS not in path.resolve().parents]
         if outside:
-            raise ValueError(f"--configs must be files below {CONFIGS}, got {outside[0]}")
+            raise UserError(f"--configs must be files below {CONFIGS}, got {outside[0]}")
         names = [path.resolve().relative_to(CONFIGS).with_suffix("") for path in paths]
         cells = [Cell(name.name, str(name.parent), str(name), ()) for name in names]
     chosen = [cell for cell in cells if fnmatch(cell.config, args.only)]
     if not chosen:
         requested = args.configs or f"table {args.table}"
-        raise ValueError(f"no config in {requested} matches --only {args.only!r}")
+        raise UserError(f"no config in {requested} matches --only {args.only!r}")
     return chosen
 
 
@@ -89,19 +92,17 @@ def write_tables(
     return text
 
 
+@exit_on_error("run_table")
 def main(words: list[str] | None = None) -> None:
     """Runs the configs and writes the tables; exits with 1 if a run failed."""
     args = parse_arguments(words)
-    try:
-        if args.seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
-        cells = choose_cells(args)
-        runs = plan_runs(args, cells)
-        if not (args.report or args.again):
-            for run in runs:
-                run.check_options()
-    except ValueError as error:
-        sys.exit(f"run_table: {error}")
+    if args.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {args.seeds}")
+    cells = choose_cells(args)
+    runs = plan_runs(args, cells)
+    if not (args.report or args.again):
+        for run in runs:
+            run.check_options()
     path = args.output / (f"table_{args.table}" if args.table else "table")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_table: terminated; run again to resume"))
     pending = [] if args.report else [r for r in runs if args.again or r.results() is None]

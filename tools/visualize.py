@@ -18,9 +18,7 @@ overridden at the end of the command line.
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import chain
-from pathlib import Path
 
 from tqdm import tqdm
 from viewer.drawing import save_interactive, save_picture
@@ -33,6 +31,8 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_plugin.data import add_custom_data_option
 from dcn_plugin.engine import read_trained_config
+from dcn_plugin.files import output_folder
+from dcn_plugin.messages import UserError, exit_on_error
 
 
 def point(text: str) -> tuple[float, float]:
@@ -53,7 +53,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--config-file", required=True, help="config of the model")
     add("--weights", required=True, help="checkpoint of the model")
     add("--input", required=True, help="an image, a folder, a video, or the name of a data set")
-    add("--output", type=Path, required=True, help="folder to write to")
+    add("--output", type=output_folder, required=True, help="folder to write to")
     points_help = "pixels to trace from; put another option after them"
     add("--points", type=point, nargs="+", default=[], metavar="x,y", help=points_help)
     layers_help = "deformable layers to trace through; default: all"
@@ -73,14 +73,14 @@ def save(
     height, width = image.pixels.shape[:2]
     for x, y in args.points:
         if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(
+            raise UserError(
                 f"--points must be inside {image.name}, x below {width} and y below {height}, got "
                 f"{x:g},{y:g}"
             )
     prediction = predictor(image.pixels)
     chosen = prediction.recording.choose(args.layers)  # before anything is written
     if args.points and not chosen:
-        raise ValueError("--points: no deformable convolution has known positions on the image")
+        raise UserError("--points: no deformable convolution has known positions on the image")
     args.output.mkdir(parents=True, exist_ok=True)
     if args.format != "html":
         path = args.output / f"{image.name}.png"
@@ -90,25 +90,23 @@ def save(
         save_interactive(path, image.name, prediction, metadata, args.layers)
 
 
+@exit_on_error("visualize")
 def main(words: list[str] | None = None) -> None:
     """Visualizes all images."""
     args = parse_arguments(words)
     setup_logger()
-    try:
-        if args.limit < 1:
-            raise ValueError(f"--limit must be at least 1, got {args.limit}")
-        cfg = read_trained_config(args)
-        images = read_inputs(args.input, args.limit)
-        first = next(images)  # without images, fails before the model is built
-        predictor = RecordingPredictor(cfg, args.score)
-        predictor.require_deformable()
-        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-        count = 0
-        for image in tqdm(chain([first], images), unit="image"):
-            save(args, metadata, predictor, image)
-            count += 1
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        sys.exit(f"visualize: {error}")
+    if args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}")
+    cfg = read_trained_config(args)
+    images = read_inputs(args.input, args.limit)
+    first = next(images)  # without images, fails before the model is built
+    predictor = RecordingPredictor(cfg, args.score)
+    predictor.require_deformable()
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
+    count = 0
+    for image in tqdm(chain([first], images), unit="image"):
+        save(args, metadata, predictor, image)
+        count += 1
     print(f"wrote the visualizations of {count} image{'s' if count > 1 else ''} to {args.output}")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcn_plugin.messages import UserError
+
 from .recording import RecordedLayer, Recording, record, require_deformable
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ def effective_dilation(
     for name, reason in skipped.items():
         logger.warning("effective dilation: skipped %s, which %s", name, reason)
     if not sums:
-        raise ValueError("no deformable layer ran whose effective dilation can be measured")
+        raise UserError("no deformable layer ran whose effective dilation can be measured")
     return {name: _dilations(layer_sums) for name, layer_sums in sums.items()}
 
 
@@ -84,14 +86,14 @@ def run_once(model: nn.Module, image: AnnotatedImage) -> Recording:
         model(image.inputs)
     for layer in recording.layers.values():
         if layer.on_image and len(layer.offset) != 1:
-            raise ValueError(f"inputs must be a batch of one image, got one of {len(layer.offset)}")
+            raise UserError(f"inputs must be a batch of one image, got one of {len(layer.offset)}")
     return recording
 
 
 def check_areas(areas: Sequence[float]) -> None:
     """Raises ValueError unless areas are two ascending positive numbers."""
     if len(areas) != 2 or not 0 < areas[0] < areas[1]:
-        raise ValueError(f"areas must be two ascending numbers above 0, got {tuple(areas)}")
+        raise UserError(f"areas must be two ascending numbers above 0, got {tuple(areas)}")
 
 
 def category_of_area(area: float, areas: Sequence[float]) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.layers import OffsetConv2d
-from dcn_plugin.messages import got
+from dcn_plugin.messages import UserError, got
 
 from .dataflow import Dataflow, Source, Stride, pair, strided
 
@@ -124,7 +124,7 @@ class Recording:
         """
         for name in names or ():
             if name not in self.layers:
-                raise ValueError(
+                raise UserError(
                     "a layer must be one of the deformable layers that ran, "
                     f"{', '.join(self.layers)}; {got(name, self.layers)}"
                 )
@@ -132,7 +132,7 @@ class Recording:
         chosen = [layer for name, layer in reversed(self.layers.items()) if name in wanted]
         skipped = "; ".join(f"{x.layer} {x.unknown}" for x in chosen if not x.on_image)
         if skipped and names is not None:
-            raise ValueError(f"positions on the image are not known: {skipped}; choose others")
+            raise UserError(f"positions on the image are not known: {skipped}; choose others")
         if skipped:
             warnings.warn(f"skipped layers of unknown positions: {skipped}", stacklevel=2)
         return [layer for layer in chosen if layer.on_image]
@@ -163,7 +163,7 @@ def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
 def require_deformable(model: nn.Module) -> None:
     """Raises ValueError if a model has no deformable convolutions."""
     if not deformable_layers(model):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no deformable convolutions; add some with "
             "make_deformable() or MODEL.RESNETS.DEFORM_LAST"
         )

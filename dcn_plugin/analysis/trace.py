@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dcn_plugin.messages import UserError
+
 from .recording import RecordedLayer, Recording
 
 # From this many sampling locations in a level on, those that round to the same position are merged
@@ -67,11 +69,11 @@ def last_layers(recording: Recording, layers: list[str] | None = None) -> list[R
     """
     chosen = recording.choose(layers)
     if not chosen:
-        raise ValueError("no deformable layer with known positions on the image ran")
+        raise UserError("no deformable layer with known positions on the image ran")
     last = [recording.layers[name] for name in order_levels(chosen)[0]]
     if len({layer.output_size for layer in last}) > 1:
         sizes = ", ".join(f"{layer.layer} {layer.output_size}" for layer in last)
-        raise ValueError(
+        raise UserError(
             f"the last layers must have outputs of one size, choose some of them; got {sizes}"
         )
     return last
@@ -110,7 +112,7 @@ def trace(
     last = last_layers(recording, layers)
     height, width = last[0].output_size
     if not (0 <= position[0] < height and 0 <= position[1] < width):
-        raise ValueError(
+        raise UserError(
             f"position must be a row below {height} and a column below {width} of the output of "
             f"{last[0].layer}, got {tuple(position)}"
         )
@@ -152,7 +154,7 @@ def position_at(
     height, width = recording.image_size
     x, y = point
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(
+        raise UserError(
             f"a point must have x from 0 to below {width} and y from 0 to below {height}, "
             f"got {x:g},{y:g}"
         )

@@ -2,9 +2,11 @@
 # Copyright (c) dcn_plugin contributors
 """Hooks and functions for Detectron2's `DefaultTrainer`, and a `Trainer` that combines them."""
 
+from dcn_plugin.messages import UserError, exit_on_error
+
 from .checkpoint import Checkpointer
 from .command_line import read_config, read_trained_config
-from .config_checks import check_config, exit_on_error
+from .config_checks import check_config
 from .exact_resume import ExactResume, ResumableTrainLoader
 from .launch import launch
 from .model import load_model
@@ -18,6 +20,7 @@ __all__ = [
     "OffsetMonitor",
     "ResumableTrainLoader",
     "Trainer",
+    "UserError",
     "build_optimizer",
     "check_config",
     "exit_on_error",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import yaml
@@ -14,9 +15,12 @@ from detectron2.config import CfgNode, get_cfg
 
 from dcn_plugin.config import add_dcn_config
 from dcn_plugin.data import use_custom_data
-from dcn_plugin.messages import nearest
+from dcn_plugin.messages import UserError, nearest
 
 from .config_checks import check_device, check_no_precomputed_proposals, check_weights
+
+# What reading a file that is no config raises.
+NOT_A_CONFIG = (AttributeError, NotImplementedError, RecursionError, TypeError, UnicodeDecodeError)
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -31,29 +35,24 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         OSError: if a base config, or a file of `train_data` or `test_data`, does not exist.
-        ValueError: if the config file does not exist, a key is unknown (with the nearest known
-            ones), or a value has another type.
+        UserError: if the config file does not exist or cannot be read, a key is unknown (with the
+            nearest known ones), or a value has another type.
     """
     if not args.config_file:
-        raise ValueError("--config-file is required, for example one of configs/")
+        raise UserError("--config-file is required, for example one of configs/")
     if args.config_file.endswith(".py"):
-        raise ValueError(
+        raise UserError(
             f"{args.config_file} is a LazyConfig: run it by Detectron2's lazyconfig_train_net.py"
         )
     cfg = get_cfg()
     add_dcn_config(cfg)
     options = args.opts or []
-    try:
+    with _naming(args.config_file, cfg):
         cfg.merge_from_file(args.config_file)
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            cfg.MODEL.DEVICE = "cpu"
+    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    with _naming("command line", cfg):
         cfg.merge_from_list(options)
-    except (KeyError, AssertionError) as error:  # of an unknown key, which its message ends with
-        message = " ".join(str(part) for part in error.args)
-        hint = nearest(message.rpartition(" ")[2], _keys(cfg))
-        raise ValueError(f"config: {message}{hint}") from error
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"config: {' '.join(str(error).split())}") from error
     data = getattr(args, "train_data", None), getattr(args, "test_data", None)
     if any(data):
         use_custom_data(cfg, *data)
@@ -73,12 +72,40 @@ def read_trained_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args)
     if not args.weights:
-        raise ValueError("--weights must name the weights of a trained model, got none")
+        raise UserError("--weights must name the weights of a trained model, got none")
     check_weights("--weights", args.weights)
     cfg.MODEL.WEIGHTS = args.weights
     check_no_precomputed_proposals(cfg)
     check_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+@contextmanager
+def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
+    """Turns errors of Detectron2's CfgNode into a `UserError` that names the source of a value."""
+    try:
+        yield
+    except NOT_A_CONFIG as error:
+        raise UserError(
+            f"{source} must have sections and keys in YAML, such as MODEL: {{DEVICE: cpu}}, but "
+            f"Detectron2 cannot read it: {type(error).__name__}: {_one_line(error)}"
+        ) from error
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
+        message = _one_line(error)
+        # That of an unknown key ends with the key.
+        hint = (
+            "" if isinstance(error, ValueError) else nearest(message.rpartition(" ")[2], _keys(cfg))
+        )
+        raise UserError(f"{source}: {message}{hint}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """Returns the message of an error, without the middle of the value of a whole section."""
+    words = (
+        " ".join(str(part) for part in error.args) if isinstance(error, KeyError) else str(error)
+    )
+    message = " ".join(words.split())
+    return message if len(message) < 500 else f"{message[:200]} ... {message[-200:]}"
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

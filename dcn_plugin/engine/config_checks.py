@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
@@ -26,7 +24,8 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.data.custom_coco import is_missing
-from dcn_plugin.messages import got
+from dcn_plugin.files import can_write
+from dcn_plugin.messages import MissingFileError, UserError, got
 
 # Attributes of Detectron2's metadata that are paths: of images, of ground truth, and of what only
 # evaluation needs.
@@ -47,19 +46,6 @@ CLASSES = (
 )
 
 
-@contextmanager
-def exit_on_error(program: str) -> Iterator[None]:
-    """Ends the program with one line for errors of config, files and names in registries."""
-    try:
-        yield
-    except KeyError as error:
-        if "registry" not in str(error):  # not of Detectron2's Registry.get
-            raise
-        sys.exit(f"{program}: {error.args[0]}")
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"{program}: {error}")
-
-
 def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
     """Checks data sets, proposals, weights and device; `add_dcn_config` is not needed.
 
@@ -69,8 +55,7 @@ def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
         resume: whether MODEL.WEIGHTS is not needed if OUTPUT_DIR has a checkpoint.
 
     Raises:
-        OSError: if a file does not exist.
-        ValueError: if a value is wrong.
+        UserError: if a value is wrong, or a file does not exist (then a FileNotFoundError too).
     """
     check_datasets(cfg, training)
     _check_backbone(cfg)
@@ -87,18 +72,18 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
         training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
 
     Raises:
-        FileNotFoundError: if a file does not exist.
-        ModuleNotFoundError: if an evaluator's package is not installed.
-        ValueError: if a name is unknown, or the data set has labels that the model lacks.
+        UserError: if a name is unknown, a file does not exist (then it is a FileNotFoundError too),
+            the package of an evaluator is not installed, or the data set has labels that the model
+            lacks.
     """
     parts = ("TRAIN", "TEST") if training else ("TEST",)
     if not cfg.DATASETS[parts[0]]:
-        raise ValueError(f"DATASETS.{parts[0]} must name a data set")
+        raise UserError(f"DATASETS.{parts[0]} must name a data set")
     for part in parts:
         key, names = f"DATASETS.{part}", cfg.DATASETS[part]
         for name in names:
             if name not in DatasetCatalog.list():
-                raise ValueError(f"{key} must be registered, {got(name, DatasetCatalog.list())}")
+                raise UserError(f"{key} must be registered, {got(name, DatasetCatalog.list())}")
             _check_files(name, key)
             _check_classes(cfg, name, key)
             if part == "TEST":
@@ -106,7 +91,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
         if cfg.MODEL.LOAD_PROPOSALS:
             files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
             if len(files) != len(names):
-                raise ValueError(
+                raise UserError(
                     f"DATASETS.PROPOSAL_FILES_{part} must have a file for each of the "
                     f"{len(names)} data sets in {key}, got {len(files)}"
                 )
@@ -118,8 +103,8 @@ def _check_files(name: str, key: str) -> None:
     metadata = MetadataCatalog.get(name)
     if metadata.get("generated_in"):  # a folder where it is generated on first use
         folder = Path(metadata.json_file).parents[1]
-        if not PathManager.exists(metadata.json_file) and not _can_write(folder):
-            raise PermissionError(f"{key}: {name} is generated in {folder}, which is not writable")
+        if not PathManager.exists(metadata.json_file) and not can_write(folder):
+            raise UserError(f"{key}: {name} is generated in {folder}, which is not writable")
         return
     attributes = IMAGES + GROUND_TRUTH + (EVALUATION if key == "DATASETS.TEST" else ())
     paths = [metadata.get(attribute) for attribute in attributes]
@@ -127,7 +112,7 @@ def _check_files(name: str, key: str) -> None:
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
     missing = [path for path in paths if path and is_missing(path)]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{key}: {name} is incomplete, missing {', '.join(missing)}. Detectron2 looks for data "
             f"sets in DETECTRON2_DATASETS, now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}; "
             "docs/data.md says where to get them"
@@ -138,15 +123,10 @@ def _check_evaluator(name: str, key: str) -> None:
     evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
     package = EVALUATOR_PACKAGES.get(evaluator_type)
     if package and package not in sys.modules and find_spec(package) is None:
-        raise ModuleNotFoundError(
+        raise UserError(
             f"{key}: the {evaluator_type} evaluator of {name} needs the package {package}: install "
             f"it, or train without evaluation, {key} '()'"
         )
-
-
-def _can_write(folder: Path) -> bool:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
@@ -159,9 +139,9 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
         message = f"MODEL.{section}.NUM_CLASSES is {number}, {name} in {key} has "
         if classes is None:
             if training and attribute == "stuff_classes" and metadata.get("thing_classes"):
-                raise ValueError(f"{message}no stuff_classes, and so no labels of pixels")
+                raise UserError(f"{message}no stuff_classes, and so no labels of pixels")
         elif training and number < len(classes):
-            raise ValueError(f"{message}{len(classes)} classes: it must be at least as many")
+            raise UserError(f"{message}{len(classes)} classes: it must be at least as many")
         elif number != len(classes):
             logging.getLogger(__name__).warning("%s%d classes", message, len(classes))
 
@@ -171,7 +151,7 @@ def _check_backbone(cfg: CfgNode) -> None:
     name, last = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.get("DEFORM_LAST", ())
     backbone = modeling.BACKBONE_REGISTRY.get(name)
     if any(last) and backbone.__module__.startswith("detectron2."):
-        raise ValueError(
+        raise UserError(
             f"MODEL.RESNETS.DEFORM_LAST is {last}, but Detectron2's backbone {name} ignores it: "
             "MODEL.BACKBONE.NAME must be build_deform_resnet_backbone or similar"
         )
@@ -181,13 +161,13 @@ def check_weights(key: str, path: str) -> None:
     """Raises FileNotFoundError if a path is neither empty, nor a file, nor an address."""
     # Detectron2's main accepts model.pth?matching_heuristics=True.
     if path and is_missing(urlparse(path)._replace(query="").geturl()):
-        raise FileNotFoundError(f"{key} must be a file or an address, got {path!r}")
+        raise MissingFileError(f"{key} must be a file or an address, got {path!r}")
 
 
 def check_no_precomputed_proposals(cfg: CfgNode) -> None:
     """Raises ValueError if a model needs precomputed proposals, for programs that have none."""
     if cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError(
+        raise UserError(
             "MODEL.LOAD_PROPOSALS must be False, and MODEL.PROPOSAL_GENERATOR.NAME RPN: there are "
             "no precomputed proposals for these images"
         )
@@ -198,6 +178,6 @@ def check_device(name: str) -> None:
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE must be cpu, cuda or cuda:<n>, got {name!r}") from error
+        raise UserError(f"MODEL.DEVICE must be cpu, cuda or cuda:<n>, got {name!r}") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE must be cpu, since PyTorch finds no GPU, got {name!r}")
+        raise UserError(f"MODEL.DEVICE must be cpu, since PyTorch finds no GPU, got {name!r}")

@@ -14,7 +14,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 
 from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import OffsetBranch, OffsetLinear
-from dcn_plugin.messages import got
+from dcn_plugin.messages import UserError, got
 
 OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
 
@@ -30,7 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = with_dcn_defaults(cfg).SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         known = " or ".join(OPTIMIZERS)
-        raise ValueError(f"SOLVER.OPTIMIZER must be {known}, {got(solver.OPTIMIZER, OPTIMIZERS)}")
+        raise UserError(f"SOLVER.OPTIMIZER must be {known}, {got(solver.OPTIMIZER, OPTIMIZERS)}")
     arguments = {
         "SGD": {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV},
         # Fused: several times as fast with many small tensors. It unscales the gradients of mixed

@@ -23,6 +23,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.compat import INNER_TRAINER, ddp_on_cpu
 from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
+from dcn_plugin.messages import UserError
 from dcn_plugin.modeling import check_deformable
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
@@ -137,7 +138,7 @@ class Trainer(DefaultTrainer):
             files = comm.all_gather(self.checkpointer.get_checkpoint_file())
             checkpoints = {os.path.basename(file) for file in files}
             if len(checkpoints) > 1:
-                raise ValueError(
+                raise UserError(
                     "OUTPUT_DIR must be one folder that all machines share, to resume: their last "
                     f"checkpoints are {', '.join(sorted(name or 'none' for name in checkpoints))}"
                 )

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from dcn_plugin.messages import UserError
+
 from . import mmdet_config
 from .weight_names import Weights, mmdet_renames, rename, resnet_renames
 
@@ -91,7 +93,7 @@ def to_detectron2(
     """
     content, meta = state_dict_of(checkpoint)
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise ValueError(
+        raise UserError(
             f"the weights must be a state dict, whose keys are strings, got a "
             f"{type(content).__name__}"
         )
@@ -99,7 +101,7 @@ def to_detectron2(
         if not isinstance(value, (np.ndarray, torch.Tensor)):
             kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
             nested = "; the weights may be below it" if isinstance(value, Mapping) else ""
-            raise ValueError(f"{name} must be a tensor, got a {kind}{nested}")
+            raise UserError(f"{name} must be a tensor, got a {kind}{nested}")
     author = checkpoint.get("__author__")
     if author == CONVERTED_BY:
         return content, Origin(**checkpoint["origin"])
@@ -138,7 +140,7 @@ def check_stem(weights: Iterable[str]) -> None:
     deep = re.compile(r"(backbone\.)?(stem|conv1)\.0\.weight")
     found = [key for key in weights if deep.fullmatch(key)]
     if found:
-        raise ValueError(
+        raise UserError(
             "the weights must be of a ResNet with one convolution in its stem, got "
             f"{found[0]}: Detectron2 has no ResNet-C or ResNet-D (resnet50d, ResNetV1c)"
         )

@@ -13,6 +13,7 @@ from detectron2.modeling import ROIHeads
 
 from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import OffsetBranch
+from dcn_plugin.messages import UserError
 
 
 def check_deformable(cfg: CfgNode, model: nn.Module) -> None:
@@ -32,14 +33,14 @@ def check_deformable(cfg: CfgNode, model: nn.Module) -> None:
     keys = with_dcn_defaults(cfg).MODEL
     last, backbone = keys.RESNETS.DEFORM_LAST, getattr(model, "backbone", model)
     if any(last) and not _has_offset_branches(backbone):
-        raise ValueError(
+        raise UserError(
             f"MODEL.RESNETS.DEFORM_LAST is {list(last)}, but the backbone that MODEL.BACKBONE.NAME "
             f"{keys.BACKBONE.NAME} builds has no deformable convolutions. Name a backbone of "
             "dcn_plugin, such as build_deform_resnet_backbone, or set DEFORM_LAST to [0, 0, 0, 0]"
         )
     heads = getattr(model, "roi_heads", None)
     if keys.ROI_BOX_HEAD.DEFORM and isinstance(heads, ROIHeads) and not _has_offset_branches(heads):
-        raise ValueError(
+        raise UserError(
             f"MODEL.ROI_BOX_HEAD.DEFORM is True, but MODEL.ROI_HEADS.NAME {keys.ROI_HEADS.NAME} "
             "has no deformable RoI pooling. Name DeformROIHeads or RFCNROIHeads, or set DEFORM to "
             "False"
@@ -64,7 +65,7 @@ def check_features(key: str, names: Sequence[str], known: Iterable[str], only_on
     """
     if set(names) - set(known) or not names or (only_one and len(names) > 1):
         some = "one" if only_one else "some"
-        raise ValueError(
+        raise UserError(
             f"{key} must be {some} of the backbone's features {sorted(known)}, got {list(names)}"
         )
 
@@ -78,4 +79,4 @@ def check_only_boxes(cfg: CfgNode, name: str) -> None:
     """
     for key in ("MASK_ON", "KEYPOINT_ON"):
         if cfg.MODEL[key]:
-            raise ValueError(f"MODEL.{key} must be False for {name}, which predicts only boxes")
+            raise UserError(f"MODEL.{key} must be False for {name}, which predicts only boxes")

@@ -26,6 +26,7 @@ from fvcore.transforms import HFlipTransform
 
 from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers.offset_branch import without_autocast
+from dcn_plugin.messages import UserError
 
 
 def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -45,14 +46,14 @@ def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
         model = model.module
     cfg = with_dcn_defaults(cfg)
     if isinstance(model, PanopticFPN):  # a GeneralizedRCNN with another inference()
-        raise ValueError(
+        raise UserError(
             "TEST.AUG.ENABLED and TEST.BOX_AVERAGING.ENABLED must be False for a "
             f"{type(model).__name__}, which Detectron2's GeneralizedRCNNWithTTA does not support"
         )
     wrapper_class: type[nn.Module] = GeneralizedRCNNWithTTA
     if cfg.TEST.BOX_AVERAGING.ENABLED:
         if not hasattr(getattr(model, "roi_heads", None), "predict_regions"):
-            raise ValueError(
+            raise UserError(
                 "TEST.BOX_AVERAGING.ENABLED must be False for a model without DeformROIHeads or "
                 f"RFCNROIHeads, which score boxes again; this is a {type(model).__name__}"
             )
@@ -62,7 +63,7 @@ def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     try:
         wrapper = wrapper_class(cfg, model)
     except AssertionError as error:  # how GeneralizedRCNNWithTTA refuses models and keys
-        raise ValueError(f"TEST.AUG.ENABLED must be False: {error}") from error
+        raise UserError(f"TEST.AUG.ENABLED must be False: {error}") from error
     # `inference_on_dataset` restores the mode of the module it is given, and of its children.
     wrapper.training = model.training
     return wrapper
@@ -96,7 +97,7 @@ class BoxAveragingRCNN(GeneralizedRCNNWithTTA):
         self.candidates = settings.CANDIDATES
         self.vote_thresh = settings.VOTE_THRESH
         if self.rounds < 1 or self.candidates < 1 or not 0 < self.vote_thresh <= 1:
-            raise ValueError(
+            raise UserError(
                 "TEST.BOX_AVERAGING must have ROUNDS and CANDIDATES above 0 and VOTE_THRESH in "
                 f"(0, 1], got {self.rounds}, {self.candidates} and {self.vote_thresh}"
             )

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dcn_plugin.messages import UserError
+
 from .paper import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +107,7 @@ class Run:
         path = self.folder / OPTIONS
         options = path.read_text() if path.is_file() else None
         if options not in (None, shlex.join(self.args.opts)):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} was run with {options or 'no keys'} at the end of the command: "
                 "give the same, another --output, or --again"
             )

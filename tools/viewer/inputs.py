@@ -15,7 +15,7 @@ from PIL import Image
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
-from dcn_plugin.messages import got
+from dcn_plugin.messages import UserError, got
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"}
@@ -57,7 +57,7 @@ def read_inputs(source: str, limit: int) -> Iterator[InputImage]:
         taken.add(name)
         yield InputImage(name, image.pixels)
     if not taken:
-        raise ValueError(f"--input: there are no images in {source}")
+        raise UserError(f"--input: there are no images in {source}")
 
 
 def _read_any(source: str, limit: int) -> Iterator[InputImage]:
@@ -72,7 +72,7 @@ def _read_any(source: str, limit: int) -> Iterator[InputImage]:
     elif source in DatasetCatalog.list():
         yield from (_read(Path(r["file_name"])) for r in DatasetCatalog.get(source)[:limit])
     else:
-        raise ValueError(
+        raise UserError(
             "--input must be an image, a folder, a video, or a registered data set, "
             f"{got(source, DatasetCatalog.list())}"
         )
@@ -82,7 +82,7 @@ def _read(path: Path) -> InputImage:
     try:
         return InputImage(path.stem, read_image(str(path), "BGR"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"--input: {path} cannot be read as an image: {error}") from error
+        raise UserError(f"--input: {path} cannot be read as an image: {error}") from error
 
 
 def _frames(path: Path, limit: int) -> Iterator[InputImage]:
@@ -101,4 +101,4 @@ def _frames(path: Path, limit: int) -> Iterator[InputImage]:
             yield InputImage(f"{path.stem}_{number:06d}", pixels)
     video.release()
     if not any_frame:
-        raise OSError(f"--input: {path} cannot be read as a video")
+        raise UserError(f"--input: {path} cannot be read as a video")

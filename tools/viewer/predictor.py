@@ -19,6 +19,7 @@ from dcn_plugin.analysis import Recording, RoIBins, deformable_pools, record, re
 from dcn_plugin.analysis.recording import deformable_layers
 from dcn_plugin.compat import ignore_known_warnings
 from dcn_plugin.engine import load_model
+from dcn_plugin.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class RecordingPredictor:
     def require_deformable(self) -> None:
         """Raises ValueError if the model has nothing deformable."""
         if not self.is_deformable:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.model).__name__} has neither deformable convolutions nor deformable "
                 "RoI pooling; set MODEL.RESNETS.DEFORM_LAST or MODEL.ROI_BOX_HEAD.DEFORM"
             )
@@ -88,7 +89,7 @@ class RecordingPredictor:
             (output,) = self.model([inputs])
         instances, labels = output.get("instances"), output.get("sem_seg")
         if instances is None and labels is None:
-            raise ValueError(
+            raise UserError(
                 "the model must return instances or sem_seg, this "
                 f"{type(self.model).__name__} returns {', '.join(output)}"
             )

@@ -12,6 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicStem
 
 from dcn_plugin.config import with_dcn_defaults
+from dcn_plugin.messages import UserError
 
 from .deform_stages import arguments_from_config, make_deform_stages
 from .inception_block import Activation, DeformInceptionResidualBlock, InceptionResidualBlock
@@ -74,7 +75,7 @@ class AlignedInceptionResNet(ReducedResNet):
             ValueError: if an argument is out of range.
         """
         if res2_channels < 8 or res2_channels % 8 != 0:
-            raise ValueError(
+            raise UserError(
                 "res2_channels (MODEL.RESNETS.RES2_OUT_CHANNELS) must be a multiple of 8 in an "
                 f"Aligned-Inception-ResNet, got {res2_channels}"
             )

@@ -11,6 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling.backbone.resnet import ResNet
 
+from dcn_plugin.messages import UserError
+
 from .reduced import REDUCED
 
 FEATURES = ("stem", "res2", "res3", "res4", "res5", REDUCED)
@@ -50,25 +52,25 @@ def make_deform_stages(
         ValueError: if an argument is out of range. The message also names the config key.
     """
     if len(blocks) != 4 or any(not isinstance(n, int) or n < 1 for n in blocks):
-        raise ValueError(
+        raise UserError(
             "blocks (MODEL.RESNETS.BLOCKS) must be four integers above 0, for res2 to res5, or "
             f"empty for the backbone's default, got {list(blocks)}"
         )
     if len(deform_last) != 4 or any(
         not 0 <= k <= n for k, n in zip(deform_last, blocks, strict=True)
     ):
-        raise ValueError(
+        raise UserError(
             "deform_last (MODEL.RESNETS.DEFORM_LAST) must be four integers from 0 to the number of "
             f"blocks of each stage, {list(blocks)}, got {list(deform_last)}"
         )
     if res5_dilation < 1:
-        raise ValueError(
+        raise UserError(
             "res5_dilation (MODEL.RESNETS.RES5_DILATION) must be at least 1 (1: stride 32, more: "
             f"stride 16), got {res5_dilation}"
         )
     for index in range(computed_stages(out_features), 4):
         if deform_last[index]:
-            raise ValueError(
+            raise UserError(
                 f"deform_last (MODEL.RESNETS.DEFORM_LAST) must be 0 for res{index + 2}, which "
                 f"out_features (OUT_FEATURES) {list(out_features)} do not need, got "
                 f"{list(deform_last)}"
@@ -77,7 +79,7 @@ def make_deform_stages(
     for index, (count, last) in enumerate(zip(blocks, deform_last, strict=True)):
         channels = offset_channels * 2**index
         if last and (offset_groups < 1 or channels % offset_groups != 0):
-            raise ValueError(
+            raise UserError(
                 "offset_groups (MODEL.RESNETS.DEFORM_NUM_GROUPS) must be a divisor of the "
                 f"{channels} input channels of the deformable convolutions in res{index + 2}, got "
                 f"{offset_groups}"
@@ -120,7 +122,7 @@ def arguments_from_config(
     resnets = cfg.MODEL.RESNETS
     blocks = resnets.BLOCKS or default_blocks
     if not resnets.OUT_FEATURES or set(resnets.OUT_FEATURES) - set(FEATURES):
-        raise ValueError(
+        raise UserError(
             f"MODEL.RESNETS.OUT_FEATURES must be some of {FEATURES}, got {resnets.OUT_FEATURES}"
         )
     deform_last = list(resnets.DEFORM_LAST)

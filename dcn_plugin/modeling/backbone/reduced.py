@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone.resnet import ResNet
 
+from dcn_plugin.messages import UserError
+
 REDUCED = "reduced"
 
 
@@ -48,7 +50,7 @@ class ReducedResNet(ResNet):
             ValueError: if `reduced` has no channels.
         """
         if REDUCED in (out_features or ()) and reduced_channels < 1:
-            raise ValueError(
+            raise UserError(
                 "reduced_channels (MODEL.RESNETS.REDUCED_CHANNELS) must be positive, got "
                 f"{reduced_channels}"
             )

@@ -16,6 +16,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 
 from dcn_plugin.config import with_dcn_defaults
+from dcn_plugin.messages import UserError
 
 from .deform_block import DeformBasicBlock, DeformBottleneckBlock, DilatedBasicBlock
 from .deform_stages import arguments_from_config, make_deform_stages
@@ -92,7 +93,7 @@ class DeformResNet(ReducedResNet):
         if res2_channels is None:
             res2_channels = stem_channels if basic else 256
         if basic and (res2_channels != stem_channels or num_groups != 1):
-            raise ValueError(
+            raise UserError(
                 "res2_channels (MODEL.RESNETS.RES2_OUT_CHANNELS) must be stem_channels "
                 f"({stem_channels}) and num_groups (MODEL.RESNETS.NUM_GROUPS) must be 1 at depth "
                 f"{depth}, got {res2_channels} and {num_groups}"
@@ -134,9 +135,7 @@ class DeformResNet(ReducedResNet):
 def blocks_of_depth(depth: int) -> tuple[int, ...]:
     """Returns the number of blocks in res2 to res5."""
     if depth not in BLOCKS:
-        raise ValueError(
-            f"depth (MODEL.RESNETS.DEPTH) must be one of {sorted(BLOCKS)}, got {depth}"
-        )
+        raise UserError(f"depth (MODEL.RESNETS.DEPTH) must be one of {sorted(BLOCKS)}, got {depth}")
     return BLOCKS[depth]
 
 

@@ -23,6 +23,8 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
+from dcn_plugin.messages import UserError
+
 from ..model_config_checks import check_features
 
 """
@@ -64,7 +66,7 @@ class CategoryRPNHead(StandardRPNHead):
         name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
         generator = getattr(network, "generator", None) or PROPOSAL_GENERATOR_REGISTRY.get(name)
         if not issubclass(generator, CategoryRPN):
-            raise ValueError(
+            raise UserError(
                 f"MODEL.PROPOSAL_GENERATOR.NAME must be CategoryRPN with {cls.__name__}, got {name}"
             )
         settings = super().from_config(cfg, input_shape)
@@ -100,7 +102,7 @@ class CategoryRPN(RPN):
         """
         head = cfg.MODEL.RPN.HEAD_NAME
         if not issubclass(RPN_HEAD_REGISTRY.get(head), CategoryRPNHead):
-            raise ValueError(
+            raise UserError(
                 f"MODEL.RPN.HEAD_NAME must be CategoryRPNHead for {cls.__name__}, got {head}"
             )
         check_features("MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES, input_shape, False)

@@ -16,6 +16,7 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
 from dcn_plugin.config import with_dcn_defaults
+from dcn_plugin.messages import UserError
 
 from ..model_config_checks import check_features
 from ..poolers import AverageROIPooler, DeformROIPooler
@@ -60,7 +61,7 @@ def _build_box_pooler(
     head = cfg.MODEL.ROI_BOX_HEAD
     if head.POOLER_TYPE != "ROIAlignV2":
         if head.DEFORM or head.POOLER_MODE != "align":
-            raise ValueError(
+            raise UserError(
                 "MODEL.ROI_BOX_HEAD.POOLER_TYPE must be ROIAlignV2 with DEFORM True or with a "
                 f"POOLER_MODE other than align, got POOLER_TYPE {head.POOLER_TYPE}, DEFORM "
                 f"{head.DEFORM} and POOLER_MODE {head.POOLER_MODE}"

@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import DeformPSRoIPool, PSRoIPool
+from dcn_plugin.messages import UserError
 
 from ..model_config_checks import check_features, check_only_boxes
 from .ohem import select_hard_rois
@@ -112,12 +113,12 @@ class RFCNROIHeads(ROIHeads):
         check_only_boxes(cfg, cls.__name__)
         check_features("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, input_shape, True)
         if heads.OHEM < 0:
-            raise ValueError(
+            raise UserError(
                 "MODEL.ROI_HEADS.OHEM must be a number of RoIs, or 0 for Detectron2's sampler, "
                 f"got {heads.OHEM}"
             )
         if heads.OHEM and cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE != "smooth_l1":
-            raise ValueError(
+            raise UserError(
                 "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE must be smooth_l1 if MODEL.ROI_HEADS.OHEM "
                 f"is not 0, got {cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE}"
             )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Which errors end a program with one line, and which keep their traceback."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("SEED must be a number, got x"), "SEED must be a number, got x"),
+        (UserError("while parsing\n  line 3"), "while parsing   line 3"),
+        (MissingFileError("--weights must be a file, got x"), "--weights must be a file, got x"),
+        (FileNotFoundError(2, "No such file or directory", "a.json"), "a.json: No such file or d"),
+        (PermissionError(13, "Permission denied", "/root"), "/root: Permission denied"),
+        (KeyError("No object named 'a' found in 'B' registry!"), "No object named 'a' found in"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(error: Exception, line: str) -> None:
+    with pytest.raises(SystemExit) as caught, exit_on_error("program"):
+        raise error
+    assert str(caught.value).startswith(f"program: {line}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("could not convert string to float: 'abc'"),
+        UnicodeDecodeError("utf-8", b"\x89", 0, 1, "invalid start byte"),
+        OSError("image file is truncated"),
+        KeyError("a key"),
+        AssertionError(),
+        ModuleNotFoundError("No module named 'x'", name="x"),
+    ],
+)
+def test_unforeseen_errors_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, exit_on_error("program"):
+        raise error
+    assert caught.value is error
+
+
+def test_missing_files_are_file_not_found_errors_too() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        raise MissingFileError("no file")
+    copy = pickle.loads(pickle.dumps(caught.value))  # as processes of torch.multiprocessing do
+    assert isinstance(copy, UserError) and str(copy) == "no file"
+
+
+def test_a_decorated_program_can_run_twice(tmp_path: Path) -> None:
+    @exit_on_error("program")
+    def main(name: str) -> str:
+        return (tmp_path / name).read_text()
+
+    (tmp_path / "a").write_text("text")
+    assert main("a") == "text"
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"program: .*b: No such file"):
+            main("b")
