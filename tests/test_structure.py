@@ -140,6 +140,28 @@ def test_analysis_tools_and_tests_are_not_imported_from_below(path):
         assert not {n for n in imports(path) if within(n, ("train_net", "tools"))}
 
 
+# Their errors are for programmers, for argparse, or caught where they are raised.
+OTHER_ERRORS = {
+    *("dcn_plugin/data/shapes/sets.py", "dcn_plugin/modeling/export.py"),
+    *("tools/benchmark.py", "tools/cuda_report.py"),
+}
+REPORTED = {"engine", "data", "evaluation", "modeling", "analysis", "tools", "root"}
+
+
+@pytest.mark.parametrize("path", python_files(), ids=by_path)
+def test_errors_for_users_are_user_errors(path):
+    """`exit_on_error` prints these alone without a traceback."""
+    if layer(path) in REPORTED and by_path(path) not in OTHER_ERRORS:
+        raised = {
+            node.exc.func.id
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Raise)
+            and isinstance(node.exc, ast.Call)
+            and isinstance(node.exc.func, ast.Name)
+        }
+        assert not raised & {"ValueError", "OSError", "FileNotFoundError", "ModuleNotFoundError"}
+
+
 def test_the_package_has_no_import_cycles():
     files = {module_name(p): p for p in PACKAGE.rglob("*.py")}
     graph = {

@@ -40,6 +40,8 @@ from detectron2.utils.logger import setup_logger
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from dcn_plugin.engine.launch import join_torchrun
+from dcn_plugin.files import output_folder
+from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
 from dcn_plugin.modeling import AlignedInceptionResNet
 
 # Detectron2's MODEL.PIXEL_MEAN: blue, green, red; its MODEL.PIXEL_STD is 1.
@@ -53,7 +55,12 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
-    add("--output", type=Path, required=True, help="folder for checkpoints and metrics.json")
+    add(
+        "--output",
+        type=output_folder,
+        required=True,
+        help="folder of checkpoints and metrics",
+    )
     add("--resume", action="store_true", help="continue from the last checkpoint in --output")
     add("--eval-only", action="store_true", help="evaluate the last checkpoint in --output")
     add("--epochs", type=int, default=120)
@@ -103,18 +110,18 @@ def open_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
     """Opens the folders train/ and val/, and checks that they fit the command line."""
     least, most = args.train_size
     if not 1 <= least <= most:
-        raise ValueError(f"--train-size must be minimum and maximum, got {least} {most}")
+        raise UserError(f"--train-size must be minimum and maximum, got {least} {most}")
     train_data = ImageFolder(args.data / "train", training_transform(args.train_size, args.crop))
     val_data = ImageFolder(args.data / "val", validation_transform(args.test_size, args.crop))
     if train_data.classes != val_data.classes:
         different = sorted(set(train_data.classes) ^ set(val_data.classes))
-        raise ValueError(
+        raise UserError(
             f"{args.data}/train and {args.data}/val must have the same classes, only one has "
             f"{', '.join(different[:5])}"
         )
     processes = comm.get_world_size()
     if not processes <= args.batch_size <= len(train_data) or args.batch_size % processes:
-        raise ValueError(
+        raise UserError(
             f"--batch-size must be a multiple of the {processes} processes and at most the "
             f"{len(train_data)} images of {args.data / 'train'}, got {args.batch_size}"
         )
@@ -197,7 +204,7 @@ class ClassifierCheckpointer(DetectionCheckpointer):
             saved = checkpoint.get("network", {}).get(name)
             if saved != expected:
                 file = self.get_checkpoint_file()
-                raise ValueError(f"{file} was saved with {name} {saved}, got {expected}")
+                raise UserError(f"{file} was saved with {name} {saved}, got {expected}")
         return super()._load_model(checkpoint)
 
 
@@ -272,13 +279,12 @@ def check_output(args: argparse.Namespace) -> None:
     """Checks --output before anything is computed."""
     there = (args.output / "last_checkpoint").is_file()
     if (args.resume or args.eval_only) and not there:
-        raise FileNotFoundError(f"{args.output} has no checkpoint: train first, without --resume")
+        raise MissingFileError(f"{args.output} has no checkpoint: train first, without --resume")
     if there and not (args.resume or args.eval_only):
-        raise FileExistsError(
-            f"{args.output} has a checkpoint: add --resume, or name another --output"
-        )
+        raise UserError(f"{args.output} has a checkpoint: add --resume, or name another --output")
 
 
+@exit_on_error("train_classifier")
 def main(words: list[str] | None = None) -> None:
     """Trains or evaluates."""
     args = parse_arguments(words)
@@ -296,8 +302,6 @@ def main(words: list[str] | None = None) -> None:
                 print(json.dumps(results))
         else:
             trainer.train(trainer.start_iter, trainer.max_iter)
-    except (OSError, ValueError) as error:
-        sys.exit(f"train_classifier: {error}")
     except FloatingPointError as error:
         sys.exit(f"train_classifier: a lower --lr may help: {error}")
 

@@ -14,6 +14,8 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from dcn_plugin.messages import MissingFileError, UserError
+
 # Annotation keys that training and COCOeval require.
 REQUIRED = {"train": ("bbox",), "test": ("bbox", "area", "iscrowd")}
 
@@ -54,7 +56,7 @@ def use_custom_data(
         if paths
     }
     if len(classes) == 2 and classes["train"] != classes["test"]:
-        raise ValueError(
+        raise UserError(
             "--train-data and --test-data must have the same categories in the order of their "
             f"ids, got {classes['train']} and {classes['test']}"
         )
@@ -70,7 +72,7 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
     """Registers and checks a data set; returns its classes."""
     name, option = f"custom_{split}", f"--{split}-data"
     if is_missing(json_file) or is_missing(image_root):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{option} must be a JSON file and a folder of images, got {json_file} and {image_root}"
         )
     if name in DatasetCatalog.list():  # of an earlier call in this process
@@ -80,7 +82,7 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
     try:
         records = load_coco_json(json_file, image_root, name, extra_annotation_keys=["area"])
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{option}: {json_file} must be in COCO's format, with lists of images, annotations "
             f"and categories, but Detectron2 cannot load it: {type(error).__name__}: {error}"
         ) from error
@@ -90,18 +92,18 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
     if split == "train" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
     if not records:
-        raise ValueError(f"{option}: {json_file} has no images to {split} on")
+        raise UserError(f"{option}: {json_file} has no images to {split} on")
     for record in records:
         for annotation in record["annotations"]:
             missing = [key for key in REQUIRED[split] if key not in annotation]
             if missing:
-                raise ValueError(
+                raise UserError(
                     f"{option}: annotations in {json_file} must have {', '.join(REQUIRED[split])}; "
                     f"one of image {record['image_id']} has no {', '.join(missing)}"
                 )
     lost = [record["file_name"] for record in records if is_missing(record["file_name"])]
     if lost:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{option}: {len(lost)} of {len(records)} images in {json_file} do not exist, the "
             f"first is {lost[0]}"
         )

@@ -27,6 +27,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.files import atomic_write
 from dcn_plugin.layers import OffsetBranch
+from dcn_plugin.messages import MissingFileError, UserError
 
 from .inert_pickle import load_inert
 from .weight_conversion import Origin, scale_box_deltas, to_detectron2
@@ -93,7 +94,7 @@ class Checkpointer(DetectionCheckpointer):
             message = " ".join(str(error).split())  # torch.load's has several lines
             if "weights_only" in message:  # PyTorch advises to switch it off
                 message = "it has no tensors and plain containers alone: save model.state_dict()"
-            raise ValueError(
+            raise UserError(
                 f"{filename} must be a checkpoint, {type(error).__name__}: {message}"
             ) from error
 
@@ -113,7 +114,7 @@ class Checkpointer(DetectionCheckpointer):
         try:
             weights, origin = to_detectron2(checkpoint, keys)
         except ValueError as error:
-            raise ValueError(f"{self._filename}: {error}") from error
+            raise UserError(f"{self._filename}: {error}") from error
         if origin.project:
             self.logger.info(f"{self._filename} contains {origin.project} weights")
         if origin.project and not any(key.endswith(BATCH_COUNT) for key in keys):
@@ -126,7 +127,7 @@ class Checkpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         missing = set(incompatible.missing_keys)
         if backbone and backbone <= missing and not self.allow_unmatched:
-            raise ValueError(self._nothing_matches(backbone, weights, incompatible))
+            raise UserError(self._nothing_matches(backbone, weights, incompatible))
         for mismatch in mismatches(self.model, origin):
             self.logger.warning(f"{self._filename}: {mismatch}")
         new = offset_parameters(self.model) & missing
@@ -154,7 +155,7 @@ class Checkpointer(DetectionCheckpointer):
         except ValueError as error:  # a key that matches several of the model
             if self.allow_unmatched:
                 return weights
-            raise ValueError(f"{self._filename}: {error}") from error
+            raise UserError(f"{self._filename}: {error}") from error
 
     def _nothing_matches(
         self, backbone: Iterable[str], weights: Iterable[str], incompatible: Any
@@ -304,7 +305,7 @@ class TorchvisionWeights(PathHandler):
         try:
             url = torchvision.models.get_weight(name).url
         except (KeyError, ValueError, AttributeError) as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"torchvision has no weights named {name!r}: use for example "
                 "ResNet50_Weights.IMAGENET1K_V1"
             ) from error

@@ -12,6 +12,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from dcn_plugin.messages import UserError
+
 from .classes import NAMES
 from .sets import ANNOTATIONS, IMAGES, LABELS, SETS, SPLITS, Settings
 
@@ -35,7 +37,7 @@ def load_shapes(
     except ModuleNotFoundError as error:
         if error.name != "cv2":  # an optional dependency of Detectron2
             raise
-        raise ModuleNotFoundError(
+        raise UserError(
             f"shapes_{name}_{split} is drawn with OpenCV: pip install opencv-python-headless"
         ) from error
     folder = split_folder(root, name, settings, split)

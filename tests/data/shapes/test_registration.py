@@ -21,6 +21,7 @@ from dcn_plugin import add_dcn_config
 from dcn_plugin.data.shapes import NAMES, SETS, SPLITS, register_set, registration
 from dcn_plugin.engine.config_checks import check_datasets
 from dcn_plugin.evaluation import build_evaluator
+from dcn_plugin.messages import UserError
 from tests.datasets import unregister
 
 
@@ -115,7 +116,7 @@ def test_ground_truth_has_full_accuracy(few: str, tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_an_error(few: str, tmp_path: Path) -> None:
     (tmp_path / "shapes").write_text("a file where the folder should be")
     with pytest.raises(
-        PermissionError, match=r"DATASETS.TRAIN: shapes_few_train is generated in .*shapes"
+        UserError, match=r"DATASETS.TRAIN: shapes_few_train is generated in .*shapes"
     ):
         check_datasets(config(few, "RFCN"), True)
 
@@ -124,11 +125,11 @@ def test_a_generated_set_may_be_read_only(few: str, monkeypatch) -> None:
     cfg = config(few, "RFCN")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         DatasetCatalog.get(name)
-    monkeypatch.setattr("dcn_plugin.engine.config_checks._can_write", lambda folder: False)
+    monkeypatch.setattr("dcn_plugin.engine.config_checks.can_write", lambda folder: False)
     check_datasets(cfg, True)
     annotations = Path(MetadataCatalog.get(f"{few}_val").json_file)
     annotations.unlink()
-    with pytest.raises(PermissionError, match="shapes_few_val is generated in"):
+    with pytest.raises(UserError, match="shapes_few_val is generated in"):
         check_datasets(cfg, True)
     assert len(DatasetCatalog.get(f"{few}_val")) == 2 and annotations.is_file()
 
@@ -138,7 +139,7 @@ def test_a_folder_of_another_user_is_an_error_before_training(few: str, monkeypa
     folder = Path(MetadataCatalog.get(f"{few}_val").json_file).parents[1]
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
-    with pytest.raises(PermissionError, match="shapes_few_val is generated in"):
+    with pytest.raises(UserError, match="shapes_few_val is generated in"):
         check_datasets(config(few, "RFCN"), True)
 
 
@@ -147,7 +148,7 @@ def test_opencv_is_needed_to_generate_only(monkeypatch) -> None:
     for name in ("writing", "drawing", "polygons"):
         monkeypatch.delitem(sys.modules, f"dcn_plugin.data.shapes.{name}", raising=False)
     importlib.reload(registration)
-    with pytest.raises(ModuleNotFoundError, match="shapes_tiny_train is drawn with"):
+    with pytest.raises(UserError, match="shapes_tiny_train is drawn with"):
         DatasetCatalog.get("shapes_tiny_train")
 
 

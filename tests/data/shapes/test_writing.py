@@ -21,6 +21,7 @@ from portalocker import LockException
 from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
 from dcn_plugin.data.shapes.drawing import draw_image
 from dcn_plugin.data.shapes.registration import split_folder
+from dcn_plugin.messages import UserError
 
 TINY = replace(SETS["tiny"], train=6, val=3)
 
@@ -191,7 +192,7 @@ def test_a_failed_lock_is_explained(tmp_path: Path, monkeypatch) -> None:
         raise LockException("no locks available")
 
     monkeypatch.setattr(writing, "file_lock", refused)
-    with pytest.raises(OSError, match=r"waiting for the lock of .*custom-.*/val"):
+    with pytest.raises(UserError, match=r"waiting for the lock of .*custom-.*/val"):
         generate(tmp_path, TINY, "val")
 
 
