@@ -1,14 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Atomic writes, and folders to write to."""
+"""Atomic writes, folders to write to, and locks that end with the process that holds them."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    import msvcrt
+
+LOCKED_BYTE = 1 << 30  # on Windows, beyond the text that other processes read
+
+
+class FileLockedError(OSError):
+    """Another process, or another thread of this one, holds a lock.
+
+    Attributes:
+        owner (str): "process <pid> on <host> since <time>".
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        """Stores the owner; the path is that of the lock file."""
+        super().__init__(f"{path} is locked by {owner}")
+        self.owner = owner
 
 
 @contextmanager
@@ -33,3 +56,49 @@ def output_folder(text: str) -> Path:
     if not can_write(Path(text)):
         raise argparse.ArgumentTypeError(f"must be a folder that can be written to, got {text!r}")
     return Path(text)
+
+
+# A process can take a lock of fcntl.lockf twice, and closing the file once releases it.
+_held: dict[tuple[int, Path], str] = {}
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock, which the system releases when this process ends, however it ends.
+
+    Forked processes do not inherit it. The file gets a line that names this process, and stays.
+
+    Args:
+        path: of the lock file, on a file system that supports locks. It is created.
+
+    Raises:
+        FileLockedError: if another process or thread holds the lock, without waiting for it.
+        OSError: if the file cannot be written, or its file system does not support locks.
+    """
+    key = os.getpid(), path.resolve()
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+    if _held.setdefault(key, owner) is not owner:
+        raise FileLockedError(path, _held[key])
+    try:
+        with path.open("a+") as file:
+            _lock(file, path)
+            file.truncate(0)
+            file.write(f"{owner}\n")
+            file.flush()
+            yield
+            file.truncate(0)
+    finally:
+        del _held[key]
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    try:
+        if os.name == "nt":
+            file.seek(LOCKED_BYTE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:  # not flock, whose locks forked processes inherit and keep
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES
+        file.seek(0)
+        raise FileLockedError(path, file.readline().strip() or "another process") from error

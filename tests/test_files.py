@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Locks: one holder at a time, named to the others, released by a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from dcn_plugin.files import FileLockedError, file_lock
+
+ROOT = Path(__file__).resolve().parents[1]
+# Holds the lock, forks a process that survives it, and prints the id of that process.
+HOLDER = """
+import os, sys, time, importlib.util
+spec = importlib.util.spec_from_file_location("files", "dcn_plugin/files.py")
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+from pathlib import Path
+with files.file_lock(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_exclusive_and_names_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as holder:
+        child = int(holder.stdout.readline())
+        try:
+            owner = f"process {holder.pid} on {socket.gethostname()} since "
+            expected = pytest.raises(FileLockedError, match=f"{path} is locked by {owner}")
+            with expected as error, file_lock(path):
+                pass
+            assert error.value.owner.startswith(owner)
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)  # the forked process is alive, and does not hold the lock
+            with file_lock(path):
+                assert path.read_text().startswith(f"process {os.getpid()} on ")
+        finally:
+            holder.kill()
+            os.kill(child, signal.SIGKILL)
+
+
+def test_threads_and_nested_calls_exclude_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    refused = []
+
+    def take() -> None:
+        try:
+            with file_lock(path):
+                pass
+        except FileLockedError as error:
+            refused.append(error.owner)
+
+    with file_lock(path):
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+        take()
+    assert len(refused) == 2 and refused[0].startswith(f"process {os.getpid()} on ")
+    take()
+    assert len(refused) == 2 and path.read_text() == ""
+
+
+def test_an_error_inside_releases_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with pytest.raises(KeyError), file_lock(path):
+        raise KeyError
+    with file_lock(path):
+        pass
+
+
+def test_a_file_that_cannot_be_created_is_not_a_held_lock(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), file_lock(tmp_path / "none" / "lock"):
+        pass
