@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dcn_plugin.messages import UserError
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
@@ -32,6 +34,10 @@ class FileLockedError(OSError):
         """Stores the owner; the path is that of the lock file."""
         super().__init__(f"{path} is locked by {owner}")
         self.owner = owner
+
+
+class NoLocksError(UserError, OSError):
+    """A file system does not support locks."""
 
 
 @contextmanager
@@ -73,7 +79,8 @@ def file_lock(path: Path) -> Iterator[None]:
 
     Raises:
         FileLockedError: if another process or thread holds the lock, without waiting for it.
-        OSError: if the file cannot be written, or its file system does not support locks.
+        NoLocksError: if its file system does not support locks.
+        OSError: if the file cannot be written.
     """
     key = os.getpid(), path.resolve()
     now = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -102,3 +109,8 @@ def _lock(file: IO[str], path: Path) -> None:
     except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES
         file.seek(0)
         raise FileLockedError(path, file.readline().strip() or "another process") from error
+    except OSError as error:
+        raise NoLocksError(
+            f"{path} cannot be locked ({error.strerror}): its file system may not support locks; "
+            "use a folder on another one"
+        ) from error

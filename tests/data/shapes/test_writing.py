@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import multiprocessing
+import os
 import signal
 import time
 from dataclasses import replace
@@ -16,12 +19,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from portalocker import LockException
 
+from dcn_plugin import files
 from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
 from dcn_plugin.data.shapes.drawing import draw_image
 from dcn_plugin.data.shapes.registration import split_folder
-from dcn_plugin.messages import UserError
 
 TINY = replace(SETS["tiny"], train=6, val=3)
 
@@ -187,23 +189,83 @@ def test_an_incomplete_split_is_generated_again(tmp_path: Path) -> None:
     assert contents(generate(tmp_path, TINY, "val")) == before
 
 
-def test_a_failed_lock_is_explained(tmp_path: Path, monkeypatch) -> None:
-    def refused(path: str) -> None:
-        raise LockException("no locks available")
+def test_a_file_system_without_locks_is_explained(tmp_path: Path, monkeypatch) -> None:
+    def refused(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(writing, "file_lock", refused)
-    with pytest.raises(UserError, match=r"waiting for the lock of .*custom-.*/val"):
+    monkeypatch.setattr(files.fcntl, "lockf", refused)
+    with pytest.raises(
+        files.NoLocksError, match=r"val\.lock cannot be locked \(No locks available\)"
+    ):
         generate(tmp_path, TINY, "val")
 
 
-def generate_slowly(folder: Path, barrier: Barrier, log: Path) -> None:
+LARGE = replace(SETS["large"], train=5000)  # images that do not fit into a pipe
+
+
+def generate_large(folder: Path) -> None:
+    cv2.setNumThreads(0)
+    writing.MIN_IMAGES_FOR_WORKERS = 1
+    generate(folder, LARGE, "train")
+
+
+def is_running(process: Path) -> bool:
+    """Returns whether a process of /proc runs; a container may not reap those that have ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
+    process = FORK.Process(target=generate_large, args=(tmp_path,))
+    process.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.is_alive() and len(list(tmp_path.glob("**/*.tmp/images/*"))) < 4:
+        time.sleep(0.05)
+    workers = [Path("/proc", pid) for pid in children.read_text().split()]
+    assert workers
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(2)  # until the workers wait to send images to it
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 8
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [worker for worker in workers if is_running(worker)]
+    for worker in left:
+        os.kill(int(worker.name), signal.SIGKILL)
+    assert not left
+
+
+def test_waiting_names_the_process_and_the_time(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(writing, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(writing, "REPORT_SECONDS", 0.2)
+    args = (tmp_path, FORK.Barrier(2), tmp_path / "log", 0.8)
+    process = FORK.Process(target=generate_slowly, args=args)
+    process.start()
+    args[1].wait()
+    while not args[2].exists():
+        time.sleep(0.01)
+    with caplog.at_level(logging.WARNING):
+        folder = generate(tmp_path, TINY, "train")
+    process.join()
+    waiting = [record.getMessage() for record in caplog.records]
+    assert len(waiting) >= 3
+    assert waiting[0].startswith(f"Waiting for process {process.pid} on ")
+    assert f"which generates {folder}: 0 s so far" in waiting[0]
+    assert args[2].read_text() == "generated\n"
+
+
+def generate_slowly(folder: Path, barrier: Barrier, log: Path, seconds: float = 0.5) -> None:
     cv2.setNumThreads(0)
     write = writing._write
 
     def slow(*args: Any) -> None:
         with log.open("a") as file:
             file.write("generated\n")
-        time.sleep(0.5)
+        time.sleep(seconds)
         write(*args)
 
     writing._write = slow
