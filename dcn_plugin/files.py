@@ -42,11 +42,18 @@ class NoLocksError(UserError, OSError):
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to, and renames it to `path` when that has succeeded."""
+    """Yields a temporary path to write to, and renames it to `path` when that has succeeded.
+
+    File and folder are flushed to the disk, so that `path` is either the old or the whole new file,
+    also after a power failure.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _flush(temporary)
         temporary.replace(path)
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -114,3 +121,11 @@ def _lock(file: IO[str], path: Path) -> None:
             f"{path} cannot be locked ({error.strerror}): its file system may not support locks; "
             "use a folder on another one"
         ) from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

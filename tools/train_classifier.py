@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import SimpleTrainer, default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -39,6 +38,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
+from dcn_plugin.engine import Checkpointer
+from dcn_plugin.engine.checkpoint_files import checkpoint_names
 from dcn_plugin.engine.launch import join_torchrun
 from dcn_plugin.files import output_folder
 from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
@@ -187,7 +188,7 @@ class AccuracyEvaluator(DatasetEvaluator):
         return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "images": images}
 
 
-class ClassifierCheckpointer(DetectionCheckpointer):
+class ClassifierCheckpointer(Checkpointer):
     """Saves checkpoints that are weights for a backbone, and resumes only the same network."""
 
     def __init__(self, *args: Any, network: dict[str, Any], **kwargs: Any) -> None:
@@ -203,8 +204,7 @@ class ClassifierCheckpointer(DetectionCheckpointer):
         for name, expected in self.network.items():
             saved = checkpoint.get("network", {}).get(name)
             if saved != expected:
-                file = self.get_checkpoint_file()
-                raise UserError(f"{file} was saved with {name} {saved}, got {expected}")
+                raise UserError(f"{self._filename} was saved with {name} {saved}, got {expected}")
         return super()._load_model(checkpoint)
 
 
@@ -277,7 +277,7 @@ class ClassifierTrainer(SimpleTrainer):
 
 def check_output(args: argparse.Namespace) -> None:
     """Checks --output before anything is computed."""
-    there = (args.output / "last_checkpoint").is_file()
+    there = (args.output / "last_checkpoint").is_file() or checkpoint_names(str(args.output))
     if (args.resume or args.eval_only) and not there:
         raise MissingFileError(f"{args.output} has no checkpoint: train first, without --resume")
     if there and not (args.resume or args.eval_only):

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -23,12 +25,19 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from dcn_plugin.files import atomic_write
 from dcn_plugin.layers import OffsetBranch
 from dcn_plugin.messages import MissingFileError, UserError
 
+from .checkpoint_files import (
+    checkpoint_names,
+    damage,
+    iteration_in_name,
+    not_finite,
+    save_atomically,
+)
 from .inert_pickle import load_inert
 from .weight_conversion import Origin, scale_box_deltas, to_detectron2
 from .weight_names import Weights, without_backbone_prefix
@@ -40,6 +49,9 @@ class Checkpointer(DetectionCheckpointer):
     It converts those of MMDetection, torchvision and timm, matches backbones saved without a
     prefix, and counts what does not match in one line. Offset branches that a checkpoint lacks keep
     their initial weights, zero.
+
+    In a local folder it writes files atomically, never saves weights that are not finite, and
+    resumes from the newest checkpoint that is whole.
     """
 
     def __init__(
@@ -62,14 +74,167 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.allow_unmatched = allow_unmatched
         self._filename = ""  # of the weights that are being loaded
+        # Such as a mask of -inf: no sign of divergence.
+        self._not_finite_at_start = set(not_finite(self.model.state_dict()))
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves as `DetectionCheckpointer`; in a local folder the file is written atomically.
+
+        Args:
+            name: of the file, without .pth.
+            kwargs: more to save.
+
+        Raises:
+            CheckpointWriteError: if the disk is full; earlier checkpoints are as they were.
+            FloatingPointError: if weights are not finite; `last_checkpoint` stays as it is.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        weights = self.model.state_dict()
+        if wrong := set(not_finite(weights)) - self._not_finite_at_start:
+            raise FloatingPointError(
+                f"{name}.pth is not saved, since training has diverged: {len(wrong)} tensors of "
+                f"the model are not finite, {names_of(wrong)}"
+            )
+        if not os.path.isdir(self.save_dir):  # one of PathManager's addresses
+            super().save(name, **kwargs)
+            return
+        states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {path}")
+        data = {"model": weights, **states, **kwargs}
+        save_atomically(path, lambda file: torch.save(data, file))
+        self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Writes the name of the checkpoint to resume from; atomically if save_dir is local."""
-        if not os.path.isdir(self.save_dir):  # one of PathManager's addresses
+        if not os.path.isdir(self.save_dir):
             super().tag_last_checkpoint(last_filename_basename)
             return
-        with atomic_write(Path(self.save_dir) / "last_checkpoint") as temporary:
-            temporary.write_text(last_filename_basename)
+        name = last_filename_basename.encode()
+        save_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(name))
+
+    def has_checkpoint(self) -> bool:
+        """Returns whether there is one to resume from, also if last_checkpoint is lost."""
+        if not os.path.isdir(self.save_dir):
+            return super().has_checkpoint()
+        return bool(self._last_name() or checkpoint_names(self.save_dir))
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resumes from the newest whole checkpoint, chosen by the main process, or loads a file.
+
+        Args:
+            path: what to load, without the states of a trainer, if there is no checkpoint.
+            resume: whether to resume.
+
+        Returns:
+            what `load` returns.
+
+        Raises:
+            ValueError: if no checkpoint is whole, or the processes do not find the same one.
+        """
+        if resume and (name := self._agree_on_checkpoint()):
+            return self.load(os.path.join(self.save_dir, name))
+        return super().resume_or_load(path, resume=False)
+
+    def _last_name(self) -> str:
+        path = Path(self.save_dir) / "last_checkpoint"
+        return path.read_text(errors="replace").strip() if path.is_file() else ""
+
+    def _agree_on_checkpoint(self) -> str:
+        """Returns the name of the checkpoint to resume from, the same in all processes, or ""."""
+        name = problem = ""
+        if comm.is_main_process():
+            try:
+                name = self._newest_whole_checkpoint()
+            except ValueError as error:
+                problem = str(error)
+        name, problem = comm.all_gather((name, problem))[0]
+        if problem:
+            raise UserError(problem)
+        path = os.path.join(self.save_dir, name)
+        if not name:
+            found: Any = self.has_checkpoint()
+        elif os.path.isdir(self.save_dir):
+            found = os.path.getsize(path) if os.path.isfile(path) else None
+        else:
+            found = self.path_manager.exists(path)
+        if len(set(comm.all_gather(found))) > 1:
+            raise UserError(
+                "OUTPUT_DIR must be one folder that all machines share, to resume: not all "
+                f"processes find {name or 'no checkpoint'} of the main process there"
+            )
+        return name
+
+    def _newest_whole_checkpoint(self) -> str:
+        if not self.has_checkpoint():
+            return ""
+        if not os.path.isdir(self.save_dir):
+            return os.path.basename(self.get_checkpoint_file())
+        last, problems = self._last_name(), []
+        for name in chain([last] if last else [], self._older_than(last)):
+            path = os.path.join(self.save_dir, name)
+            problem = self._problem(path)
+            if not problem:
+                self._warn_of_newer(name)
+                return name
+            problems.append(f"{path} cannot be resumed from: {problem}")
+            self.logger.warning(problems[-1])
+        raise UserError(
+            f"{self.save_dir} has no whole checkpoint to resume from: {'; '.join(problems)}. Write "
+            "the name of another file to last_checkpoint, or train without --resume"
+        )
+
+    def _older_than(self, last: str) -> Iterator[str]:
+        """Yields the other checkpoints whose iterations are below, from the newest on."""
+        if not last:
+            self.logger.warning(f"{self.save_dir}/last_checkpoint is missing or empty")
+        limit = iteration_in_name(last)
+        iterations = {
+            name: self._iteration(name) for name in checkpoint_names(self.save_dir) if name != last
+        }
+        for name in sorted(iterations, key=lambda name: iterations[name], reverse=True):
+            if limit is None or iterations[name] < limit:
+                yield name
+
+    def _iteration(self, name: str) -> float:
+        iteration = iteration_in_name(name)
+        if iteration is not None:
+            return iteration
+        try:
+            return int(self.read(os.path.join(self.save_dir, name))["iteration"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return math.inf  # tried first, to say what is wrong
+
+    def _problem(self, path: str) -> str:
+        """Returns why a file is not one to resume from, or nothing."""
+        if problem := damage(path):
+            return problem
+        try:
+            content = self.read(path)
+        except (OSError, ValueError) as error:
+            return str(error)
+        weights = content["model"]
+        if not isinstance(weights, Mapping) or not weights:
+            return "it has no weights"
+        if missing := [key for key in self.checkpointables if key not in content]:
+            return f"it has no state of the {' and '.join(missing)}, only weights"
+        if wrong := set(not_finite(weights)) - self._not_finite_at_start:
+            return f"{len(wrong)} of its tensors are not finite, {names_of(wrong)}"
+        return ""
+
+    def _warn_of_newer(self, name: str) -> None:
+        iteration = iteration_in_name(name)
+        newer = [
+            other
+            for other in checkpoint_names(self.save_dir)
+            if iteration is not None and (iteration_in_name(other) or 0) > iteration
+        ]
+        if newer:
+            self.logger.warning(
+                f"{self.save_dir} has files of later iterations than {name}, which training "
+                f"overwrites when it reaches them: {', '.join(newer)}"
+            )
 
     def read(self, path: str) -> dict[str, Any]:
         """Returns the content of a checkpoint, with the weights in `model`.

@@ -27,6 +27,8 @@ from dcn_plugin.data.custom_coco import is_missing
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
 
+from .checkpoint_files import checkpoint_names
+
 # Attributes of Detectron2's metadata that are paths: of images, of ground truth, and of what only
 # evaluation needs.
 IMAGES = ("image_root", "image_dir", "list_file", "dirname")
@@ -59,7 +61,8 @@ def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
     """
     check_datasets(cfg, training)
     _check_backbone(cfg)
-    if not (resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not resume or not (PathManager.isfile(last) or checkpoint_names(cfg.OUTPUT_DIR)):
         check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     check_device(cfg.MODEL.DEVICE)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from typing import Any
 
@@ -23,7 +24,6 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.compat import INNER_TRAINER, ddp_on_cpu
 from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
-from dcn_plugin.messages import UserError
 from dcn_plugin.modeling import check_deformable
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
@@ -126,22 +126,20 @@ class Trainer(DefaultTrainer):
         return [ExactResume() if exact else None, monitor, *stock]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resumes from the last checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
+        """Resumes from the newest whole checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
 
         Args:
             resume: whether to resume, if there is a checkpoint.
 
         Raises:
-            ValueError: if the processes find different checkpoints.
+            ValueError: if no checkpoint is whole, or the processes find different ones.
         """
-        if resume:
-            files = comm.all_gather(self.checkpointer.get_checkpoint_file())
-            checkpoints = {os.path.basename(file) for file in files}
-            if len(checkpoints) > 1:
-                raise UserError(
-                    "OUTPUT_DIR must be one folder that all machines share, to resume: their last "
-                    f"checkpoints are {', '.join(sorted(name or 'none' for name in checkpoints))}"
-                )
+        if not resume and comm.is_main_process() and self.checkpointer.has_checkpoint():
+            logging.getLogger(__name__).warning(
+                "%s has checkpoints, but --resume is not set: training starts at iteration 0 and "
+                "overwrites them",
+                self.cfg.OUTPUT_DIR,
+            )
         super().resume_or_load(resume)
 
     def train(self) -> dict[str, Any] | None:
