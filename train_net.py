@@ -16,6 +16,7 @@ metrics.json, checkpoints and results.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from typing import Any
 
@@ -32,6 +33,7 @@ from dcn_plugin.engine import (
     check_config,
     exit_on_error,
     launch,
+    lock_output_dir,
     read_config,
     write_results,
 )
@@ -60,19 +62,28 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Trains and evaluates, or with --eval-only evaluates; returns the results."""
+    return evaluate(args) if args.eval_only else train(args)
+
+
+def train(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Trains and evaluates; no other run can train in the same OUTPUT_DIR meanwhile."""
+    with contextlib.ExitStack() as stack:
+        with exit_on_error("train_net"):
+            stack.enter_context(lock_output_dir(read_config(args).OUTPUT_DIR))
+            trainer = Trainer(setup(args))
+            trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates MODEL.WEIGHTS, or with --resume the last checkpoint."""
     with exit_on_error("train_net"):
         cfg = setup(args)
-        if not args.eval_only:
-            trainer = Trainer(cfg)
-            trainer.resume_or_load(resume=args.resume)
-        else:
-            model = Trainer.build_model(cfg)
-            checkpointer = Checkpointer(
-                model, cfg.OUTPUT_DIR, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
-            )
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    if not args.eval_only:
-        return trainer.train()
+        model = Trainer.build_model(cfg)
+        checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if uses_tta(cfg):
         results.update(Trainer.test_with_TTA(cfg, model))

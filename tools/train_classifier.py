@@ -38,7 +38,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from dcn_plugin.engine import Checkpointer
+from dcn_plugin.engine import Checkpointer, lock_output_dir
 from dcn_plugin.engine.checkpoint_files import checkpoint_names
 from dcn_plugin.engine.launch import join_torchrun
 from dcn_plugin.files import output_folder
@@ -294,13 +294,15 @@ def main(words: list[str] | None = None) -> None:
             join_torchrun()
         trainer = ClassifierTrainer(args)
         setup_logger(str(args.output), distributed_rank=comm.get_rank())
-        if args.resume or args.eval_only:
-            trainer.resume()
         if args.eval_only:
+            trainer.resume()
             results = trainer.evaluate()
             if comm.is_main_process():
                 print(json.dumps(results))
-        else:
+            return
+        with lock_output_dir(str(args.output)):
+            if args.resume:
+                trainer.resume()
             trainer.train(trainer.start_iter, trainer.max_iter)
     except FloatingPointError as error:
         sys.exit(f"train_classifier: a lower --lr may help: {error}")

@@ -12,6 +12,7 @@ from .launch import launch
 from .model import load_model
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer, get_offset_optimizer_params
+from .output_dir import lock_output_dir
 from .trainer import Trainer, write_results
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "get_offset_optimizer_params",
     "launch",
     "load_model",
+    "lock_output_dir",
     "read_config",
     "read_trained_config",
     "write_results",

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""The lock of OUTPUT_DIR: who gets it, and what the others are told."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dcn_plugin.engine import lock_output_dir, output_dir
+from tests.test_train_net import arguments, train_net
+
+ROOT = Path(__file__).resolve().parents[2]
+# Holds the lock, with a forked child that lives on, as a DataLoader's worker might.
+HOLD = """
+import os, sys, time
+from dcn_plugin.engine import lock_output_dir
+with lock_output_dir(sys.argv[1]):
+    if os.fork() == 0:
+        time.sleep(5)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def other_process(folder: Path) -> Iterator[subprocess.Popen]:
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_second_run_names_the_first_until_it_is_killed(tmp_path, tiny_coco) -> None:
+    output = tmp_path / "output"
+    with other_process(output) as first:
+        before = {path: path.read_bytes() for path in output.iterdir()}
+        with pytest.raises(SystemExit) as caught:
+            train_net.main(arguments(tiny_coco, output))
+        message = str(caught.value)
+        holder = f"process {first.pid} on {socket.gethostname()}, started at 2"
+        assert message.startswith("train_net: another training run writes to OUTPUT_DIR")
+        assert holder in message and "\n" not in message
+        assert {path: path.read_bytes() for path in output.iterdir()} == before
+        train_net.main(arguments(tiny_coco, output, "--eval-only"))
+        with pytest.raises(BlockingIOError), lock_output_dir(str(output)):
+            pass
+        (output / "model_final.pth.7.tmp").touch()
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        with lock_output_dir(str(output)):
+            assert not (output / "model_final.pth.7.tmp").exists()
+    with lock_output_dir(str(output)):  # it has ended
+        assert str(os.getpid()) in (output / ".lock").read_text()
+
+
+@pytest.mark.parametrize("case", ["no fcntl", "no locks", "an address"])
+def test_what_is_not_protected_is_said_once(case, tmp_path, monkeypatch, caplog) -> None:
+    folder = str(tmp_path)
+    if case == "no fcntl":
+        monkeypatch.setattr(output_dir, "fcntl", None)
+    elif case == "no locks":
+
+        def refuse(*arguments: object) -> None:
+            raise OSError(37, "No locks available")
+
+        monkeypatch.setattr(fcntl, "lockf", refuse)
+    else:
+        folder = "s3://bucket/run"
+    with caplog.at_level(logging.WARNING), lock_output_dir(folder):
+        pass
+    (line,) = caplog.messages
+    assert line.startswith(f"OUTPUT_DIR {folder} is not protected from a second training run: ")
+    assert case != "no locks" or "No locks available" in line
