@@ -16,6 +16,8 @@ import torch
 
 pytest.importorskip("detectron2", reason="train_net.py needs Detectron2")
 
+from dcn_plugin.compat import LAUNCHES_ON_CPU
+from dcn_plugin.engine.checkpoint_files import iteration_in_name
 from tests.tiny_coco import write_tiny_coco
 from tests.tiny_voc import write_tiny_cityscapes
 
@@ -134,26 +136,106 @@ def test_processes_with_different_checkpoints_do_not_resume(root: Path, tmp_path
     assert "train_net: OUTPUT_DIR must be one folder that all machines share" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_equal_weights(root: Path, tmp_path: Path) -> None:
-    steps = {"SOLVER__MAX_ITER": 16, "SOLVER__CHECKPOINT_PERIOD": 3, "SOLVER__STEPS": "(8,)"}
-    run(root, tmp_path / "whole", **steps)
-    output = tmp_path / "killed"
+def interrupt(
+    root: Path, output: Path, number: int, *flags: str, group: bool = False, **more: object
+) -> tuple[int, str]:
+    """Sends a signal to a run once it has a checkpoint; returns its exit code and output."""
     with subprocess.Popen(
-        command(root, output, **steps),
+        command(root, output, *flags, **more),
         cwd=ROOT,
         env=environment(root),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # its workers are killed with it
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as training:
         deadline = time.monotonic() + 120
         while not (output / "last_checkpoint").exists():
             assert training.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        os.killpg(training.pid, signal.SIGKILL)
-    assert not (output / "model_final.pth").exists()
-    run(root, output, "--resume", **steps)
+        start = time.monotonic()
+        if group:  # with its workers
+            os.killpg(training.pid, number)
+        else:
+            training.send_signal(number)
+        printed, _ = training.communicate(timeout=60)
+        assert time.monotonic() - start < 30
+    with pytest.raises(ProcessLookupError):  # no process is left
+        for _ in range(100):
+            os.killpg(training.pid, 0)
+            time.sleep(0.1)
+    return training.returncode, printed
+
+
+STEPS = {"SOLVER__MAX_ITER": 16, "SOLVER__CHECKPOINT_PERIOD": 3, "SOLVER__STEPS": "(8,)"}
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(root, folder, **STEPS)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_equal_weights(root: Path, whole: Path, tmp_path: Path) -> None:
+    interrupt(root, tmp_path, signal.SIGKILL, group=True, **STEPS)
+    assert not (tmp_path / "model_final.pth").exists()
+    run(root, tmp_path, "--resume", **STEPS)
+    assert_equal_weights(whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
+def test_a_terminated_run_resumes_to_equal_weights(group, root, whole, tmp_path) -> None:
+    code, printed = interrupt(root, tmp_path, signal.SIGTERM, group=group, **STEPS)
+    assert code == 143 and "Traceback" not in printed
+    last = (tmp_path / "last_checkpoint").read_text()
+    iteration = iteration_in_name(last)
+    assert iteration is not None and f"after iteration {iteration}: {tmp_path}/{last}" in printed
+    run(root, tmp_path, "--resume", **STEPS)
+    assert_equal_weights(whole, tmp_path)
+
+
+# Runs train_net.py, and writes the exit code of each process of torchrun to a file.
+RECORD_CODES = """
+import os, sys, runpy
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+code = 0
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as error:
+    code = error.code
+    raise
+finally:
+    open(os.path.join(os.path.dirname(__file__), "code" + os.environ["RANK"]), "w").write(str(code))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "launch"])
+@pytest.mark.parametrize("group", [False, True])
+def test_two_terminated_processes_resume_to_equal_weights(
+    launcher, group, root: Path, tmp_path: Path
+) -> None:
+    if launcher == "launch" and not LAUNCHES_ON_CPU:
+        pytest.skip("launch of Detectron2 0.6 starts several processes on GPUs only")
+    script = tmp_path / "record_codes.py"
+    script.write_text(RECORD_CODES)
+    flags, more = ("--num-gpus", "2"), STEPS
+    if launcher == "torchrun":
+        flags, more = (), {**STEPS, "start": (*TORCHRUN, str(script))}
+    run(root, tmp_path / "whole", *flags, **more)
+    output = tmp_path / "output"
+    code, printed = interrupt(root, output, signal.SIGTERM, *flags, group=group, **more)
+    if launcher == "torchrun":
+        assert [(tmp_path / f"code{rank}").read_text() for rank in range(2)] == ["143", "143"]
+    else:
+        assert code == 143 and "Traceback" not in printed
+    assert not (output / "model_final.pth").exists() and "Stopped by SIGTERM after" in printed
+    run(root, output, "--resume", *flags, **more)
     assert_equal_weights(tmp_path / "whole", output)
 
 

@@ -13,6 +13,7 @@ from .model import load_model
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer, get_offset_optimizer_params
 from .output_dir import lock_output_dir
+from .sigterm import StopOnSigterm
 from .trainer import Trainer, write_results
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ExactResume",
     "OffsetMonitor",
     "ResumableTrainLoader",
+    "StopOnSigterm",
     "Trainer",
     "UserError",
     "build_optimizer",

@@ -31,6 +31,8 @@ from detectron2.utils.serialize import PicklableWrapper
 
 from dcn_plugin.compat import INNER_TRAINER, saves_inner_trainer
 
+from .sigterm import ignore_sigterm_of_others
+
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 DATA, STEP = 0, 1  # what a seed is for
 
@@ -128,6 +130,8 @@ class MappedStream(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         stream = chain(self.pending, islice(enumerate(self.sampler), self.next_position, None))
         worker = get_worker_info()
+        if worker is not None:
+            ignore_sigterm_of_others()
         # The DataLoader takes batches from its workers in turn, or images if it groups them.
         chunk = 1 if self.grouped else self.batch_size
         for number, (position, index) in enumerate(stream):

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,15 +25,20 @@ from detectron2.utils import comm
 
 from dcn_plugin.compat import LAUNCHES_ON_CPU, create_local_process_group
 
+from .sigterm import exit_on_sigterm, set_handler
+
 
 def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs a function in every process: those of torchrun, or else those of --num-gpus.
+
+    After SIGTERM the processes exit with code 143, and so does this one if it has started them.
 
     Args:
         main_func: called with `args`.
         args: of Detectron2's `default_argument_parser`.
     """
     if dist.is_torchelastic_launched():
+        set_handler(exit_on_sigterm)
         join_torchrun()
         main_func(args)
         return
@@ -42,17 +49,36 @@ def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namesp
             f"--num-gpus is {args.num_gpus}, but PyTorch finds {gpus} GPUs; "
             "torchrun starts several processes on CPUs"
         )
+    previous = set_handler(forward_sigterm if args.num_gpus > 1 else exit_on_sigterm)
     try:
         detectron2_launch(
-            main_func,
+            run,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(main_func, args),
         )
     except ProcessExitedException as error:  # the process has printed why
-        sys.exit(error.exit_code)
+        # As shells report signals, which have negative codes here.
+        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+    finally:
+        set_handler(previous)
+
+
+def run(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Runs a function in a process that `launch` has started."""
+    set_handler(exit_on_sigterm)
+    main_func(args)
+
+
+def forward_sigterm(number: int, frame: FrameType | None) -> None:
+    """Sends SIGTERM to the processes that this one has started; it waits for them elsewhere."""
+    processes = multiprocessing.active_children()
+    if not processes:
+        exit_on_sigterm(number, frame)
+    for process in processes:
+        process.terminate()
 
 
 def join_torchrun() -> None:

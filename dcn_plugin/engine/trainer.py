@@ -32,6 +32,7 @@ from .exact_resume import ExactResume, ResumableTrainLoader
 from .model import set_memory_format
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer, match_memory_format
+from .sigterm import StopOnSigterm, ignore_sigterm_of_others
 
 
 class Trainer(DefaultTrainer):
@@ -67,7 +68,9 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds Detectron2's loader; TEST.SEM_SEG_AT_NETWORK_SIZE hides the original size."""
         mapper = NetworkSizeMapper(cfg, False) if at_network_size(cfg, dataset_name) else None
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = ignore_sigterm_of_others
+        return loader
 
     @classmethod
     def build_evaluator(
@@ -123,7 +126,7 @@ class Trainer(DefaultTrainer):
         # A subclass may return another loader, which cannot start at any iteration.
         exact = isinstance(self.data_loader, ResumableTrainLoader)
         monitor = OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD)
-        return [ExactResume() if exact else None, monitor, *stock]
+        return [ExactResume() if exact else None, monitor, *stock, StopOnSigterm()]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resumes from the newest whole checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""SIGTERM, as schedulers send it before they kill a job: a checkpoint, and exit code 143."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+
+EXIT_CODE = 128 + signal.SIGTERM
+Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+def set_handler(handler: Handler) -> Handler:
+    """Sets the handler of SIGTERM if this is the main thread, and returns the earlier one."""
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGTERM, handler)
+    return handler
+
+
+def exit_on_sigterm(number: int, frame: FrameType | None) -> None:
+    """A handler that exits with code 143, as a shell reports it, and cleans up before."""
+    raise SystemExit(EXIT_CODE)
+
+
+def ignore_sigterm_of_others(worker_id: int = 0) -> None:
+    """Makes a DataLoader's worker end by SIGTERM only if its parent has sent it.
+
+    Schedulers signal all processes of a job, but training needs its workers until the next step
+    boundary. A `worker_init_fn`; on systems without `sigwaitinfo`, such as macOS, it does nothing.
+
+    Args:
+        worker_id: not used.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)  # as PyTorch's own handler
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class StopOnSigterm(HookBase):
+    """Saves a checkpoint and exits with code 143 at the next step boundary after SIGTERM.
+
+    All processes stop at the same step, whichever of them get the signal: they agree by a
+    collective on the CPU before each step. An evaluation is interrupted, and none runs after the
+    signal; during it, each process stops once it gets the signal itself. The checkpoint is named
+    and counted as one of the trainer's `PeriodicCheckpointer`. Further signals are ignored. With
+    `ExactResume`, a resumed run gets the same weights as one without interruption. It should be the
+    last hook, to see the evaluation after training.
+    """
+
+    GRACE = 20.0  # seconds for the main process to save, where another waits in a collective
+
+    def before_train(self) -> None:
+        self._received = self._evaluating = False
+        # Not the backend of training: NCCL would wait for the GPU.
+        self._group = None
+        if comm.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo", timeout=DEFAULT_TIMEOUT)
+        hooks = self.trainer._hooks
+        self._evaluations = [hook for hook in hooks if isinstance(hook, EvalHook)]
+        for hook in self._evaluations:
+            earlier = hooks[: hooks.index(hook)]
+            saved = any(isinstance(other, PeriodicCheckpointer) for other in earlier)
+            hook._do_eval = self._interruptible(hook._do_eval, saved)
+        self._previous = set_handler(self._receive)
+
+    def before_step(self) -> None:
+        if self._agree_to_stop():
+            self._stop(self.trainer.iter - 1, saved=True, agreed=True)
+
+    def after_train(self) -> None:
+        set_handler(self._previous)
+        for hook in self._evaluations:
+            del hook._do_eval  # the method of its class
+        if self._received and self.trainer.iter == self.trainer.max_iter:  # in the last step
+            raise SystemExit(EXIT_CODE)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+        if self._evaluating:
+            self._evaluating = False
+            raise SystemExit(EXIT_CODE)
+
+    def _agree_to_stop(self) -> bool:
+        if self._group is None:
+            return self._received
+        received = torch.tensor([self._received], dtype=torch.uint8)
+        try:
+            dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group)
+        except RuntimeError:  # a process has stopped in an evaluation
+            if not self._received:
+                raise
+            return True
+        return bool(received)
+
+    def _interruptible(self, evaluate: Callable[[], None], saved: bool) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                self._evaluating = True
+                if self._received:
+                    raise SystemExit(EXIT_CODE)
+                evaluate()
+                self._evaluating = False
+            except BaseException:
+                self._evaluating = False
+                if not self._received:
+                    raise
+                # Also where a collective failed since another process has stopped.
+                self._stop(self.trainer.iter, saved, agreed=False)
+
+        return run
+
+    def _stop(self, iteration: int, saved: bool, agreed: bool) -> None:
+        """Saves in the main process, and exits.
+
+        Args:
+            iteration: the last one that is complete.
+            saved: whether the `PeriodicCheckpointer` has seen it.
+            agreed: whether all processes call this.
+        """
+        if comm.is_main_process():
+            self.trainer.iter = iteration
+            self._save(iteration, saved)
+        try:
+            if agreed and self._group is not None:
+                dist.barrier(self._group)  # until the main process has saved
+            elif not comm.is_main_process():
+                timer = threading.Timer(self.GRACE, os._exit, [EXIT_CODE])
+                timer.daemon = True
+                timer.start()
+                comm.synchronize()  # where the main process may wait for this one
+        except RuntimeError:  # other processes have ended
+            pass
+        raise SystemExit(EXIT_CODE)
+
+    def _save(self, iteration: int, saved: bool) -> None:
+        log = logging.getLogger(__name__)
+        if iteration < self.trainer.start_iter:
+            log.warning("Stopped by SIGTERM before the first iteration")
+            return
+        periodic = [hook for hook in self.trainer._hooks if isinstance(hook, PeriodicCheckpointer)]
+        if not periodic:
+            log.warning("Stopped by SIGTERM: the trainer has no PeriodicCheckpointer to save by")
+        for hook in periodic:
+            last = iteration + 1 >= self.trainer.max_iter
+            if not (saved and (last or (iteration + 1) % hook.period == 0)):
+                hook.period, hook.max_iter = 1, None
+                hook.step(iteration)
+            file = hook.checkpointer.get_checkpoint_file()
+            log.warning("Stopped by SIGTERM after iteration %d: %s", iteration, file)
