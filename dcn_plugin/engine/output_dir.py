@@ -4,28 +4,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 from detectron2.utils import comm
 
-from .checkpoint_files import remove_unfinished
+from dcn_plugin.files import FileLockedError, NoLocksError, file_lock
+from dcn_plugin.messages import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from .checkpoint_files import remove_unfinished
 
 LOCK = ".lock"
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock_output_dir(folder: str) -> Iterator[None]:
     """Keeps other training runs out of a folder; call it in every process, before the first write.
 
@@ -37,56 +32,35 @@ def lock_output_dir(folder: str) -> Iterator[None]:
         folder: OUTPUT_DIR, made if it does not exist.
 
     Raises:
-        BlockingIOError: in the main process, if another run holds the lock. The other processes
-            exit.
+        UserError: in the main process, if another run holds the lock. The other processes exit.
     """
-    error, file = None, None
-    if comm.is_main_process():
-        try:
-            file = _lock(folder)
-        except OSError as caught:
-            error = caught
-    if comm.all_gather(error is not None)[0]:
-        raise error or SystemExit(1)
-    try:
+    with ExitStack() as stack:
+        error = None
+        if comm.is_main_process():
+            try:
+                _lock(folder, stack)
+            except (OSError, UserError) as caught:
+                error = caught
+        if comm.all_gather(error is not None)[0]:
+            raise error or SystemExit(1)
         yield
-    finally:
-        if file is not None:
-            file.close()  # ends the lock
 
 
-def _lock(folder: str) -> IO[str] | None:
-    if "://" in folder or fcntl is None:
-        _warn(folder, "only local folders on POSIX systems have locks")
-        return None
-    os.makedirs(folder, exist_ok=True)
-    path = Path(folder) / LOCK
-    file = path.open("a+")
+def _lock(folder: str, stack: ExitStack) -> None:
+    logger = logging.getLogger(__name__)
+    not_protected = f"OUTPUT_DIR {folder} is not protected from a second training run"
+    if "://" in folder:
+        logger.warning("%s: only local folders have locks", not_protected)
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        # Unlike flock, forked workers do not inherit it. It ends too if this process closes another
-        # descriptor of the file: nothing else may open it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.seek(0)
-        holder = file.read().strip() or "a process that has just started"
-        file.close()
-        raise BlockingIOError(
-            f"another training run writes to OUTPUT_DIR {folder}: {holder}. Stop it, or set "
+        stack.enter_context(file_lock(Path(folder) / LOCK))
+    except FileLockedError as error:
+        raise UserError(
+            f"another training run writes to OUTPUT_DIR {folder}: {error.owner}. Stop it, or set "
             "another OUTPUT_DIR"
         ) from error
-    except OSError as error:  # a file system without locks
-        _warn(folder, str(error))
-        file.close()
-        return None
-    file.truncate(0)
-    now = datetime.now().astimezone().isoformat(" ", "seconds")
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, started at {now}\n")
-    file.flush()
-    remove_unfinished(path.parent)
-    return file
-
-
-def _warn(folder: str, why: str) -> None:
-    logging.getLogger(__name__).warning(
-        "OUTPUT_DIR %s is not protected from a second training run: %s", folder, why
-    )
+    except NoLocksError as error:
+        logger.warning("%s: %s", not_protected, error)
+        return
+    remove_unfinished(Path(folder))
