@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -21,7 +19,6 @@ import torchvision
 from iopath.common.file_io import PathHandler
 from torch import nn
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -38,12 +35,12 @@ from .checkpoint_files import (
     not_finite,
     save_atomically,
 )
-from .inert_pickle import load_inert
+from .restricted_pickle import RestrictedCheckpointer
 from .weight_conversion import Origin, scale_box_deltas, to_detectron2
 from .weight_names import Weights, without_backbone_prefix
 
 
-class Checkpointer(DetectionCheckpointer):
+class Checkpointer(RestrictedCheckpointer):
     """`DetectionCheckpointer` that loads weights of other projects and of plain models.
 
     It converts those of MMDetection, torchvision and timm, matches backbones saved without a
@@ -137,9 +134,26 @@ class Checkpointer(DetectionCheckpointer):
             return self.load(os.path.join(self.save_dir, name))
         return super().resume_or_load(path, resume=False)
 
+    def get_checkpoint_file(self) -> str:
+        """Returns the path of the checkpoint that last_checkpoint names, or "".
+
+        Raises:
+            UserError: if it is not in the folder of last_checkpoint.
+        """
+        if not os.path.isdir(self.save_dir):
+            return super().get_checkpoint_file()
+        name = self._last_name()
+        return os.path.join(self.save_dir, name) if name else ""
+
     def _last_name(self) -> str:
         path = Path(self.save_dir) / "last_checkpoint"
-        return path.read_text(errors="replace").strip() if path.is_file() else ""
+        name = path.read_text(errors="replace").strip() if path.is_file() else ""
+        if name != os.path.basename(name):
+            raise UserError(
+                f"{path} must name a file of its folder, got {name!r}: write the name of the "
+                "checkpoint to resume from, such as model_final.pth"
+            )
+        return name
 
     def _agree_on_checkpoint(self) -> str:
         """Returns the name of the checkpoint to resume from, the same in all processes, or ""."""
@@ -253,26 +267,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         self._filename = filename
-        try:
-            return self._read_file(filename)
-        except NOT_A_CHECKPOINT as error:
-            message = " ".join(str(error).split())  # torch.load's has several lines
-            if "weights_only" in message:  # PyTorch advises to switch it off
-                message = "it has no tensors and plain containers alone: save model.state_dict()"
-            raise UserError(
-                f"{filename} must be a checkpoint, {type(error).__name__}: {message}"
-            ) from error
-
-    def _read_file(self, filename: str) -> dict[str, Any]:
-        try:
-            return super()._load_file(filename)
-        except pickle.UnpicklingError:  # objects beside the weights, such as MMEngine's
-            if filename.endswith((".pkl", ".pyth")) or not zipfile.is_zipfile(filename):
-                raise
-            loaded = load_inert(filename)
-            if not isinstance(loaded, dict) or "state_dict" not in loaded:
-                raise
-        return {"model": loaded}
+        return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         keys = set(self.model.state_dict())
@@ -364,11 +359,6 @@ class Checkpointer(DetectionCheckpointer):
             )
 
 
-# What reading another file raises.
-NOT_A_CHECKPOINT = (
-    *(EOFError, LookupError, RuntimeError, AttributeError, TypeError),
-    pickle.UnpicklingError,
-)
 BATCH_COUNT = ".num_batches_tracked"
 
 

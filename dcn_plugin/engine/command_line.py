@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
+from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
 from dcn_plugin.config import add_dcn_config
@@ -21,6 +25,39 @@ from .config_checks import check_device, check_no_precomputed_proposals, check_w
 
 # What reading a file that is no config raises.
 NOT_A_CONFIG = (AttributeError, NotImplementedError, RecursionError, TypeError, UnicodeDecodeError)
+
+# Configs of Detectron2, which is trusted as any installed package is.
+INSTALLED = Path(model_zoo.__file__).with_name("configs")
+
+
+class SafeCfgNode(CfgNode):
+    """`CfgNode` that reads files by `yaml.safe_load`, except those installed with Detectron2.
+
+    Detectron2 reads all by `yaml.unsafe_load` if they have a tag such as `!!python/object/apply`,
+    which calls any function. Its own RetinaNet configs have one.
+    """
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Loads a file and its `_BASE_`, each of which may be installed with Detectron2 or not.
+
+        Args:
+            filename: anything that PathManager opens.
+            allow_unsafe: has no effect.
+        """
+        path = Path(filename)
+        installed = path.is_file() and path.resolve().is_relative_to(INSTALLED.resolve())
+        try:
+            return super().load_yaml_with_base(filename, allow_unsafe=installed)
+        except yaml.constructor.ConstructorError as error:
+            tag = re.search(r"tag '([^']*)'", str(error))
+            if tag is None:
+                raise
+            name = tag[1].replace("tag:yaml.org,2002:", "!!")
+            raise UserError(
+                f"{filename}, line {error.problem_mark.line + 1}: {name} is not loaded, since tags "
+                "may run code: write the value itself, a tuple as (1, 2)"
+            ) from error
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -44,7 +81,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         raise UserError(
             f"{args.config_file} is a LazyConfig: run it by Detectron2's lazyconfig_train_net.py"
         )
-    cfg = get_cfg()
+    cfg = SafeCfgNode(get_cfg())
     add_dcn_config(cfg)
     options = args.opts or []
     with _naming(args.config_file, cfg):
@@ -85,6 +122,8 @@ def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
     """Turns errors of Detectron2's CfgNode into a `UserError` that names the source of a value."""
     try:
         yield
+    except UserError:
+        raise
     except NOT_A_CONFIG as error:
         raise UserError(
             f"{source} must have sections and keys in YAML, such as MODEL: {{DEVICE: cpu}}, but "

@@ -28,6 +28,7 @@ from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
 
 from .checkpoint_files import checkpoint_names
+from .restricted_pickle import load as load_pickle
 
 # Attributes of Detectron2's metadata that are paths: of images, of ground truth, and of what only
 # evaluation needs.
@@ -46,6 +47,8 @@ CLASSES = (
     (RetinaNet, "RETINANET", "thing_classes"),
     ((SemanticSegmentor, PanopticFPN), "SEM_SEG_HEAD", "stuff_classes"),
 )
+# Keys of a file of precomputed proposals, and Detectron's names of them.
+PROPOSALS = (("ids", "indexes"), ("boxes",), ("objectness_logits", "scores"))
 
 
 def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
@@ -99,7 +102,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
                     f"{len(names)} data sets in {key}, got {len(files)}"
                 )
             for file in files:
-                check_weights(f"DATASETS.PROPOSAL_FILES_{part}", file)
+                check_proposals(f"DATASETS.PROPOSAL_FILES_{part}", file)
 
 
 def _check_files(name: str, key: str) -> None:
@@ -165,6 +168,35 @@ def check_weights(key: str, path: str) -> None:
     # Detectron2's main accepts model.pth?matching_heuristics=True.
     if path and is_missing(urlparse(path)._replace(query="").geturl()):
         raise MissingFileError(f"{key} must be a file or an address, got {path!r}")
+
+
+def check_proposals(key: str, path: str) -> None:
+    """Checks that a file has precomputed proposals; addresses are not looked up.
+
+    Args:
+        key: of the config.
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        UserError: if it is in another format, or contains anything but data.
+    """
+    check_weights(key, path)
+    if "://" in path:
+        return
+    with PathManager.open(path, "rb") as file:
+        proposals = load_pickle(file)
+    columns = []
+    for names in PROPOSALS:
+        found = [name for name in names if isinstance(proposals, dict) and name in proposals]
+        if not found:
+            raise UserError(f"{key}: {path} must be a dict with {' or '.join(names)}")
+        columns.append(proposals[found[0]])
+    if len({len(column) for column in columns}) > 1:
+        raise UserError(
+            f"{key}: {path} must have ids, boxes and scores of the same number of images, got "
+            f"{', '.join(str(len(column)) for column in columns)}"
+        )
 
 
 def check_no_precomputed_proposals(cfg: CfgNode) -> None:

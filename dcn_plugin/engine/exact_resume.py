@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
+from detectron2 import data
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.engine import HookBase
@@ -31,6 +32,7 @@ from detectron2.utils.serialize import PicklableWrapper
 
 from dcn_plugin.compat import INNER_TRAINER, saves_inner_trainer
 
+from .restricted_pickle import restricted
 from .sigterm import ignore_sigterm_of_others
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -72,7 +74,7 @@ class ResumableTrainLoader:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.SEED = self.seed  # for Detectron2's main; samplers of 0.6 draw their seed from NumPy
-        with temporary_seed(self.seed):
+        with temporary_seed(self.seed), restricted(data.build):  # proposals
             return build_detection_train_loader.from_config(cfg, **arguments)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:

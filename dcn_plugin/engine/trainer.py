@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from detectron2 import data
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
@@ -32,6 +33,7 @@ from .exact_resume import ExactResume, ResumableTrainLoader
 from .model import set_memory_format
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer, match_memory_format
+from .restricted_pickle import restricted
 from .sigterm import StopOnSigterm, ignore_sigterm_of_others
 
 
@@ -68,7 +70,8 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds Detectron2's loader; TEST.SEM_SEG_AT_NETWORK_SIZE hides the original size."""
         mapper = NetworkSizeMapper(cfg, False) if at_network_size(cfg, dataset_name) else None
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        with restricted(data.build):  # proposals
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         loader.worker_init_fn = ignore_sigterm_of_others
         return loader
 

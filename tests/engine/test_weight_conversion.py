@@ -387,7 +387,7 @@ def test_state_dicts_of_the_model_are_passed_on_as_they_are(inner, tmp_path, cap
 )
 def test_what_is_no_state_dict_is_named(content, tmp_path) -> None:
     torch.save(content, tmp_path / "file.pth")
-    expected = r"file\.pth(:| must be a checkpoint).*(must be a|save model\.state_dict)"
+    expected = r"file\.pth(:| contains| must be a checkpoint).*(must be a|save its state_dict)"
     with pytest.raises(ValueError, match=expected):
         Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "file.pth"))
 
