@@ -88,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return BUILDERS[current, name]
         except KeyError:
-            raise ForbiddenError(f"{module}.{name}") from None
+            raise ForbiddenError(f"{current}.{name}") from None
 
 
 class _Opaque:
@@ -191,7 +191,7 @@ def _storage(content: bytes) -> _Value:
 
 def _tensor(storage: _Value, offset: int, size: Any, stride: Any, *options: Any) -> _Value:
     values = torch.empty(0, dtype=storage.value.dtype)
-    return _Value(values.set_(storage.value.untyped(), offset, size, stride))
+    return _Value(values.set_(storage.value._untyped_storage, offset, size, stride))
 
 
 def _parameter(tensor: _Value, *options: Any) -> _Value:
@@ -253,6 +253,8 @@ def _to_data(loaded: Any, done: dict[int, Any], depth: int = 0) -> Any:
         loaded.value, (np.ndarray, np.generic, torch.Tensor)
     ):
         data = loaded.value
+    elif isinstance(loaded, _Opaque):
+        raise ForbiddenError("a class, a function or part of an array")
     else:
         raise ForbiddenError(f"an object of type {kind.__name__}")
     done[id(loaded)] = data
