@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -37,6 +38,7 @@ from dcn_plugin.engine import (
     read_config,
     write_results,
 )
+from dcn_plugin.engine.divergence import EXPECTED
 from dcn_plugin.engine.launch import git_revision
 from dcn_plugin.engine.trainer import uses_tta
 
@@ -72,7 +74,10 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
             stack.enter_context(lock_output_dir(read_config(args).OUTPUT_DIR))
             trainer = Trainer(setup(args))
             trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        try:
+            return trainer.train()
+        except EXPECTED:  # the log says what it is
+            sys.exit(1)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

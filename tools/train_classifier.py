@@ -40,6 +40,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from dcn_plugin.engine import Checkpointer, lock_output_dir
 from dcn_plugin.engine.checkpoint_files import checkpoint_names
+from dcn_plugin.engine.divergence import without_traceback
 from dcn_plugin.engine.launch import join_torchrun
 from dcn_plugin.files import output_folder
 from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
@@ -300,7 +301,7 @@ def main(words: list[str] | None = None) -> None:
             if comm.is_main_process():
                 print(json.dumps(results))
             return
-        with lock_output_dir(str(args.output)):
+        with lock_output_dir(str(args.output)), without_traceback():
             if args.resume:
                 trainer.resume()
             trainer.train(trainer.start_iter, trainer.max_iter)

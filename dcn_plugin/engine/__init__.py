@@ -7,6 +7,7 @@ from dcn_plugin.messages import UserError, exit_on_error
 from .checkpoint import Checkpointer
 from .command_line import read_config, read_trained_config
 from .config_checks import check_config
+from .divergence import DivergenceReport
 from .exact_resume import ExactResume, ResumableTrainLoader
 from .launch import launch
 from .model import load_model
@@ -18,6 +19,7 @@ from .trainer import Trainer, write_results
 
 __all__ = [
     "Checkpointer",
+    "DivergenceReport",
     "ExactResume",
     "OffsetMonitor",
     "ResumableTrainLoader",

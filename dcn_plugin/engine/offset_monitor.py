@@ -51,9 +51,13 @@ class OffsetMonitor(HookBase):
 
     def before_step(self) -> None:
         if self.period > 0 and (self.trainer.iter + 1) % self.period == 0:
-            for name, branch in self.branches.items():
-                hook = partial(self._measure, name)
-                self.handles.append(branch.register_forward_hook(hook))
+            self.start()
+
+    def start(self) -> None:
+        """Measures all forward passes from now on."""
+        for name, branch in self.branches.items():
+            hook = partial(self._measure, name)
+            self.handles.append(branch.register_forward_hook(hook))
 
     def _measure(
         self, name: str, branch: OffsetConv2d, inputs: tuple[Tensor], output: tuple[Tensor, Any]
@@ -66,20 +70,27 @@ class OffsetMonitor(HookBase):
     def after_step(self) -> None:
         if not self.handles:
             return
+        rows = self.stop()
+        if not rows:
+            message = "no offsets were measured in %d layers: a compiled model runs no hooks"
+            self._warn_once("", message, len(self.branches))
+        for name, row in rows.items():
+            self._write(name, *row)
+
+    def stop(self) -> dict[str, list[float]]:
+        """Ends measuring; returns what `measure` returns, for each layer that has run."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
         if not self.measured:
-            message = "no offsets were measured in %d layers: a compiled model runs no hooks"
-            self._warn_once("", message, len(self.branches))
-            return
+            return {}
         # Of several calls of a layer: means, the maximum, and the smallest map.
         calls = [torch.stack(rows) for rows in self.measured.values()]
         rows = [torch.cat([c.mean(0)[:3], c.amax(0)[3:4], c.amin(0)[4:]]) for c in calls]
-        # One synchronization with the GPU.
-        for name, row in zip(self.measured, torch.stack(rows).tolist(), strict=True):
-            self._write(name, *row)
+        names = list(self.measured)
         self.measured.clear()
+        # One synchronization with the GPU.
+        return dict(zip(names, torch.stack(rows).tolist(), strict=True))
 
     def _write(
         self, name: str, mean: float, outside: float, padded: float, maximum: float, side: float

@@ -29,6 +29,7 @@ from dcn_plugin.modeling import check_deformable
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
+from .divergence import DivergenceReport, without_traceback
 from .exact_resume import ExactResume, ResumableTrainLoader
 from .model import set_memory_format
 from .offset_monitor import OffsetMonitor
@@ -129,7 +130,8 @@ class Trainer(DefaultTrainer):
         # A subclass may return another loader, which cannot start at any iteration.
         exact = isinstance(self.data_loader, ResumableTrainLoader)
         monitor = OffsetMonitor(self.model, self.cfg.OFFSET_MONITOR_PERIOD)
-        return [ExactResume() if exact else None, monitor, *stock, StopOnSigterm()]
+        ours = [ExactResume() if exact else None, monitor, DivergenceReport()]
+        return [*ours, *stock, StopOnSigterm()]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resumes from the newest whole checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
@@ -153,8 +155,13 @@ class Trainer(DefaultTrainer):
 
         Returns:
             these results, in the main process.
+
+        Raises:
+            FloatingPointError: if a loss or a weight is not finite.
+            CheckpointWriteError: if a checkpoint cannot be written.
         """
-        super().train()
+        with without_traceback():
+            super().train()
         results = getattr(self, "_last_eval_results", None)
         if results is not None:  # it may be empty, such as on COCO's test-dev
             write_results(self.cfg, results)
