@@ -12,11 +12,16 @@ PYTEST := OMP_NUM_THREADS=1 $(if $(DETECTRON2),PYTHONPATH=$(abspath $(DETECTRON2
   .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 BENCH_ARGS ?=
 GPU_CHECK_ARGS ?=
+FUZZ_MINUTES ?= 60
+FUZZ_REPLAY ?=
+SOAK_MINUTES ?= 30
+SOAK_ARGS ?=
 
 V := .venv/bin
 DONE := .venv/.setup
 LOG := build/setup.log
 SANITIZE := build/sanitize
+FUZZ := build/fuzz
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR_FILES := $(shell find tests/cuda_emulator -name '*.cpp' -o -name '*.h' -o -name '*.cuh')
 OPS_INPUTS := setup.py pyproject.toml tools/toolchain.py $(CXX_FILES)
@@ -39,7 +44,7 @@ logged = $(call stage,$(1),mkdir -p build; { $(CLEAN) $(2); } >> $(LOG) 2>&1 < /
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help python venv setup test test-slow matrix demo bench gpu-check lint format sanitize emulator \
+.PHONY: help python venv setup test test-slow matrix demo bench gpu-check lint format sanitize fuzz soak emulator \
   check-detectron2 emulate emulate-checked clean distclean check-style always
 
 help:
@@ -52,11 +57,13 @@ help:
 	@echo "make gpu-check  build, test and time the CUDA kernels on a GPU without a network: 9 minutes"
 	@echo "make lint       check the style; make format fixes it"
 	@echo "make sanitize   tests of the ops with address and undefined-behaviour sanitizers"
+	@echo "make fuzz       random calls of the ops under the sanitizers, guided by coverage: FUZZ_MINUTES (60)"
+	@echo "make soak       ops, models, kills and memory over SOAK_MINUTES (30)"
 	@echo "make emulate    tests of the CUDA kernels without a GPU, by an emulator on the CPU"
 	@echo "make emulate-checked  all of them with checks of every memory access: 12 minutes"
 	@echo "make clean      remove build outputs; make distclean removes .venv too (output/ stays)"
 	@echo "Variables: PYTHON, FORCE_CPU, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, PYTEST_ARGS, BENCH_ARGS,"
-	@echo "  GPU_CHECK_ARGS, MATRIX_ARGS"
+	@echo "  GPU_CHECK_ARGS, MATRIX_ARGS, FUZZ_REPLAY, SOAK_ARGS"
 	@echo "DETECTRON2=path  test with another Detectron2: a checkout, built in place"
 	@echo "TORCH_CUDA_ARCH_LIST=release compiles for all GPU architectures of a release, 7.5 to 12.0"
 
@@ -153,20 +160,41 @@ bench: setup
 gpu-check: python
 	@"$(PYTHON)" tools/gpu_check.py $(GPU_CHECK_ARGS)
 
-# In a copy, so that the ordinary build stays as it is; cp -p keeps the times, so that only changed
-# files are compiled. libstdc++ is preloaded so that the sanitizer finds its exceptions.
+# $(call sanitized_build,folder,flags): in a copy, so that the ordinary build stays as it is; cp -p
+# keeps the times, so that only changed files are compiled.
+define sanitized_build
+@mkdir -p $(1) && cd $(1) && rm -rf csrc dcn_plugin tests tools
+@cp -Rp setup.py pyproject.toml README.md LICENSE csrc dcn_plugin tests tools $(1)
+@rm -f $(1)/dcn_plugin/*.so $(1)/dcn_plugin/_build_info.json
+$(call stage,build with sanitizers,cd $(1) && $(2) DCN_SANITIZE=address$(comma)undefined \
+  ../../$(V)/python setup.py -q build_ext --inplace > build.log 2>&1 \
+  || { tail -n 30 build.log; false; })
+endef
+# libstdc++ is preloaded so that the sanitizer finds its exceptions.
+SANITIZERS = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+  UBSAN_OPTIONS=print_stacktrace=1
+
 sanitize: setup
-	@mkdir -p $(SANITIZE)
-	@cd $(SANITIZE) && rm -rf csrc dcn_plugin tests tools
-	@cp -Rp setup.py pyproject.toml README.md LICENSE csrc dcn_plugin tests tools $(SANITIZE)
-	@rm -f $(SANITIZE)/dcn_plugin/*.so $(SANITIZE)/dcn_plugin/_build_info.json
-	$(call stage,build with sanitizers,cd $(SANITIZE) && DCN_SANITIZE=address$(comma)undefined \
-	  ../../$(V)/python setup.py -q build_ext --inplace > build.log 2>&1 \
-	  || { tail -n 30 build.log; false; })
-	$(call stage,tests with sanitizers,cd $(SANITIZE) && \
-	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(call sanitized_build,$(SANITIZE))
+	$(call stage,tests with sanitizers,cd $(SANITIZE) && $(SANITIZERS) ASAN_OPTIONS=detect_leaks=0 \
 	  ../../$(V)/python -m pytest -m "not slow" tests/ops $(PYTEST_ARGS))
+
+# GCC counts the edges that are taken; a result of more than 1 GB is an error, not an allocation.
+# atheris stays out of .venv.
+fuzz: setup
+	$(call sanitized_build,$(FUZZ),CFLAGS=-fsanitize-coverage=trace-pc)
+	$(call stage,build of the coverage counters,$(CC) -O2 -shared -fPIC -o $(FUZZ)/counters.so \
+	  tools/fuzz_counters.c)
+	$(call stage,installing atheris,[ -e $(FUZZ)/packages/atheris ] || $(CLEAN) $(V)/python -m pip \
+	  install -q --no-deps --only-binary :all: --target $(FUZZ)/packages 'atheris>=2.3')
+	$(call stage,fuzzing,cd $(FUZZ) && $(SANITIZERS) PYTHONPATH=$(CURDIR)/$(FUZZ):$(CURDIR)/$(FUZZ)/packages \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:quarantine_size_mb=64 \
+	  ../../$(V)/python tools/fuzz.py --minutes $(FUZZ_MINUTES) $(if $(FUZZ_REPLAY),--replay \
+	  $(abspath $(FUZZ_REPLAY))))
+
+# Not in CI: kills, threads and random sizes for half an hour.
+soak: setup
+	$(call stage,soak,$(V)/python tools/soak.py --minutes $(SOAK_MINUTES) $(SOAK_ARGS))
 
 # $(call emulated,build,tests): tests of the CUDA kernels on a build of the emulator
 emulated = DCN_CUDA_EMULATOR=$(CURDIR)/build/cuda_emulator/$(1)/emulator.so \

@@ -34,6 +34,28 @@ def check_same_device(op: str, input: Tensor, **others: Tensor | None) -> None:
             )
 
 
+def check_dims(op: str, **tensors: tuple[Tensor | None, int]) -> None:
+    """Checks numbers of dimensions in a fake kernel: each tensor with what it must have."""
+    for name, (tensor, dim) in tensors.items():
+        if tensor is not None and tensor.dim() != dim:
+            raise ValueError(
+                f"{op}: {name} must have {dim} dimensions, got shape {tuple(tensor.shape)}"
+            )
+
+
+def check_pairs(op: str, minimum: int, **pairs: Sequence[int]) -> None:
+    """Checks in a fake kernel that each is (height, width), both at least `minimum`."""
+    maximum = torch.iinfo(torch.int32).max
+    for name, values in pairs.items():
+        # Symbols are left to the kernel.
+        numbers = [value for value in values if isinstance(value, int)]
+        if len(values) != 2 or any(not minimum <= number <= maximum for number in numbers):
+            raise ValueError(
+                f"{op}: {name} must be two integers (height, width) from {minimum} to {maximum}, "
+                f"got {list(values)}"
+            )
+
+
 def check_channels(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> None:
     """Checks channels and dtypes where no kernel runs: in fake kernels and exports.
 

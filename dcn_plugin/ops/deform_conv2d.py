@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ._common import (
     check_channels,
+    check_dims,
+    check_pairs,
     check_same_device,
     emits_onnx_nodes,
     empty_gradient,
@@ -109,9 +111,14 @@ def _fake(
     dilation: list[int],
     mask: Tensor | None,
 ) -> Tensor:
-    check_same_device("deform_conv2d", input, offset=offset, weight=weight, bias=bias, mask=mask)
+    op, dims = "deform_conv2d", {"input": input, "offset": offset, "weight": weight, "mask": mask}
+    check_same_device(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
+    check_dims(op, bias=(bias, 1), **{name: (tensor, 4) for name, tensor in dims.items()})
+    check_pairs(op, 1, stride=stride, dilation=dilation, kernel_size=weight.shape[2:])
+    check_pairs(op, 0, padding=padding)
     check_channels(input, offset, weight, mask)
     size = _output_size(input, weight, stride, padding, dilation)
+    check_pairs(op, 1, output_size=size)
     return empty_output(input, input.shape[0], weight.shape[0], *size)
 
 

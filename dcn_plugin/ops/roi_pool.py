@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ._common import (
+    check_dims,
+    check_pairs,
     check_same_device,
     empty_gradient,
     empty_output,
@@ -162,6 +164,12 @@ def join_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
     """Returns the boxes on `input` as Tensor[K, 5]; an index in a list becomes the batch index."""
     if isinstance(boxes, Tensor):
         return boxes
+    for value in (input, *boxes) if isinstance(boxes, (list, tuple)) else (boxes,):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                "deform_roi_pool: input must be a tensor, and boxes a tensor or a list of tensors, "
+                f"got {type(value).__name__}"
+            )
     if input.dim() and len(boxes) > len(input):
         raise ValueError(
             f"deform_roi_pool: a list of boxes must have a tensor per image, {len(input)}, got "
@@ -192,7 +200,10 @@ def _fake(
     group_size: list[int],
     *settings: Any,
 ) -> Tensor:
-    check_same_device("deform_roi_pool", input, boxes=boxes, offset=offset)
+    op = "deform_roi_pool"
+    check_same_device(op, input, boxes=boxes, offset=offset)
+    check_dims(op, input=(input, 4), boxes=(boxes, 2), offset=(offset, 4))
+    check_pairs(op, 1, output_size=output_size, part_size=part_size, group_size=group_size)
     channels = input.shape[1] // (group_size[0] * group_size[1])
     return empty_output(input, boxes.shape[0], channels, *output_size)
 

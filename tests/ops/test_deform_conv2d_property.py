@@ -67,14 +67,17 @@ def packed_in_float64(call: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@given(
-    case=conv_cases(),
-    dtype=st.sampled_from(DTYPES),
-    coordinates=st.sampled_from(DTYPES),
-    layouts=st.lists(st.sampled_from(FORMATS), min_size=6, max_size=6),
-    spread=st.sampled_from([0.0, 0.3, 1.0, 10.0]),
-    seed=st.integers(0, 2**31),
-)
+ARGUMENTS = {
+    "case": conv_cases(),
+    "dtype": st.sampled_from(DTYPES),
+    "coordinates": st.sampled_from(DTYPES),
+    "layouts": st.lists(st.sampled_from(FORMATS), min_size=6, max_size=6),
+    "spread": st.sampled_from([0.0, 0.3, 1.0, 10.0]),
+    "seed": st.integers(0, 2**31),
+}
+
+
+@given(**ARGUMENTS)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,  # the first call is slow, and the machine may be busy

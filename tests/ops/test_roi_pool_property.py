@@ -48,13 +48,16 @@ def roi_cases(draw: st.DrawFn) -> RoiCase:
     )
 
 
-@given(
-    case=roi_cases(),
-    dtype=st.sampled_from(DTYPES),
-    coordinates=st.sampled_from(DTYPES),
-    layouts=st.lists(st.sampled_from(FORMATS), min_size=4, max_size=4),
-    seed=st.integers(0, 2**31),
-)
+ARGUMENTS = {
+    "case": roi_cases(),
+    "dtype": st.sampled_from(DTYPES),
+    "coordinates": st.sampled_from(DTYPES),
+    "layouts": st.lists(st.sampled_from(FORMATS), min_size=4, max_size=4),
+    "seed": st.integers(0, 2**31),
+}
+
+
+@given(**ARGUMENTS)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,  # the first call is slow, and the machine may be busy
