@@ -65,6 +65,10 @@ def add_dcn_config(cfg: CfgNode) -> None:
     # Minimum IoU of a box with the detection to whose average it contributes, in (0, 1].
     cfg.TEST.BOX_AVERAGING.VOTE_THRESH = 0.5
 
+    # Whether the files of a data set may be outside its folder, such as ../other/image.jpg. Links
+    # inside the folder may always lead out of it.
+    cfg.DATASETS.ALLOW_FILES_OUTSIDE = False
+
     # "SGD" or "AdamW". The latter ignores MOMENTUM and NESTEROV.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning-rate factor of the offset branches of convolutions, relative to BASE_LR.

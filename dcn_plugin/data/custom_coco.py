@@ -9,15 +9,13 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.data.datasets import load_coco_json, register_coco_instances
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
+from detectron2.data.datasets import register_coco_instances
 
 from dcn_plugin.messages import MissingFileError, UserError
 
-# Annotation keys that training and COCOeval require.
-REQUIRED = {"train": ("bbox",), "test": ("bbox", "area", "iscrowd")}
+from .coco_checks import class_names, read_coco
+from .faults import DataError
+from .file_checks import is_missing
 
 
 def add_custom_data_option(parser: argparse.ArgumentParser, split: str) -> None:
@@ -47,11 +45,12 @@ def use_custom_data(
         test: likewise.
 
     Raises:
-        FileNotFoundError: if a file does not exist.
-        ValueError: if training or evaluation would fail on a JSON file, or the categories differ.
+        FileNotFoundError: if the JSON file or the folder does not exist.
+        ValueError: if a file is not JSON, or lacks categories, or the categories differ. All other
+            faults are found by `dataset_checks.find_faults`, which `check_config` calls.
     """
     classes = {
-        split: _register(cfg, split, *paths)
+        split: register_custom_data(split, *paths)
         for split, paths in (("train", train), ("test", test))
         if paths
     }
@@ -68,8 +67,18 @@ def use_custom_data(
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = count
 
 
-def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list[str]:
-    """Registers and checks a data set; returns its classes."""
+def register_custom_data(split: str, json_file: str, image_root: str) -> list[str]:
+    """Registers custom_<split>; returns its classes.
+
+    Args:
+        split: train or test.
+        json_file: annotations in COCO's format.
+        image_root: folder of images.
+
+    Raises:
+        FileNotFoundError: if one of them does not exist.
+        DataError: if the file is not JSON, or lacks categories.
+    """
     name, option = f"custom_{split}", f"--{split}-data"
     if is_missing(json_file) or is_missing(image_root):
         raise MissingFileError(
@@ -80,36 +89,8 @@ def _register(cfg: CfgNode, split: str, json_file: str, image_root: str) -> list
         MetadataCatalog.remove(name)
     register_coco_instances(name, {}, json_file, image_root)
     try:
-        records = load_coco_json(json_file, image_root, name, extra_annotation_keys=["area"])
-    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{option}: {json_file} must be in COCO's format, with lists of images, annotations "
-            f"and categories, but Detectron2 cannot load it: {type(error).__name__}: {error}"
-        ) from error
-    classes: list[str] = MetadataCatalog.get(name).thing_classes
-    if not comm.is_main_process():  # has checked the files
-        return classes
-    if split == "train" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_images_with_only_crowd_annotations(records)
-    if not records:
-        raise UserError(f"{option}: {json_file} has no images to {split} on")
-    for record in records:
-        for annotation in record["annotations"]:
-            missing = [key for key in REQUIRED[split] if key not in annotation]
-            if missing:
-                raise UserError(
-                    f"{option}: annotations in {json_file} must have {', '.join(REQUIRED[split])}; "
-                    f"one of image {record['image_id']} has no {', '.join(missing)}"
-                )
-    lost = [record["file_name"] for record in records if is_missing(record["file_name"])]
-    if lost:
-        raise MissingFileError(
-            f"{option}: {len(lost)} of {len(records)} images in {json_file} do not exist, the "
-            f"first is {lost[0]}"
-        )
+        classes = class_names(read_coco(json_file), json_file)
+    except (DataError, OSError) as error:
+        raise DataError(f"{option}: {error}") from error
+    MetadataCatalog.get(name).thing_classes = classes
     return classes
-
-
-def is_missing(path: str) -> bool:
-    """Returns whether a path does not exist; URLs pass, since not all handlers can tell."""
-    return "://" not in path and not PathManager.exists(path)

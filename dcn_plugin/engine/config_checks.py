@@ -23,7 +23,8 @@ from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
-from dcn_plugin.data.custom_coco import is_missing
+from dcn_plugin.data.dataset_checks import find_faults
+from dcn_plugin.data.file_checks import is_missing
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
 
@@ -94,6 +95,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
             _check_classes(cfg, name, key)
             if part == "TEST":
                 _check_evaluator(name, key)
+            _check_contents(cfg, name, part.lower())
         if cfg.MODEL.LOAD_PROPOSALS:
             files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
             if len(files) != len(names):
@@ -123,6 +125,23 @@ def _check_files(name: str, key: str) -> None:
             f"sets in DETECTRON2_DATASETS, now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}; "
             "docs/data.md says where to get them"
         )
+
+
+def _check_contents(cfg: CfgNode, name: str, split: str) -> None:
+    required = ["bbox"]
+    if split == "train":
+        required += ["segmentation"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+    faults = find_faults(
+        name,
+        split,
+        required=required,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
+    )
+    for line in faults.lines():
+        if line.startswith("warning: "):
+            logging.getLogger(__name__).warning("%s: %s", name, line.removeprefix("warning: "))
+    faults.raise_error(f"DATASETS.{split.upper()}: {name}")
 
 
 def _check_evaluator(name: str, key: str) -> None:

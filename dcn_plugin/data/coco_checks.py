@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Checks of annotations in COCO's format, as Detectron2 and COCO's API read them.
+
+Real COCO files pass: crowds, boxes without width or height, and annotations of images that are
+not in the file are at most warnings.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gc
+import json
+import math
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+
+from .faults import DataError, Faults, short
+
+LIMIT = 1e30  # of coordinates: beyond, float32 is infinite
+BOMS = {
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: anything that PathManager opens.
+
+    Raises:
+        DataError: if it is not JSON in UTF-8; it names the line.
+    """
+    with PathManager.open(path, "rb") as file:
+        data: bytes = file.read()
+    for mark, encoding in BOMS.items():
+        if data.startswith(mark):
+            raise DataError(
+                f"{path} starts with a byte order mark (BOM) of {encoding}, JSON must not: save it "
+                f"as UTF-8 without BOM, for example iconv -f {encoding} -t UTF-8 "
+                "old.json | sed '1s/^\\xEF\\xBB\\xBF//' > new.json"
+            )
+    collects = gc.isenabled()
+    gc.disable()  # it would visit the new objects again and again: twice the time for COCO's
+    try:
+        return json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
+        raise DataError(
+            f"{path} must be UTF-8, got the byte 0x{data[error.start]:02X} in line {line}, "
+            f"byte {column}"
+        ) from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if data.strip() else "an empty file"
+        raise DataError(f"{path} must be JSON, got {error.msg} in {place}") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise DataError(f"{path} must be JSON that Python can read, got: {error}") from error
+    finally:
+        if collects:
+            gc.enable()
+
+
+def read_coco(path: str) -> dict[str, Any]:
+    """Reads annotations in COCO's format.
+
+    Args:
+        path: anything that PathManager opens.
+
+    Returns:
+        the content, in which images, annotations and categories are lists of dicts if they exist.
+
+    Raises:
+        DataError: if that is not so.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} must be in COCO's format, an object with lists of images, annotations and "
+            f"categories, got a {type(content).__name__}"
+        )
+    for part in ("images", "annotations", "categories"):
+        items = content.get(part, [])
+        if not isinstance(items, list):
+            raise DataError(
+                f"{path} must be in COCO's format: {part} must be a list, got {short(items)}"
+            )
+        for index, item in enumerate(items):
+            if not isinstance(item, dict):
+                raise DataError(
+                    f"{path} must be in COCO's format: {part} must be objects, got {short(item)} "
+                    f"at index {index}"
+                )
+    return content
+
+
+def class_names(content: dict[str, Any], path: str) -> list[str]:
+    """Returns the names of the categories in the order of their ids, as Detectron2 does.
+
+    Args:
+        content: of a file in COCO's format.
+        path: of the file.
+
+    Raises:
+        DataError: if there are none, or they have no names or wrong ids.
+    """
+    faults = Faults()
+    check_categories(content, faults)
+    faults.raise_error(path)
+    return [item["name"] for item in sorted(content["categories"], key=lambda item: item["id"])]
+
+
+def check_categories(content: dict[str, Any], faults: Faults) -> set[int]:
+    """Checks names and ids of the categories; returns the ids."""
+    categories = content.get("categories", [])
+    if not categories:
+        faults.error("lists of categories are empty, there must be at least one", "the file")
+    seen: Counter[int] = Counter()
+    for index, item in enumerate(categories):
+        place = f"categories[{index}]: {short(item)}"
+        if not is_number(item.get("id")):
+            faults.error("categories have an id that is not a number", place)
+        else:
+            seen[item["id"]] += 1
+            if seen[item["id"]] > 1:
+                faults.error("categories have the id of another one", place)
+        if not isinstance(item.get("name"), str):
+            faults.error("categories have no name", place)
+    return set(seen)
+
+
+def check_images(
+    content: dict[str, Any], faults: Faults, loaded: bool = True
+) -> dict[Any, dict[str, Any]]:
+    """Checks the images, unless `loaded` only their ids; returns those with an id by that."""
+    images: dict[Any, dict[str, Any]] = {}
+    for index, item in enumerate(content.get("images", [])):
+        place = f"images[{index}]: {short(item)}"
+        number = item.get("id")
+        if not (is_number(number) or isinstance(number, str)):
+            faults.error("images have an id that is neither a number nor text", place)
+        elif number not in images:
+            images[number] = item
+        elif item == images[number]:
+            faults.warning("images are listed twice", place)
+        else:
+            faults.error("images have the id of another one", place)
+        if not loaded:
+            continue
+        name = item.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name:
+            faults.error("images have no file_name", place)
+        if not all(is_size(item.get(key)) for key in ("height", "width")):
+            faults.error("images have no height and width, in whole pixels above 0", place)
+    if len({isinstance(number, str) for number in images}) > 1:
+        text = next(number for number in images if isinstance(number, str))
+        faults.error("lists of images have ids of mixed types", f"the file: text like {text!r}")
+    return images
+
+
+class AnnotationChecks:
+    """Checks of one annotation after the other."""
+
+    def __init__(
+        self,
+        split: str,
+        images: dict[Any, dict[str, Any]],
+        categories: Container[Any],
+        required: Sequence[str],
+        unique_ids: bool,
+        faults: Faults,
+    ) -> None:
+        """Stores what annotations refer to.
+
+        Args:
+            split: train, or test, which evaluation reads too.
+            images: by id.
+            categories: ids.
+            required: keys that an annotation must have.
+            unique_ids: whether the ids of annotations must be unique.
+            faults: where to add faults.
+        """
+        self.testing = split == "test"
+        self.images, self.categories = images, categories
+        self.required, self.unique_ids, self.faults = required, unique_ids, faults
+        self.ids: set[Any] = set()
+        self.boxes = self.empty_boxes = 0
+        self.labelled: set[Any] = set()  # images with an annotation that is not a crowd
+
+    def add(self, index: int, item: dict[str, Any]) -> None:
+        """Checks an annotation, the one at `index` in the file."""
+        self.current = index, item
+        image = item.get("image_id")
+        self._check_id(item)
+        try:
+            size = self.images[image]
+        except (KeyError, TypeError):
+            self._warning("annotations are of an image_id that is not in images, and are ignored")
+            return
+        crowd = item.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            self._error("annotations have an iscrowd that is neither 0 nor 1")
+        elif not crowd:
+            self.labelled.add(image)
+        category = item.get("category_id")
+        if not is_number(category):
+            self._error("annotations have a category_id that is not a number")
+        elif category not in self.categories:
+            self._error("annotations have a category_id that is not in categories")
+        if item.get("ignore", 0) != 0:
+            self._error('annotations have "ignore", which Detectron2 does not support')
+        if "bbox" in item:
+            self._check_box(item["bbox"], size)
+        for key in self.required:
+            if not item.get(key) and (self.testing or not crowd):
+                self._error(f"annotations have no {key}")
+        if self.testing and "area" in item and not (is_number(item["area"]) and item["area"] >= 0):
+            self._error("annotations have an area that is not a number from 0 on")
+        if item.get("segmentation"):
+            self._check_segmentation(item["segmentation"], size)
+        if item.get("keypoints"):
+            points = item["keypoints"]
+            if not isinstance(points, list) or len(points) % 3 or not are_finite(points):
+                self._error("annotations have keypoints that are not triples of numbers")
+
+    def _error(self, kind: str) -> None:
+        self.faults.error(kind, describe_annotation(*self.current))
+
+    def _warning(self, kind: str) -> None:
+        self.faults.warning(kind, describe_annotation(*self.current))
+
+    def _check_id(self, item: dict[str, Any]) -> None:
+        number = item.get("id")
+        if not (is_number(number) or (isinstance(number, str) and not self.testing)):
+            self._error("annotations have an id that is not a number")
+        elif number in self.ids and self.unique_ids:
+            self._error("annotations have the id of another one")
+        else:
+            self.ids.add(number)
+            if number == 0 and self.testing:
+                self._warning("annotations have the id 0, which COCO's evaluation never matches")
+
+    def _check_box(self, box: Any, size: dict[str, Any]) -> None:
+        self.boxes += 1
+        if not isinstance(box, list) or len(box) not in (4, 5) or not are_finite(box):
+            self._error("annotations have a bbox that is not 4 finite numbers (5 if rotated)")
+            return
+        x, y, width, height = box[:4]
+        if width < 0 or height < 0:
+            self._error("annotations have a bbox of negative width or height")
+        elif width == 0 or height == 0:
+            self.empty_boxes += 1
+            self._warning(
+                "annotations have a bbox without width or height, which "
+                + ("no detection matches" if self.testing else "Detectron2 ignores"),
+            )
+        elif len(box) == 4 and (x + width <= 0 or y + height <= 0 or self._is_beyond(x, y, size)):
+            self._warning("annotations have a bbox outside the image")
+
+    @staticmethod
+    def _is_beyond(x: float, y: float, size: dict[str, Any]) -> bool:
+        values = size.get("width"), size.get("height")
+        return all(map(is_number, values)) and (x >= values[0] or y >= values[1])
+
+    def _check_segmentation(self, value: Any, size: dict[str, Any]) -> None:
+        if isinstance(value, dict):
+            fault = rle_fault(value, [size.get("height"), size.get("width")])
+            if fault:
+                self._error(f"annotations have a segmentation whose {fault}")
+        elif not isinstance(value, list) or not all(isinstance(p, list) for p in value):
+            self._error("annotations have a segmentation that is not a list of lists")
+        elif not are_finite(chain.from_iterable(value)):
+            self._error("annotations have a polygon that is not finite numbers")
+        elif any(len(polygon) % 2 or len(polygon) < 6 for polygon in value):
+            self._warning("annotations have a polygon that is not 3 or more points, and is ignored")
+
+
+def rle_fault(value: dict[str, Any], size: list[Any]) -> str | None:
+    """Returns what is wrong with a run-length encoded mask of an image of (height, width)."""
+    counts = value.get("counts")
+    if value.get("size") != size and None not in size:
+        return "RLE has another size than the image"
+    if isinstance(counts, list):
+        if not all(type(count) is int and count >= 0 for count in counts):
+            return "RLE has counts that are not whole numbers from 0 on"
+        if None not in size and sum(counts) != math.prod(size):
+            return "RLE has counts that do not add up to the image's pixels"
+    elif not isinstance(counts, str) or not counts.isascii():
+        return "RLE has no counts"
+    return None
+
+
+def check_annotations(
+    content: dict[str, Any],
+    faults: Faults,
+    split: str,
+    *,
+    required: Sequence[str] = ("bbox",),
+    filter_empty: bool = True,
+    loaded: bool = True,
+    unique_ids: bool = True,
+) -> list[dict[str, Any]]:
+    """Checks the content of a file in COCO's format; the files of images are not looked up.
+
+    Args:
+        content: as `read_coco` returns it.
+        faults: where to add faults.
+        split: train, or test, which evaluation reads too.
+        required: keys that annotations must have.
+        filter_empty: whether images without annotations are left out of training.
+        loaded: whether Detectron2 loads images from the file, or evaluates by it only.
+        unique_ids: whether ids of annotations must be unique.
+
+    Returns:
+        the images that are used.
+    """
+    categories, images = check_categories(content, faults), check_images(content, faults, loaded)
+    checks = AnnotationChecks(split, images, categories, required, unique_ids, faults)
+    annotations = content.get("annotations", [])
+    for index, item in enumerate(annotations):
+        checks.add(index, item)
+    if not images:
+        faults.error("lists of images are empty, there must be at least one", "the file")
+    elif split == "train" and filter_empty and not checks.labelled:
+        faults.error(
+            "training sets have no image left, none has an annotation that is not a crowd",
+            f"the file: {len(images)} images, {len(annotations)} annotations",
+        )
+    elif annotations and not any(_is_key(a.get("image_id"), images) for a in annotations):
+        faults.error(
+            "lists of annotations are of other images only",
+            f"the file: image_id {short(annotations[0].get('image_id'))}, "
+            f"images have ids like {short(next(iter(images)))}",
+        )
+    if checks.boxes and checks.empty_boxes == checks.boxes:
+        faults.error("files have no bbox with width and height", "all annotations")
+    is_filtered = split == "train" and filter_empty
+    return [item for key, item in images.items() if not is_filtered or key in checks.labelled]
+
+
+def describe_annotation(index: int, item: dict[str, Any]) -> str:
+    """Returns what identifies an annotation, and its box."""
+    keys = ("id", "image_id", "category_id", "iscrowd", "bbox", "area")
+    values = ", ".join(f"{key} {short(item[key])}" for key in keys if key in item)
+    return f"annotations[{index}]: {values}"
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a finite int or float, no bool."""
+    return type(value) in (int, float) and -LIMIT < value < LIMIT
+
+
+def is_size(value: Any) -> bool:
+    """Returns whether a value is a number of pixels."""
+    return is_number(value) and value > 0 and value == int(value)
+
+
+def are_finite(values: Iterable[Any]) -> bool:
+    """Returns whether all values are finite numbers; bools count as 0 and 1."""
+    try:
+        return -LIMIT < sum(values) < LIMIT  # the sum of values with a NaN or an infinity is one
+    except (OverflowError, TypeError):  # of a huge int, or of what is no number
+        return False
+
+
+def _is_key(value: Any, mapping: dict[Any, Any]) -> bool:
+    return isinstance(value, int | float | str) and value in mapping

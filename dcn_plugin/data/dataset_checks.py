@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Checks of registered data sets, before anything is trained or evaluated on them.
+
+`find_faults` reads annotations and looks for files, which takes seconds; `read_all_files` opens
+every image and label map.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .coco_checks import check_annotations, read_coco
+from .faults import DataError, Faults, short
+from .file_checks import FILES, check_files, image_fault, is_missing, label_map_fault
+from .voc_checks import check_voc
+
+COCO_FORMAT = ("coco", "coco_panoptic_seg", None)  # values of evaluator_type
+Records = list[dict[str, Any]]
+
+
+def find_faults(
+    name: str,
+    split: str,
+    *,
+    required: Sequence[str] = ("bbox",),
+    filter_empty: bool = True,
+    outside: bool = False,
+) -> Faults:
+    """Checks annotations, and that files exist, in seconds; images are not read.
+
+    Files in the formats of COCO and VOC are checked as they are, other data sets as the records
+    that their loader returns. Annotations at an address, of LVIS, and of Shapes that are not yet
+    drawn are not checked.
+
+    Args:
+        name: of a registered data set.
+        split: how it is used, train or test.
+        required: keys that annotations in COCO's format must have.
+        filter_empty: whether training leaves out images without annotations.
+        outside: whether files may be outside the folders of the data set.
+    """
+    faults, metadata = Faults(), MetadataCatalog.get(name)
+    kind, json_file = metadata.get("evaluator_type"), metadata.get("json_file")
+    stock = is_loaded_from_json(name)
+    if metadata.get("generated_in") and is_missing(json_file):
+        return faults
+    if kind == "pascal_voc":
+        folder = metadata.dirname
+        check_voc(folder, metadata.split, metadata.thing_classes, faults, outside)
+    elif kind == "lvis" or (json_file and "://" in json_file):
+        pass
+    elif kind in COCO_FORMAT and json_file and (stock or (kind and split == "test")):
+        content = read_coco(json_file)
+        images = check_annotations(
+            content,
+            faults,
+            split,
+            required=required,
+            filter_empty=filter_empty,
+            loaded=stock,
+            unique_ids="minival" not in json_file,  # as Detectron2
+        )
+        root = metadata.get("image_root")
+        if stock and root is not None:
+            names = [item.get("file_name") for item in images]
+            files = [os.path.join(root, name) for name in names if isinstance(name, str)]
+            check_files(files, faults, root, outside)
+    else:
+        check_records(load_records(name), faults, metadata.as_dict(), outside)
+    return faults
+
+
+def is_loaded_from_json(name: str) -> bool:
+    """Returns whether a data set is loaded by Detectron2's or our loader of COCO's format."""
+    module = getattr(DatasetCatalog[name], "__module__", "")
+    return module.startswith("detectron2.data.datasets.") or bool(
+        MetadataCatalog.get(name).get("generated_in")
+    )
+
+
+def load_records(name: str) -> Records:
+    """Loads a data set.
+
+    Args:
+        name: of a registered data set.
+
+    Raises:
+        DataError: if a file does not exist or a value is wrong.
+    """
+    try:
+        return DatasetCatalog.get(name)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def check_records(
+    records: Records, faults: Faults, metadata: Mapping[str, Any], outside: bool = False
+) -> None:
+    """Checks the records of a data set in Detectron2's format.
+
+    Args:
+        records: what the loader of a data set returned.
+        faults: where to add faults.
+        metadata: of the data set.
+        outside: whether files may be outside the folders in the metadata.
+    """
+    if not records:
+        faults.error("data sets are empty, there must be at least one image", "the records")
+    for key, attributes in FILES.items():
+        paths = [os.fspath(record[key]) for record in records if record.get(key)]
+        roots = [metadata[attribute] for attribute in attributes if metadata.get(attribute)]
+        check_files(paths, faults, roots[0] if roots else None, outside)
+    for record in records:
+        for item in record.get("annotations", ()):
+            if "bbox" in item and not is_finite(item["bbox"]):
+                place = f"image {short(record.get('image_id', record.get('file_name')))}"
+                faults.error(
+                    "annotations have a bbox that is not finite numbers",
+                    f"{place}: {short(item['bbox'])}",
+                )
+
+
+def is_finite(values: Any) -> bool:
+    """Returns whether a sequence or an array consists of finite numbers."""
+    try:
+        return bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def read_all_files(
+    records: Records,
+    faults: Faults,
+    metadata: Mapping[str, Any],
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> None:
+    """Reads every image and label map, in threads.
+
+    Args:
+        records: what the loader of a data set returned.
+        faults: where to add faults.
+        metadata: of the data set.
+        progress: wraps an iterable of the same length as the records.
+    """
+    classes, ignored = metadata.get("stuff_classes"), metadata.get("ignore_label", 255)
+    count = None if classes is None else len(classes)
+    maps: list[bool] = []
+
+    def read(record: dict[str, Any]) -> tuple[str | None, tuple[str | None, bool] | None]:
+        labels = record.get("sem_seg_file_name")
+        return (
+            image_fault(record) if record.get("file_name") else None,
+            label_map_fault(record, count, ignored) if labels else None,
+        )
+
+    with ThreadPoolExecutor() as pool:
+        for image, labels in progress(_in_order(pool, read, records)):
+            if image:
+                faults.error("images cannot be used", image)
+            if labels:
+                fault, is_ignored = labels
+                maps.append(is_ignored)
+                if fault:
+                    faults.error("label maps cannot be used", fault)
+    for record, is_ignored in zip(
+        (r for r in records if r.get("sem_seg_file_name")), maps, strict=True
+    ):
+        if is_ignored:
+            faults.warning("label maps have ignored pixels only", record["sem_seg_file_name"])
+    if maps and all(maps):
+        faults.error("data sets have label maps of ignored pixels only", "all files")
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]
+) -> Iterable[Any]:
+    """Yields results as `pool.map`, with a bounded number of them waiting."""
+    rest = iter(items)
+    waiting = [pool.submit(function, item) for item in islice(rest, 64)]
+    while waiting:
+        yield waiting.pop(0).result()
+        waiting += [pool.submit(function, item) for item in islice(rest, 1)]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Faults of a data set: how many of each kind, and where the first ones are."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from dcn_plugin.messages import UserError
+
+EXAMPLES = 3  # of each kind
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80
+
+
+class DataError(UserError):
+    """A file of a data set is faulty. The message is one line, which names the file."""
+
+    def __init__(self, message: str) -> None:
+        """Stores the message.
+
+        Args:
+            message: one line; or the traceback with which PyTorch raises the error of a DataLoader
+                worker again, whose last line is kept.
+        """
+        super().__init__(message.rpartition(f"{DataError.__name__}: ")[2].strip())
+
+
+class Faults:
+    """Collects the faults of a data set.
+
+    Attributes:
+        errors (dict[str, list[str]]): by kind, the places of the first ones, then empty strings.
+        warnings (dict[str, list[str]]): likewise.
+    """
+
+    def __init__(self) -> None:
+        """Starts with none."""
+        self.errors: dict[str, list[str]] = {}
+        self.warnings: dict[str, list[str]] = {}
+
+    def error(self, kind: str, place: str) -> None:
+        """Adds what training or evaluation would fail or be wrong with.
+
+        Args:
+            kind: what is wrong, in the plural, and what is allowed.
+            place: where, with the value found.
+        """
+        _add(self.errors, kind, place)
+
+    def warning(self, kind: str, place: str) -> None:
+        """Adds what Detectron2 ignores or corrects; the arguments are those of `error`."""
+        _add(self.warnings, kind, place)
+
+    def lines(self) -> list[str]:
+        """Returns a line for each kind, errors first."""
+        parts = (("error", self.errors), ("warning", self.warnings))
+        return [
+            f"{level}: {describe(kind, places)}"
+            for level, faults in parts
+            for kind, places in faults.items()
+        ]
+
+    def raise_error(self, source: str) -> None:
+        """Raises a DataError with the first kind of error, if there is one.
+
+        Args:
+            source: the data set.
+        """
+        if self.errors:
+            first, *others = self.errors.items()
+            more = f"; and {len(others)} other kinds of errors" if others else ""
+            raise DataError(
+                f"{source}: {describe(*first)}{more}. tools/check_dataset.py lists all faults"
+            )
+
+
+def _add(faults: dict[str, list[str]], kind: str, place: str) -> None:
+    places = faults.setdefault(kind, [])
+    places.append(place if len(places) < EXAMPLES else "")
+
+
+def describe(kind: str, places: list[str]) -> str:
+    """Returns one line: the count, the kind and the first places."""
+    return f"{len(places)} {kind}, first in {'; '.join(places[:EXAMPLES])}"
+
+
+def short(value: Any) -> str:
+    """Returns a value in one short line."""
+    return SHORT.repr(value)

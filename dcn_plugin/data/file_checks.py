@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Checks of the files of a data set: whether they exist, can be read, and fit each other."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+
+from .faults import Faults, short
+
+# Keys of Detectron2's records that are files, and the metadata that name their folders.
+FILES: dict[str, tuple[str, ...]] = {
+    "file_name": ("image_root", "image_dir", "dirname"),
+    "sem_seg_file_name": ("sem_seg_root", "gt_dir"),
+    "pan_seg_file_name": ("panoptic_root",),
+}
+
+
+def is_missing(path: str) -> bool:
+    """Returns whether a path does not exist; URLs pass, since not all handlers can tell."""
+    return "://" not in path and not PathManager.exists(path)
+
+
+def check_files(paths: Iterable[str], faults: Faults, root: str | None, outside: bool) -> None:
+    """Checks that files exist, and are in a folder.
+
+    Args:
+        paths: of the files.
+        faults: where to add faults.
+        root: the folder; None or empty if there is none.
+        outside: whether files may be outside it.
+    """
+    folders: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        if root and not outside and leaves(root, path):
+            faults.error(
+                "files are outside the folder of the data set, which DATASETS.ALLOW_FILES_OUTSIDE "
+                "allows",
+                f"{short(path)} and the folder {root}",
+            )
+        folder, name = os.path.split(path)
+        folders[folder].append(name)
+    for folder, names in folders.items():
+        present = _list_folder(folder)  # one call: a network takes a while for each
+        for name in names:
+            path = os.path.join(folder, name)
+            if name not in present and is_missing(path):
+                faults.error("files do not exist", short(path))
+
+
+def _list_folder(folder: str) -> set[str]:
+    try:
+        return set() if "://" in folder else set(os.listdir(folder or "."))
+    except OSError:
+        return set()
+
+
+def leaves(root: str, path: str) -> bool:
+    """Returns whether a path is outside a folder, by its text: links in the folder may lead out."""
+    root, path = os.path.normpath(root), os.path.normpath(path)
+    inside = root.rstrip(os.sep) + os.sep
+    if root == os.curdir:
+        return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
+    return not path.startswith(inside)
+
+
+def image_fault(record: Mapping[str, Any]) -> str | None:
+    """Reads the image of a record; returns what is wrong with it, in one line.
+
+    Args:
+        record: in Detectron2's format.
+    """
+    path = record["file_name"]
+    size, fault = _read_size(path)
+    if fault:
+        return fault
+    expected = record.get("width", size[0]), record.get("height", size[1])
+    if size != expected:
+        return (
+            f"{path} has {size[0]} x {size[1]} pixels (width x height), but its annotation says "
+            f"{expected[0]} x {expected[1]}"
+        )
+    return None
+
+
+def label_map_fault(
+    record: Mapping[str, Any], classes: int | None, ignore_label: int
+) -> tuple[str | None, bool]:
+    """Reads the label map of a record.
+
+    Args:
+        record: in Detectron2's format, with `sem_seg_file_name`.
+        classes: number of classes, None if it is not known.
+        ignore_label: label of pixels that do not count.
+
+    Returns:
+        what is wrong with it, in one line; whether all its pixels are ignored.
+    """
+    path = record["sem_seg_file_name"]
+    try:
+        with PathManager.open(path, "rb") as file:
+            labels = np.asarray(Image.open(file))
+    except Exception as error:
+        return f"{path} cannot be read as a label map: {_cause(error)}", False
+    if labels.ndim != 2:
+        return f"{path} must be a label map of one channel, got {labels.shape[2]}", False
+    size, expected = labels.shape, (record.get("height"), record.get("width"))
+    if None not in expected and size != expected:
+        return (
+            f"{path} has {size[1]} x {size[0]} pixels (width x height), but its image has "
+            f"{expected[1]} x {expected[0]}"
+        ), False
+    fault = None if classes is None else labels_fault(labels, path, classes, ignore_label)
+    return fault, bool((labels == ignore_label).all())
+
+
+def labels_fault(labels: np.ndarray, path: str, classes: int, ignore_label: int) -> str | None:
+    """Returns what is wrong with the values of a label map, in one line.
+
+    Args:
+        labels: of whole numbers.
+        path: of its file.
+        classes: number of classes.
+        ignore_label: label of pixels that do not count.
+    """
+    if labels.max(initial=0) < classes and labels.min(initial=0) >= 0:
+        return None
+    values, counts = np.unique(labels, return_counts=True)
+    wrong = ((values < 0) | (values >= classes)) & (values != ignore_label)
+    if not wrong.any():
+        return None
+    found = [f"{v} ({n} pixels)" for v, n in zip(values[wrong], counts[wrong], strict=True)]
+    return (
+        f"{path} must have labels from 0 to {classes - 1}, or {ignore_label} for pixels that do "
+        f"not count, got {', '.join(found[:5])}"
+    )
+
+
+def _read_size(path: str) -> tuple[tuple[int, int], str | None]:
+    """Returns width and height as the mapper sees them, or what prevents it from reading."""
+    try:
+        height, width = detection_utils.read_image(path, "RGB").shape[:2]
+    except Exception as error:
+        return (0, 0), f"{path} cannot be read as an image: {_cause(error)}"
+    return (width, height), None
+
+
+def _cause(error: Exception) -> str:
+    """Returns an error in one line, without the path that messages of the system repeat."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is empty, cut off or of an unknown format"
+    return " ".join(str(error).split()) or type(error).__name__
