@@ -15,7 +15,7 @@ from PIL import Image
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 
-from .faults import Faults, short
+from .faults import DataError, Faults, short
 
 # Keys of Detectron2's records that are files, and the metadata that name their folders.
 FILES: dict[str, tuple[str, ...]] = {
@@ -107,10 +107,9 @@ def label_map_fault(
     """
     path = record["sem_seg_file_name"]
     try:
-        with PathManager.open(path, "rb") as file:
-            labels = np.asarray(Image.open(file))
-    except Exception as error:
-        return f"{path} cannot be read as a label map: {_cause(error)}", False
+        labels = np.asarray(open_label_map(path))
+    except DataError as error:
+        return str(error), False
     if labels.ndim != 2:
         return f"{path} must be a label map of one channel, got {labels.shape[2]}", False
     size, expected = labels.shape, (record.get("height"), record.get("width"))
@@ -121,6 +120,25 @@ def label_map_fault(
         ), False
     fault = None if classes is None else labels_fault(labels, path, classes, ignore_label)
     return fault, bool((labels == ignore_label).all())
+
+
+def open_label_map(path: str, name: str | None = None) -> Image.Image:
+    """Reads an image of labels.
+
+    Args:
+        path: of the file.
+        name: that errors state, if it is not the path.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with PathManager.open(path, "rb") as file:
+            image = Image.open(file)
+            image.load()
+    except Exception as error:  # Pillow raises many kinds
+        raise DataError(f"{name or path} cannot be read as a label map: {_cause(error)}") from error
+    return image
 
 
 def labels_fault(labels: np.ndarray, path: str, classes: int, ignore_label: int) -> str | None:
@@ -149,7 +167,7 @@ def _read_size(path: str) -> tuple[tuple[int, int], str | None]:
     """Returns width and height as the mapper sees them, or what prevents it from reading."""
     try:
         height, width = detection_utils.read_image(path, "RGB").shape[:2]
-    except Exception as error:
+    except Exception as error:  # Pillow raises many kinds
         return (0, 0), f"{path} cannot be read as an image: {_cause(error)}"
     return (width, height), None
 

@@ -7,13 +7,34 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 from pycocotools.cocoeval import COCOeval
 
 from detectron2.evaluation import COCOEvaluator
 
+from .non_finite import DropNonFinite
 
-class DetectionEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator, with AP70 beside AP50 and AP75 of boxes and masks."""
+
+class DetectionEvaluator(DropNonFinite, COCOEvaluator):
+    """Detectron2's COCO evaluator, with AP70 beside AP50 and AP75 of boxes and masks.
+
+    Ground truth without `iscrowd` is no crowd, and without `area` has that of its mask, or else of
+    its box. Detections with NaN or infinity are dropped.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Loads the ground truth; arguments as in Detectron2."""
+        super().__init__(*args, **kwargs)
+        for annotation in self._coco_api.anns.values():
+            annotation.setdefault("iscrowd", 0)
+            if "area" not in annotation:
+                annotation["area"] = self._area(annotation)
+
+    def _area(self, annotation: dict[str, Any]) -> float:
+        if annotation.get("segmentation"):
+            return float(mask_util.area(self._coco_api.annToRLE(annotation)))
+        _, _, width, height = annotation["bbox"][:4]
+        return float(width * height)
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None

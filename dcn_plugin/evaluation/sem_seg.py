@@ -10,13 +10,18 @@ import os
 import tempfile
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
-from detectron2.utils.file_io import PathManager
+from detectron2.utils import comm
+
+from dcn_plugin.data.faults import DataError
+from dcn_plugin.data.file_checks import labels_fault, open_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +55,82 @@ class MeanIoUEvaluator(SemSegEvaluator):
     In Detectron2 0.6 a class that is predicted but does not occur in the ground truth counts as 0;
     its main branch leaves it out. Both give the same where every class occurs, as in VOC val,
     Cityscapes val and Shapes.
+
+    Labels outside the classes are an error; Detectron2 adds them to the counts of other classes.
+    A class whose logit is NaN or infinite is not predicted; a pixel without a finite logit counts
+    as wrong. The number of such pixels is logged.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Finds the label maps; arguments as in Detectron2."""
+        super().__init__(*args, **kwargs)
+        self.label_files: dict[str, str] = dict(self.input_file_to_gt_file)
+        self.non_finite = 0
+
+    def reset(self) -> None:
+        """Prepares for an evaluation."""
+        super().reset()
+        self.non_finite = 0
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Tensor]]) -> None:
+        """Adds images to the confusion matrices.
+
+        Args:
+            inputs: with `file_name`.
+            outputs: with `sem_seg`, Tensor[C, height, width].
+
+        Raises:
+            DataError: if a label map cannot be read, or does not fit the classes or the prediction.
+        """
+        finite = []
+        for image, output in zip(inputs, outputs, strict=True):
+            labels = self.read_labels(image["file_name"], output["sem_seg"].shape[-2:])
+            finite.append(
+                {**output, "sem_seg": self._replace_non_finite(output["sem_seg"], labels)}
+            )
+        super().process(inputs, finite)
+
+    def read_labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """Returns the labels of an image.
+
+        Args:
+            image: path of the image.
+            size: height and width of the prediction.
+        """
+        path = self.label_files[image]
+        labels = np.asarray(open_label_map(self.input_file_to_gt_file[image], path))
+        if labels.shape != tuple(size):
+            raise DataError(
+                f"{path} has {' x '.join(map(str, labels.shape))} pixels (height x width), but the "
+                f"prediction for {image} has {size[0]} x {size[1]}"
+            )
+        fault = labels_fault(labels, path, self._num_classes, self._ignore_label)
+        if fault:
+            raise DataError(fault)
+        return labels
+
+    def _replace_non_finite(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        finite = logits.isfinite()
+        if finite.all():
+            return logits
+        self.non_finite += int((~finite).any(dim=0).sum())
+        logits = logits.float().masked_fill(~finite, -torch.inf)
+        without = ~finite.any(dim=0)
+        wrong = (torch.from_numpy(labels.astype(np.int64)) + 1) % len(logits)
+        rows, columns = without.nonzero(as_tuple=True)
+        logits[wrong.to(logits.device)[without], rows, columns] = 0
+        return logits
 
     def evaluate(self) -> dict[str, Any] | None:
         """Returns Detectron2's results, in the main process."""
+        counts = comm.gather(self.non_finite) if self._distributed else [self.non_finite]
+        if sum(counts) > 0:
+            logger.warning(
+                "%d pixels have a logit that is NaN or infinite: the model has diverged, or "
+                "overflows float16. Such a class is not predicted; without any other, a pixel "
+                "counts as wrong",
+                sum(counts),
+            )
         results = super().evaluate()
         if results is not None:
             logger.info(describe_mean(results["sem_seg"]))
@@ -91,15 +168,12 @@ class NetworkSizeSemSegEvaluator(MeanIoUEvaluator):
         """
         # Detectron2 reads the ground truth of an image from a file. The mapper's `sem_seg` is
         # unsuitable: it has 8 bits. TIFF files keep all dtypes.
-        files = self.input_file_to_gt_file
         with tempfile.TemporaryDirectory() as folder:
             self.input_file_to_gt_file = {}
             for index, image in enumerate(inputs):
                 path = os.path.join(folder, f"{index}.tiff")
-                with PathManager.open(files[image["file_name"]], "rb") as file:
-                    labels = Image.open(file)
-                    size = image["width"], image["height"]
-                    labels.resize(size, Image.Resampling.NEAREST).save(path)
+                size = image["width"], image["height"]
+                labels = open_label_map(self.label_files[image["file_name"]])
+                labels.resize(size, Image.Resampling.NEAREST).save(path)
                 self.input_file_to_gt_file[image["file_name"]] = path
             super().process(inputs, outputs)
-        self.input_file_to_gt_file = files

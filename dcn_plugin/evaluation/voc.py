@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -16,16 +17,19 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_ap, voc_e
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .non_finite import DropNonFinite
+
 IOU_THRESHOLDS = tuple(range(50, 100, 5))  # percent
 USE_07_METRIC = {"11point": True, "area": False}  # VOC's rules of 2007, and of the years after
 
 
-class VOCEvaluator(PascalVOCDetectionEvaluator):
+class VOCEvaluator(DropNonFinite, PascalVOCDetectionEvaluator):
     """Detectron2's evaluator, with AP at IoU 0.7 and by both rules.
 
     AP50, AP70, AP75 and AP (the mean over IoU 0.5 to 0.95) follow the rule of the data set's year;
     AP50-11point, AP50-area, AP70-11point and AP70-area follow the rule that they name. Classes
-    without ground truth are ignored.
+    without ground truth are ignored. Objects without `difficult` are not difficult; fractional
+    coordinates are rounded.
     """
 
     def __init__(self, dataset_name: str, output_folder: str) -> None:
@@ -40,6 +44,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Computes the metrics, in the main process."""
+        self.log_dropped()
         gathered = comm.gather(dict(self._predictions), dst=0)
         if not comm.is_main_process():
             return None
@@ -47,26 +52,40 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         for predictions in gathered:
             for class_id, detections in predictions.items():
                 lines[class_id].extend(detections)
-        objects = self._count_objects()
         self._write(lines, self.output_folder)
+        with PathManager.open(self._image_set_path) as file:
+            images = file.read().split()
         with tempfile.TemporaryDirectory() as folder:  # voc_eval reads local files only
+            annotations = self._readable_annotations(images, folder)
+            objects = Counter(
+                item["name"]
+                for image in images
+                for item in parse_rec(annotations.format(image))
+                if not item["difficult"]
+            )
             files = self._write(lines, folder)
             aps = {
-                name: {iou: self._compute_ap(files, name, iou) for iou in IOU_THRESHOLDS}
+                name: {
+                    iou: self._compute_ap(files, annotations, name, iou) for iou in IOU_THRESHOLDS
+                }
                 for name in self._class_names
                 if objects[name] > 0
             }
+        if annotations != self._anno_file_template:
+            parse_rec.cache_clear()  # of files that no longer exist
         return {"bbox": self._summarize(aps)}
 
-    def _count_objects(self) -> Counter[str]:
-        with PathManager.open(self._image_set_path) as file:
-            images = file.read().split()
-        return Counter(
-            item["name"]
-            for image in images
-            for item in parse_rec(self._anno_file_template.format(image))
-            if not item["difficult"]
-        )
+    def _readable_annotations(self, images: list[str], folder: str) -> str:
+        """Returns a pattern of XML files that Detectron2 can evaluate, in a folder if need be."""
+        try:
+            for image in images:
+                parse_rec(self._anno_file_template.format(image))
+        except (AttributeError, ValueError):  # of a missing element, and of a fractional number
+            pattern = os.path.join(folder, "{}.xml")
+            for image in images:
+                write_complete(self._anno_file_template.format(image), pattern.format(image))
+            return pattern
+        return self._anno_file_template
 
     def _write(self, lines: dict[int, list[str]], folder: str) -> str:
         """Writes the detections; returns a pattern of the file names."""
@@ -77,10 +96,10 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
                 file.write("\n".join(lines[class_id]))
         return pattern
 
-    def _compute_ap(self, files: str, name: str, iou: int) -> dict[str, float]:
+    def _compute_ap(self, files: str, annotations: str, name: str, iou: int) -> dict[str, float]:
         """Returns the AP of a class in percent by each rule."""
         recall, precision, _ = voc_eval(
-            files, self._anno_file_template, self._image_set_path, name, ovthresh=iou / 100
+            files, annotations, self._image_set_path, name, ovthresh=iou / 100
         )
         return {
             rule: 100 * float(voc_ap(recall, precision, use_07_metric))
@@ -101,3 +120,23 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             metrics |= {f"AP{iou}-{rule}": mean((iou,), rule) for iou in (50, 70)}
         metrics |= {f"AP50-{name}": of_class[50][rule_of_year] for name, of_class in aps.items()}
         return metrics
+
+
+def write_complete(source: str, path: str) -> None:
+    """Copies an annotation; adds what Detectron2's `parse_rec` needs, and rounds the boxes.
+
+    Args:
+        source: in VOC's format; objects may lack pose, truncated and difficult.
+        path: local path of the copy.
+    """
+    with PathManager.open(source) as file:
+        tree = ElementTree.parse(file)
+    for item in tree.findall("object"):
+        for name, default in (("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
+            if not (item.findtext(name) or "").strip():
+                for empty in item.findall(name):
+                    item.remove(empty)
+                ElementTree.SubElement(item, name).text = default
+        for side in item.find("bndbox") or ():
+            side.text = str(round(float(side.text)))
+    tree.write(path)

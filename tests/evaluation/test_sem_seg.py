@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
 from dcn_plugin import add_dcn_config
+from dcn_plugin.data.faults import DataError
 from dcn_plugin.engine import Trainer
 from dcn_plugin.evaluation import NetworkSizeSemSegEvaluator, build_evaluator
 from tests.datasets import data_sets_in, unregister
@@ -156,3 +158,65 @@ def test_the_classes_of_the_mean_are_logged(predicted, tmp_path, caplog) -> None
             "and 1 that are only predicted, which count as 0 (Detectron2 0.6); without these it is "
             f"{sum(ious) / 2:.4f}"
         )
+
+
+@pytest.mark.parametrize("at_network_size", [False, True])
+def test_labels_outside_the_classes_are_an_error(at_network_size: bool, tmp_path: Path) -> None:
+    cfg = config(at_network_size)
+    (item,) = next(iter(Trainer.build_test_loader(cfg, NAME)))
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path / "results"))
+    path = Path(evaluator.input_file_to_gt_file[item["file_name"]])
+    logits = torch.zeros(CLASSES, item["height"], item["width"])
+
+    def error_for(labels: np.ndarray) -> str:
+        evaluator.reset()
+        Image.fromarray(labels).save(path)
+        with pytest.raises(DataError) as error:
+            evaluator.process([item], [{"sem_seg": logits}])
+        return str(error.value)
+
+    labels = np.asarray(Image.open(path)).copy()
+    labels[:10] = 40
+    pixels = (labels == 40).sum() if not at_network_size else r"\d+"
+    expected = rf"labels from 0 to 18, or 255 .* got 40 \({pixels} pixels\)"
+    assert re.search(f"{re.escape(str(path))} must have {expected}", error_for(labels))
+    path.write_bytes(path.read_bytes()[:60])
+    evaluator.reset()
+    with pytest.raises(DataError, match=f"{re.escape(str(path))} cannot be read as a label map"):
+        evaluator.process([item], [{"sem_seg": logits}])
+    if not at_network_size:
+        assert f"{path} has 50 x 96 pixels" in error_for(np.zeros((50, 96), np.uint8))
+
+
+def test_logits_that_are_not_finite_are_replaced_and_counted(tmp_path: Path, caplog) -> None:
+    cfg = config(at_network_size=False)
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path / "results"))
+
+    def evaluate(spoil) -> dict[str, float]:
+        evaluator.reset()
+        for (item,) in Trainer.build_test_loader(cfg, NAME):
+            path = evaluator.input_file_to_gt_file[item["file_name"]]
+            labels = np.asarray(Image.open(path)).astype(np.int64)
+            labels[labels == 255] = 4
+            logits = torch.nn.functional.one_hot(torch.from_numpy(labels), CLASSES)
+            logits = logits.permute(2, 0, 1).float()
+            spoil(logits)
+            evaluator.process([item], [{"sem_seg": logits}])
+        return evaluator.evaluate()["sem_seg"]
+
+    assert evaluate(lambda logits: None)["mIoU"] == 100
+    assert "NaN" not in caplog.text
+
+    def spoil_one_class(logits: torch.Tensor) -> None:
+        logits[18, :3] = torch.nan  # argmax would return it
+        logits[17, 3:6] = torch.inf
+
+    assert evaluate(spoil_one_class)["mIoU"] == 100
+    assert f"{4 * 6 * 96} pixels have a logit that is NaN or infinite" in caplog.text
+
+    def spoil_pixels(logits: torch.Tensor) -> None:
+        logits[:, :48] = torch.nan
+
+    results = evaluate(spoil_pixels)
+    assert 0 < results["pACC"] < 100 and results["mIoU"] < 60
+    assert sum(evaluator._conf_matrix[:, :-1].diagonal()) < evaluator._conf_matrix[:, :-1].sum()

@@ -13,6 +13,7 @@ import torch
 
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
 
@@ -162,3 +163,39 @@ def test_detections_are_written_for_the_evaluation_server(
     }
     assert set(lines) == expected
     assert (tmp_path / f"comp4_det_{NAME}_cat.txt").read_text() == ""
+
+
+@pytest.fixture
+def restored_annotations(root: Path) -> Iterator[Path]:
+    """Yields the XML files of VOC 2007, and restores them."""
+    folder = root / "VOC2007/Annotations"
+    contents = {path: path.read_text() for path in folder.iterdir()}
+    yield folder
+    for path, text in contents.items():
+        path.write_text(text)
+    parse_rec.cache_clear()
+
+
+def test_fractions_and_absent_elements_are_evaluated(
+    restored_annotations: Path, tmp_path: Path
+) -> None:
+    detections = random_detections(3)
+    expected = evaluate(detections, tmp_path)
+    parse_rec.cache_clear()
+    for path in restored_annotations.iterdir():
+        text = path.read_text()
+        text = text.replace("<pose>Left</pose><truncated>0</truncated>", "")
+        text = text.replace("<difficult>0</difficult>", "").replace("</xmin>", ".3</xmin>")
+        path.write_text(text)
+    assert evaluate(detections, tmp_path) == expected
+    assert parse_rec.cache_info().currsize == 0
+
+
+def test_detections_that_are_not_finite_are_dropped(tmp_path: Path, caplog) -> None:
+    detections = random_detections(4)
+    expected = evaluate(detections, tmp_path)
+    image, kind, box, _ = detections[0]
+    nan = float("nan")
+    more = [(image, kind, [nan, *box[1:]], 1.0), (image, kind, box, nan)]
+    assert evaluate(detections + more, tmp_path) == expected
+    assert "Dropped 2 detections" in caplog.text
