@@ -96,9 +96,10 @@ def assert_equal_weights(*folders: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A custom data set, and Cityscapes."""
+    """A custom data set, one whose evaluation takes long, and Cityscapes."""
     folder = tmp_path_factory.mktemp("datasets")
     write_tiny_coco(folder / "custom", images=4)
+    write_tiny_coco(folder / "long", images=300)
     write_tiny_cityscapes(folder)
     return folder
 
@@ -137,9 +138,15 @@ def test_processes_with_different_checkpoints_do_not_resume(root: Path, tmp_path
 
 
 def interrupt(
-    root: Path, output: Path, number: int, *flags: str, group: bool = False, **more: object
+    root: Path,
+    output: Path,
+    number: int,
+    *flags: str,
+    group: bool = False,
+    after: str = "Saving checkpoint",
+    **more: object,
 ) -> tuple[int, str]:
-    """Sends a signal to a run once it has a checkpoint; returns its exit code and output."""
+    """Sends a signal to a run once its log has some text; returns its exit code and output."""
     with subprocess.Popen(
         command(root, output, *flags, **more),
         cwd=ROOT,
@@ -150,7 +157,8 @@ def interrupt(
         start_new_session=True,
     ) as training:
         deadline = time.monotonic() + 120
-        while not (output / "last_checkpoint").exists():
+        log = output / "log.txt"
+        while not (log.exists() and after in log.read_text()):
             assert training.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         start = time.monotonic()
@@ -180,7 +188,8 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_equal_weights(root: Path, whole: Path, tmp_path: Path) -> None:
-    interrupt(root, tmp_path, signal.SIGKILL, group=True, **STEPS)
+    # Early enough in the second checkpoint for the first to be whole.
+    interrupt(root, tmp_path, signal.SIGKILL, group=True, after="model_0000005", **STEPS)
     assert not (tmp_path / "model_final.pth").exists()
     run(root, tmp_path, "--resume", **STEPS)
     assert_equal_weights(whole, tmp_path)
@@ -196,6 +205,27 @@ def test_a_terminated_run_resumes_to_equal_weights(group, root, whole, tmp_path)
     assert iteration is not None and f"after iteration {iteration}: {tmp_path}/{last}" in printed
     run(root, tmp_path, "--resume", **STEPS)
     assert_equal_weights(whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["Inference done", "Environment info"])
+def test_a_signal_does_not_wait_for_evaluation_or_setup(after, root, tmp_path) -> None:
+    flags = ("--test-data", str(root / "long/annotations.json"), str(root / "long"))
+    keys = {
+        "TEST__EVAL_PERIOD": 2,
+        "DATASETS__TEST": "('custom_test',)",
+        "INPUT__MIN_SIZE_TEST": 96,
+    }
+    script = tmp_path / "record_codes.py"
+    script.write_text(RECORD_CODES)
+    output = tmp_path / "output"
+    start = (*TORCHRUN, str(script))
+    interrupt(
+        root, output, signal.SIGTERM, *flags, group=True, after=after, start=start, **keys, **STEPS
+    )
+    assert [(tmp_path / f"code{rank}").read_text() for rank in range(2)] == ["143", "143"]
+    checkpoints = {path.name for path in output.glob("*.pth")}
+    assert checkpoints == ({"model_0000001.pth"} if after == "Inference done" else set())
 
 
 # Runs train_net.py, and writes the exit code of each process of torchrun to a file.

@@ -33,6 +33,7 @@ def set_handler(handler: Handler) -> Handler:
 
 def exit_on_sigterm(number: int, frame: FrameType | None) -> None:
     """A handler that exits with code 143, as a shell reports it, and cleans up before."""
+    set_handler(signal.SIG_IGN)
     raise SystemExit(EXIT_CODE)
 
 
@@ -89,7 +90,8 @@ class StopOnSigterm(HookBase):
             self._stop(self.trainer.iter - 1, saved=True, agreed=True)
 
     def after_train(self) -> None:
-        set_handler(self._previous)
+        if not self._received:
+            set_handler(self._previous)
         for hook in self._evaluations:
             del hook._do_eval  # the method of its class
         if self._received and self.trainer.iter == self.trainer.max_iter:  # in the last step

@@ -4,15 +4,49 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import sys
+import time
 from argparse import Namespace
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessExitedException
 
 from dcn_plugin.engine import launch
+from dcn_plugin.engine.launch import forward_sigterm
 
 
 def test_more_gpus_than_there_are_is_one_line(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(SystemExit, match="--num-gpus is 3, but PyTorch finds 2 GPUs"):
         launch(lambda args: None, Namespace(num_gpus=3))
+
+
+@pytest.mark.parametrize(("code", "status"), [(1, 1), (143, 143), (-signal.SIGTERM, 143)])
+def test_the_exit_code_is_that_of_the_process(code, status, monkeypatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ProcessExitedException("", error_index=0, error_pid=1, exit_code=code)
+
+    monkeypatch.setattr(sys.modules[launch.__module__], "detectron2_launch", fail)
+    arguments = Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        launch(lambda args: None, arguments)
+    assert caught.value.code == status and signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_sigterm_is_forwarded_to_the_processes_that_were_started() -> None:
+    children = [multiprocessing.Process(target=time.sleep, args=(60,)) for _ in range(2)]
+    for child in children:
+        child.start()
+    forward_sigterm(signal.SIGTERM, None)
+    for child in children:
+        child.join(10)
+        assert child.exitcode == -signal.SIGTERM
+    previous = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:  # none to wait for
+        forward_sigterm(signal.SIGTERM, None)
+    assert caught.value.code == 143
+    signal.signal(signal.SIGTERM, previous)
