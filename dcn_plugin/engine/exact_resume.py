@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import chain, islice
 from typing import Any
@@ -33,7 +33,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from dcn_plugin.compat import INNER_TRAINER, saves_inner_trainer
 
 from .restricted_pickle import restricted
-from .sigterm import ignore_sigterm_of_others
+from .sigterm import ignore_sigterm_of_others, sigterm_blocked
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 DATA, STEP = 0, 1  # what a seed is for
@@ -87,9 +87,15 @@ class ResumableTrainLoader:
             dataset, mapper = MappedStream(self, self.samplers[self.seed]), None
         elif self.start_iter > 0:
             logging.getLogger(__name__).warning("An IterableDataset cannot resume: it starts again")
-        yield from build_detection_train_loader(
-            dataset, mapper=mapper, sampler=sampler, **self.settings
+        batches = iter(
+            build_detection_train_loader(dataset, mapper=mapper, sampler=sampler, **self.settings)
         )
+        # The first batch starts the workers. Those of a MappedStream handle the signal.
+        ours = isinstance(dataset, MappedStream)
+        with sigterm_blocked() if ours else nullcontext():
+            first = list(islice(batches, 1))
+        yield from first
+        yield from batches
 
 
 class MappedStream(IterableDataset[dict[str, Any]]):

@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -37,11 +38,29 @@ def exit_on_sigterm(number: int, frame: FrameType | None) -> None:
     raise SystemExit(EXIT_CODE)
 
 
+@contextmanager
+def sigterm_blocked() -> Iterator[None]:
+    """Blocks SIGTERM in this thread, and in the processes that it starts, which inherit that.
+
+    They must call `ignore_sigterm_of_others`; where that does nothing, this does nothing.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def ignore_sigterm_of_others(worker_id: int = 0) -> None:
     """Makes a DataLoader's worker end by SIGTERM only if its parent has sent it.
 
     Schedulers signal all processes of a job, but training needs its workers until the next step
     boundary. A `worker_init_fn`; on systems without `sigwaitinfo`, such as macOS, it does nothing.
+    Workers that are spawned rather than forked have other threads already, which the signal must
+    not reach either: start them in `sigterm_blocked`.
 
     Args:
         worker_id: not used.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from detectron2.engine import SimpleTrainer, hooks
 
 from dcn_plugin.engine import Checkpointer, StopOnSigterm
-from dcn_plugin.engine.sigterm import ignore_sigterm_of_others
+from dcn_plugin.engine.sigterm import ignore_sigterm_of_others, sigterm_blocked
 
 
 def terminate() -> None:
@@ -209,3 +210,21 @@ def test_workers_end_by_their_parents_signal_alone() -> None:
         worker.terminate()
         worker.join(5)
         assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_processes_inherit_that_the_signal_is_blocked() -> None:
+    def blocked(pid: int) -> bool:
+        (line,) = [
+            line
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("SigBlk:")
+        ]
+        return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    with sigterm_blocked():
+        child = subprocess.Popen(["sleep", "60"])
+        assert blocked(os.getpid())
+    assert blocked(child.pid) and not blocked(os.getpid())
+    child.kill()
+    child.wait()
