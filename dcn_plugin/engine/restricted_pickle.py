@@ -62,8 +62,13 @@ def load(file: IO[bytes], *, encoding: str = "latin1") -> Any:
     except OSError:
         raise
     except Exception as error:  # pickle.load of a damaged file may raise any
-        message = " ".join(f"{type(error).__name__}: {error}".split())
+        message = _printable(f"{type(error).__name__}: {error}")
         raise UserError(f"{name} must be a pickle, but it is damaged: {message}") from error
+
+
+def _printable(text: str) -> str:
+    """Returns text of a file as one short line without control characters."""
+    return ascii(" ".join(text.split()))[1:-1][:300]
 
 
 def rejection(file: str, what: str) -> str:
@@ -74,9 +79,9 @@ def rejection(file: str, what: str) -> str:
         what: the class or function.
     """
     return (
-        f"{file} contains {what}, which is not loaded: only arrays, tensors, numbers, strings, and "
-        "lists, tuples, sets and dicts of them are. docs/untrusted-files.md says how to convert a "
-        "file from a source that you trust"
+        f"{file} contains {_printable(what)}, which is not loaded: only arrays, tensors, numbers, "
+        "strings, and lists, tuples, sets and dicts of them are. docs/untrusted-files.md says how "
+        "to convert a file from a source that you trust"
     )
 
 
@@ -347,16 +352,14 @@ class RestrictedCheckpointer(DetectionCheckpointer, _TorchFiles):
             with restricted(detection_checkpoint, torch=load_pyth):
                 return super()._load_file(filename)
         except NOT_A_CHECKPOINT as error:
-            message = " ".join(str(error).split())  # torch.load's has several lines
+            message = str(error)
             if found := re.search(r"GLOBAL (\S+)", message):
-                message = (
-                    f"{rejection(filename, found[1])}; instead of a model, save its state_dict()"
-                )
-                raise UserError(message) from error
+                instead = "instead of a model, save its state_dict()"
+                raise UserError(f"{rejection(filename, found[1])}; {instead}") from error
             if "weights_only" in message:  # PyTorch advises to switch it off
                 message = "it has no tensors and plain containers alone: save model.state_dict()"
             raise UserError(
-                f"{filename} must be a checkpoint, {type(error).__name__}: {message}"
+                f"{filename} must be a checkpoint, {type(error).__name__}: {_printable(message)}"
             ) from error
 
 

@@ -262,6 +262,15 @@ def test_what_is_not_data_is_named(protocol: int, value: Any, what: str, tmp_pat
         Checkpointer(nn.Linear(1, 1)).load(str(path))
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2Ja", "a" * 10**6, "ä"])
+def test_names_in_errors_are_printable(name: str) -> None:
+    stream = b"\x80\x04" + atoms("module", name) + b"\x93."
+    with pytest.raises(ValueError, match="contains module") as error:
+        load_bytes(stream)
+    text = str(error.value)
+    assert text.isprintable() and text.isascii() and len(text) < 600
+
+
 STATES = {
     "dict": atoms({"evil": 1}),
     "slots": atoms((None, {"evil": 1, "__doc__": "evil"})),
