@@ -184,17 +184,18 @@ sanitize: setup
 fuzz: setup
 	$(call sanitized_build,$(FUZZ),CFLAGS=-fsanitize-coverage=trace-pc)
 	$(call stage,build of the coverage counters,$(CC) -O2 -shared -fPIC -o $(FUZZ)/counters.so \
-	  tools/fuzz_counters.c)
+	  tests/fuzzing/counters.c)
 	$(call stage,installing atheris,[ -e $(FUZZ)/packages/atheris ] || $(CLEAN) $(V)/python -m pip \
 	  install -q --no-deps --only-binary :all: --target $(FUZZ)/packages 'atheris>=2.3')
-	$(call stage,fuzzing,cd $(FUZZ) && $(SANITIZERS) PYTHONPATH=$(CURDIR)/$(FUZZ):$(CURDIR)/$(FUZZ)/packages \
+	$(call stage,fuzzing,cd $(FUZZ) && $(SANITIZERS) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+	  PYTHONPATH=$(CURDIR)/$(FUZZ):$(CURDIR)/$(FUZZ)/packages \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:quarantine_size_mb=64 \
-	  ../../$(V)/python tools/fuzz.py --minutes $(FUZZ_MINUTES) $(if $(FUZZ_REPLAY),--replay \
+	  ../../$(V)/python -m tests.fuzzing --minutes $(FUZZ_MINUTES) $(if $(FUZZ_REPLAY),--replay \
 	  $(abspath $(FUZZ_REPLAY))))
 
 # Not in CI: kills, threads and random sizes for half an hour.
 soak: setup
-	$(call stage,soak,$(V)/python tools/soak.py --minutes $(SOAK_MINUTES) $(SOAK_ARGS))
+	$(call stage,soak,$(V)/python -m tests.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS))
 
 # $(call emulated,build,tests): tests of the CUDA kernels on a build of the emulator
 emulated = DCN_CUDA_EMULATOR=$(CURDIR)/build/cuda_emulator/$(1)/emulator.so \

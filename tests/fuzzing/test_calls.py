@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from dcn_plugin import ops
+from tests.fuzzing.calls import Call, calls, limited_memory
 from tests.ops import roi_cases
 from tests.ops.conv_cases import ASYMMETRIC
-from tests.ops.fuzz_calls import Call, calls, limited_memory
 
 EXAMPLES = int(os.environ.get("DCN_EXAMPLES", "200"))
 

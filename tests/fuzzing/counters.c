@@ -2,7 +2,7 @@
 // Copyright (c) dcn_plugin contributors
 
 // Counts the edges that code compiled by GCC with -fsanitize-coverage=trace-pc
-// takes. tools/fuzz.py registers the counters with libFuzzer.
+// takes. tests/fuzzing registers the counters with libFuzzer.
 
 #include <stdint.h>
 
