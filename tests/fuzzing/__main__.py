@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import json
 import random
 import re
@@ -35,6 +36,7 @@ CALL_SECONDS = 60  # of the slowest call: ten times what any took on a busy mach
 MAX_BYTES = 2048  # of an input: more than any call draws
 SEEDS = 300
 EXECUTIONS = "executions"
+FOUND = "dcn_plugin found"  # begins a line of a worker
 
 
 def main() -> None:
@@ -53,31 +55,21 @@ def main() -> None:
 
 
 def fuzz(options: argparse.Namespace) -> int:
-    """Runs workers until the time is over: a finding ends a worker. Returns the exit code."""
+    """Runs workers until the time is over: a crash ends a worker. Returns the exit code."""
     seed_corpus(options.folder / "corpus")
     (options.folder / "findings").mkdir(exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes
     findings: dict[str, str] = {}
     total: Counter[str] = Counter()
     while (left := deadline - time.monotonic()) > 0 or not total:
-        (options.folder / "counts.json").unlink(missing_ok=True)
-        output = run_worker(options, max(left, 1))
-        counts = json.loads((options.folder / "counts.json").read_text())
-        total.update(counts)
-        if finding := describe_finding(output):
-            what, artifact = finding
-            if what not in findings:
-                findings[what] = artifact
-                print(f"FINDING: {what}\n  repeat: make fuzz FUZZ_REPLAY={artifact}", flush=True)
-            else:
-                Path(artifact).unlink(missing_ok=True)
-        elif not counts.get("finished"):
-            print("The worker ended without a report:", *output[-40:], sep="\n", flush=True)
-            return 1
-    total.pop("finished", None)
+        code = run_worker(options, max(left, 1), findings)
+        total.update(json.loads((options.folder / "counts.json").read_text()))
+        if code < 0:
+            print(f"A worker was ended by signal {-code}", flush=True)
+            break
     print_counts(total)
     print(f"{total[EXECUTIONS]} executions, {len(findings)} findings")
-    return 1 if findings else 0
+    return 1 if findings or left > 0 else 0
 
 
 def seed_corpus(folder: Path) -> None:
@@ -88,39 +80,47 @@ def seed_corpus(folder: Path) -> None:
         (folder / f"random-{i}").write_bytes(generator.randbytes(MAX_BYTES))
 
 
-def run_worker(options: argparse.Namespace, seconds: float) -> list[str]:
-    """Runs a worker, prints libFuzzer's lines on coverage, and returns the last lines of it."""
-    words = [
-        sys.executable,
-        "-m",
-        "tests.fuzzing",
-        "--worker",
-        str(seconds),
-        "--folder",
-        str(options.folder),
-    ]
-    lines: list[str] = []
+def run_worker(options: argparse.Namespace, seconds: float, findings: dict[str, str]) -> int:
+    """Runs a worker, prints libFuzzer's lines on coverage, and adds to `findings`.
+
+    Args:
+        options: of the command line.
+        seconds: how long.
+        findings: what was found, the same text for the same fault, and the file of the input.
+
+    Returns:
+        its exit code.
+    """
+    words = [sys.executable, "-m", "tests.fuzzing", "--worker", str(seconds)]
+    words += ["--folder", str(options.folder)]
+    report: list[str] = []
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as worker:
         assert worker.stdout is not None
         for line in worker.stdout:
-            lines = [*lines[-400:], line.rstrip()]
             if re.match(r"#\d+\s+(INITED|pulse|DONE)", line):
                 print(line.rstrip(), flush=True)
-    return lines
+            elif re.search(r"runtime error: |ERROR: ", line) or (report and len(report) < 60):
+                report.append(line.rstrip())  # of a sanitizer or of libFuzzer
+            if found := re.match(f"{FOUND} (.*) in (.*)", line):
+                add_finding(findings, found[1], found[2])
+            if found := re.search(r"Test unit written to (\S+)", line):
+                add_finding(findings, normalized(report[0]), found[1])
+                print(*report, sep="\n", flush=True)
+    return worker.returncode
 
 
-def describe_finding(lines: list[str]) -> tuple[str, str] | None:
-    """Returns what libFuzzer found, the same for the same fault, and the file of the input."""
-    artifacts = [m[1] for line in lines if (m := re.search(r"Test unit written to (\S+)", line))]
-    if not artifacts:
-        return None
-    errors = [
-        line for line in lines if re.search(r"runtime error: |AssertionError: |ERROR: ", line)
-    ]
-    what = errors[0] if errors else "a crash without a message"
-    return re.sub(r"==\d+==|0x[0-9a-f]+|\d+", "N", what)[:300], artifacts[-1]
+def add_finding(findings: dict[str, str], what: str, path: str) -> None:
+    """Adds and prints what was not found before."""
+    if what not in findings:
+        findings[what] = path
+        print(f"FOUND: {what}\n  repeat: make fuzz FUZZ_REPLAY={path}", flush=True)
+
+
+def normalized(message: str) -> str:
+    """Returns the first line of a message without its numbers."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", message.splitlines()[0])[:300]
 
 
 def print_counts(total: Counter[str]) -> None:
@@ -172,7 +172,7 @@ def replay(path: Path) -> None:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Runs libFuzzer in this process, until it finds something or the time is over."""
+    """Runs libFuzzer in this process, until a crash or the time is over."""
     import atheris
     from atheris import core_with_libfuzzer
 
@@ -181,29 +181,32 @@ def work(options: argparse.Namespace) -> None:
     from tests.fuzzing.calls import outcomes
 
     executions, saved = 0, 0.0
+    findings: set[str] = set()
 
-    def save(**more: int) -> None:
+    def save() -> None:
         counts = {f"{name}: {kind}": n for (name, kind), n in outcomes.items()}
-        counts = {**counts, EXECUTIONS: executions, **more}
-        (options.folder / "counts.json").write_text(json.dumps(counts))
-
-    end = time.monotonic() + options.worker
+        (options.folder / "counts.json").write_text(json.dumps({**counts, EXECUTIONS: executions}))
 
     def run(data: bytes) -> None:
         nonlocal executions, saved
         executions += 1
-        if time.monotonic() - saved > 5:
+        if time.monotonic() - saved > 2:  # nothing runs in a process that a sanitizer ends
             saved = time.monotonic()
-            save(**({"finished": 1} if saved > end - 6 else {}))
+            save()
         try:
             check(data)
-        except BaseException:
-            save()
-            raise
+        except Exception as error:
+            what = normalized(f"{type(error).__name__}: {error}")
+            if what not in findings:
+                findings.add(what)
+                path = options.folder / "findings" / hashlib.sha256(data).hexdigest()[:16]
+                path.write_bytes(data)
+                print(f"{FOUND} {what} in {path}", flush=True)
 
+    save()
     atheris.Setup(
         [
-            sys.argv[0],
+            "fuzz",
             str(options.folder / "corpus"),
             f"-artifact_prefix={options.folder}/findings/",
             f"-max_total_time={int(options.worker)}",
@@ -214,7 +217,6 @@ def work(options: argparse.Namespace) -> None:
         ],
         run,
     )
-    save()
     atheris.Fuzz()
 
 

@@ -217,7 +217,8 @@ def _snapshot(arguments: dict[str, Any]) -> list[bytes]:
 
 def _is_readable(tensor: Tensor) -> bool:
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return plain and not tensor.is_nested and not isinstance(tensor, torch._subclasses.FakeTensor)
+    plain = plain and not tensor.is_nested and not tensor.is_quantized
+    return plain and not isinstance(tensor, torch._subclasses.FakeTensor)
 
 
 def _are_plain(arguments: dict[str, Any]) -> bool:
@@ -265,7 +266,8 @@ def calls(draw: st.DrawFn) -> Call:
     except (RuntimeError, ValueError, TypeError, IndexError):
         reject()  # PyTorch cannot make such a tensor
     backward = not name.endswith("_backward") and draw(st.booleans())
-    return Call(name, arguments, backward, fake=draw(st.integers(0, 19)) == 0)
+    fake = draw(st.integers(0, 19)) == 0 and _are_plain(arguments)
+    return Call(name, arguments, backward, fake)
 
 
 @st.composite
