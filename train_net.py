@@ -16,7 +16,6 @@ metrics.json, checkpoints and results.json.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from typing import Any
@@ -38,7 +37,6 @@ from dcn_plugin.engine import (
     read_config,
     write_results,
 )
-from dcn_plugin.engine.divergence import EXPECTED
 from dcn_plugin.engine.launch import git_revision
 from dcn_plugin.engine.trainer import uses_tta
 
@@ -64,31 +62,29 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Trains and evaluates, or with --eval-only evaluates; returns the results."""
-    return evaluate(args) if args.eval_only else train(args)
+    with exit_on_error("train_net"):
+        return evaluate(args) if args.eval_only else train(args)
 
 
 def train(args: argparse.Namespace) -> dict[str, Any] | None:
     """Trains and evaluates; no other run can train in the same OUTPUT_DIR meanwhile."""
-    with contextlib.ExitStack() as stack:
-        with exit_on_error("train_net"):
-            stack.enter_context(lock_output_dir(read_config(args).OUTPUT_DIR))
-            trainer = Trainer(setup(args))
-            trainer.resume_or_load(resume=args.resume)
+    with lock_output_dir(read_config(args).OUTPUT_DIR):
+        trainer = Trainer(setup(args))
+        trainer.resume_or_load(resume=args.resume)
         try:
             return trainer.train()
-        except EXPECTED:  # the log says what it is
+        except FloatingPointError:  # the log has a report
             sys.exit(1)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates MODEL.WEIGHTS, or with --resume the last checkpoint."""
-    with exit_on_error("train_net"):
-        cfg = setup(args)
-        model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
-        )
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    cfg = setup(args)
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(
+        model, cfg.OUTPUT_DIR, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
+    )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if uses_tta(cfg):
         results.update(Trainer.test_with_TTA(cfg, model))

@@ -7,12 +7,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
@@ -294,3 +296,18 @@ def test_detectors_train(network, tiny_coco, tmp_path) -> None:
     assert len(offsets) == {"faster_rcnn": 8, "rfcn": 10, "ca_rpn": 6}[network]
     assert all(value.abs().max() > 0 for value in offsets.values())
     assert detections(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_an_unreadable_image_ends_the_program_with_one_line(
+    flags: tuple[str, ...], workers: int, tiny_coco, tmp_path
+) -> None:
+    broken = [Path(record["file_name"]) for record in DatasetCatalog.get(tiny_coco)]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SystemExit) as error:
+        run(tiny_coco, tmp_path / "output", *flags, **{"DATALOADER.NUM_WORKERS": workers})
+    assert re.fullmatch(
+        rf"train_net: {tmp_path}.*/\d+\.png cannot be read as an image: .+", error.value.code
+    )

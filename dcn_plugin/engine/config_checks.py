@@ -43,10 +43,11 @@ EVALUATOR_PACKAGES = {
     "cityscapes_instance": "cityscapesscripts",
 }
 # Architectures, their section of the config, and the metadata that names their classes.
+SEM_SEG = (SemanticSegmentor, PanopticFPN)
 CLASSES = (
     (GeneralizedRCNN, "ROI_HEADS", "thing_classes"),
     (RetinaNet, "RETINANET", "thing_classes"),
-    ((SemanticSegmentor, PanopticFPN), "SEM_SEG_HEAD", "stuff_classes"),
+    (SEM_SEG, "SEM_SEG_HEAD", "stuff_classes"),
 )
 # Keys of a file of precomputed proposals, and Detectron's names of them.
 PROPOSALS = (("ids", "indexes"), ("boxes",), ("objectness_logits", "scores"))
@@ -169,6 +170,12 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
             raise UserError(f"{message}{len(classes)} classes: it must be at least as many")
         elif number != len(classes):
             logging.getLogger(__name__).warning("%s%d classes", message, len(classes))
+
+
+def is_sem_seg(cfg: CfgNode) -> bool:
+    """Returns whether a model is trained on label maps by one of Detectron2's architectures."""
+    architecture = modeling.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return isinstance(architecture, type) and issubclass(architecture, SEM_SEG)
 
 
 def _check_backbone(cfg: CfgNode) -> None:

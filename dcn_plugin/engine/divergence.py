@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from .checkpoint_files import CheckpointWriteError
+from dcn_plugin.messages import UserError
+
 from .offset_monitor import OffsetMonitor
 
 # Errors of training whose message says all.
-EXPECTED = (FloatingPointError, CheckpointWriteError)
+EXPECTED = (FloatingPointError, UserError)
 LAYERS = 8  # whose offsets are listed
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from detectron2 import data
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRMultiplier
@@ -24,11 +24,13 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.compat import INNER_TRAINER, ddp_on_cpu
+from dcn_plugin.data.checked_mapper import CheckedMapper
 from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
 from dcn_plugin.modeling import check_deformable
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
 from .checkpoint import Checkpointer
+from .config_checks import is_sem_seg
 from .divergence import DivergenceReport, without_traceback
 from .exact_resume import ExactResume, ResumableTrainLoader
 from .model import set_memory_format
@@ -65,14 +67,19 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> ResumableTrainLoader:
         """Builds Detectron2's loader, which `ExactResume` starts at any iteration."""
-        return ResumableTrainLoader(cfg)
+        head, uses_labels = cfg.MODEL.SEM_SEG_HEAD, is_sem_seg(cfg)
+        num_labels = head.NUM_CLASSES if uses_labels else None
+        mapper = CheckedMapper(DatasetMapper(cfg, True), num_labels, head.IGNORE_VALUE)
+        return ResumableTrainLoader(cfg, mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds Detectron2's loader; TEST.SEM_SEG_AT_NETWORK_SIZE hides the original size."""
-        mapper = NetworkSizeMapper(cfg, False) if at_network_size(cfg, dataset_name) else None
+        mapper = NetworkSizeMapper if at_network_size(cfg, dataset_name) else DatasetMapper
         with restricted(data.build):  # proposals
-            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            loader = build_detection_test_loader(
+                cfg, dataset_name, mapper=CheckedMapper(mapper(cfg, False))
+            )
         loader.worker_init_fn = ignore_sigterm_of_others
         return loader
 

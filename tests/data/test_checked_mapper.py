@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Images and label maps that cannot be used: one line, with the file and the cause."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detectron2.data import DatasetMapper, build_detection_test_loader
+
+from dcn_plugin.data.checked_mapper import CheckedMapper
+from dcn_plugin.data.faults import DataError
+
+
+def write_record(folder: Path) -> dict:
+    """Writes an image and a label map; returns their record."""
+    rng = np.random.default_rng(0)
+    image, labels = folder / "image.jpg", folder / "labels.png"
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(image)
+    Image.fromarray(rng.integers(0, 3, (40, 60), np.uint8)).save(labels)
+    size = {"height": 40, "width": 60}
+    return {"file_name": str(image), "sem_seg_file_name": str(labels), "image_id": 1, **size}
+
+
+def mapper(num_labels: int | None = 3) -> CheckedMapper:
+    stock = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
+    return CheckedMapper(stock, num_labels)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_bytes(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[:40] = bytes(40)
+    path.write_bytes(data)
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "absent": (Path.unlink, "No such file or directory"),
+    "truncated": (truncate, "truncated"),
+    "empty": (lambda path: path.write_bytes(b""), "it is empty, cut off or of an unknown format"),
+    "text": (lambda path: path.write_text("<html>404</html>"), "empty, cut off or of an unknown"),
+    "header": (flip_bytes, "cut off or of an unknown format"),
+    "folder": (make_folder, "Is a directory"),
+    "size": (
+        lambda path: Image.new("L", (60, 50)).save(path),
+        r"has 60 x 50 pixels \(width x height\), but its (annotation says|image has) 60 x 40",
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_image_is_named(fault: str, workers: int, tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    spoil, message = FAULTS[fault]
+    spoil(Path(record["file_name"]))
+    loader = build_detection_test_loader([record], mapper=mapper(), num_workers=workers)
+    with pytest.raises(DataError) as error:
+        list(loader)
+    assert re.fullmatch(f"{re.escape(record['file_name'])} .*{message}.*", str(error.value))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_label_map_is_named(fault: str, tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    spoil, message = FAULTS[fault]
+    spoil(Path(record["sem_seg_file_name"]))
+    expected = f"{re.escape(record['sem_seg_file_name'])} .*{message}.*"
+    with pytest.raises(DataError) as error:
+        mapper()(record)
+    assert re.fullmatch(expected, str(error.value))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    Path(record["file_name"]).chmod(0)
+    with pytest.raises(DataError, match=r"image\.jpg cannot be read as an image: Permission"):
+        mapper()(record)
+
+
+def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    assert mapper()(record)["sem_seg"].max() == 2
+    message = r"labels\.png must have labels from 0 to 1, or 255 .* got 2 \(\d+ pixels\)"
+    with pytest.raises(DataError, match=message):
+        mapper(2)(record)
+    labels = np.asarray(Image.open(record["sem_seg_file_name"])).copy()
+    labels[labels == 2] = 255
+    Image.fromarray(labels).save(record["sem_seg_file_name"])
+    assert set(mapper(2)(record)["sem_seg"].unique().tolist()) == {0, 1, 255}
+    assert mapper(None)(record) is not None
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+
+    def fail(dataset_dict: dict) -> None:
+        raise ValueError("an error of the mapper")
+
+    with pytest.raises(ValueError, match="an error of the mapper") as error:
+        CheckedMapper(fail)(record)
+    assert not isinstance(error.value, DataError)
+    assert CheckedMapper(lambda dataset_dict: None, 3)(record) is None
+    assert torch.equal(mapper()(record)["image"], mapper().mapper(record)["image"])
