@@ -201,9 +201,16 @@ class AnnotationChecks:
         self.current = index, item
         image = item.get("image_id")
         self._check_id(item)
-        try:
-            size = self.images[image]
-        except (KeyError, TypeError):
+        category = item.get("category_id")
+        if not is_number(category):
+            self._error("annotations have a category_id that is not a number")
+        elif category not in self.categories:
+            self._error("annotations have a category_id that is not in categories")
+        if not (is_number(image) or isinstance(image, str)):
+            self._error("annotations have an image_id that is neither a number nor text")
+            return
+        size = self.images.get(image)
+        if size is None:
             self._warning("annotations are of an image_id that is not in images, and are ignored")
             return
         crowd = item.get("iscrowd", 0)
@@ -211,11 +218,6 @@ class AnnotationChecks:
             self._error("annotations have an iscrowd that is neither 0 nor 1")
         elif not crowd:
             self.labelled.add(image)
-        category = item.get("category_id")
-        if not is_number(category):
-            self._error("annotations have a category_id that is not a number")
-        elif category not in self.categories:
-            self._error("annotations have a category_id that is not in categories")
         if item.get("ignore", 0) != 0:
             self._error('annotations have "ignore", which Detectron2 does not support')
         if "bbox" in item:

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Faults in COCO's format: named with file and place, or accepted by Detectron2 as it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from dcn_plugin.data.coco_checks import check_annotations, read_coco
+from dcn_plugin.data.dataset_checks import find_faults
+from dcn_plugin.data.faults import DataError, Faults
+from dcn_plugin.evaluation import DetectionEvaluator
+from tests.datasets import unregister
+from tests.tiny_coco import write_json, write_tiny_coco
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images with annotations.json."""
+    path = tmp_path_factory.mktemp("coco") / "data"
+    write_tiny_coco(path, images=3)
+    return path
+
+
+@pytest.fixture
+def content(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "annotations.json").read_text())
+
+
+def faults_of(content: Any, split: str = "train", **options: Any) -> Faults:
+    faults = Faults()
+    check_annotations(content, faults, split, **options)
+    return faults
+
+
+def test_a_good_file_has_no_faults(content: dict) -> None:
+    for split in ("train", "test"):
+        assert faults_of(content, split, required=("bbox", "segmentation")).lines() == []
+
+
+NAN, INF = float("nan"), float("inf")
+TEXT = b'{"images": [],\n "annotations": [{"id": 1, "bbox": [1, 2}]}'
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "must be JSON, got Expecting value in an empty file"),
+        (b"not JSON", "must be JSON, got Expecting value in line 1, column 1"),
+        (TEXT, "must be JSON, got .* in line 2, column 41"),
+        (b'\xef\xbb\xbf{"images": []}', r"byte order mark \(BOM\) of UTF-8.*without BOM.*sed"),
+        ('{"images": []}'.encode("utf-16"), r"byte order mark \(BOM\) of UTF-16.*iconv -f UTF-16"),
+        (b'{"images":\n ["\xe4"]}', "must be UTF-8, got the byte 0xE4 in line 2, byte 4"),
+        (b"[" * 100_000, "must be JSON that Python can read"),
+        (b"[" + b"1" * 5000 + b"]", "must be "),
+        (b"[]", "an object with lists of images, annotations and categories, got a list"),
+        (b'{"images": {}}', "images must be a list, got {}"),
+        (b'{"annotations": null}', "annotations must be a list, got None"),
+        (b'{"categories": [3]}', "categories must be objects, got 3 at index 0"),
+    ],
+)
+def test_text_that_is_not_coco_is_named(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))} .*{message}"):
+        read_coco(str(path))
+
+
+def test_the_command_removes_the_mark(tmp_path: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "old.json").write_text('{"images": []}', encoding=encoding)
+        with pytest.raises(DataError) as error:
+            read_coco(str(tmp_path / "old.json"))
+        command = str(error.value).partition("for example ")[2]
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+        assert read_coco(str(tmp_path / "new.json")) == {"images": []}
+
+
+def setter(part: str, key: str, value: Any, index: int = 0) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        content[part][index][key] = value
+
+    return change
+
+
+def remover(part: str, key: str) -> Callable[[dict], None]:
+    return lambda content: content[part][0].pop(key)
+
+
+def all_annotations(**values: Any) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        for item in content["annotations"]:
+            item.update(values)
+
+    return change
+
+
+BOX = "bbox that is not 4 finite numbers"
+ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
+    "NaN": (setter("annotations", "bbox", [NAN, 1, 2, 3]), BOX),
+    "infinite": (setter("annotations", "bbox", [1, 1, INF, 3]), BOX),
+    "null": (setter("annotations", "bbox", [1, None, 2, 3]), BOX),
+    "text": (setter("annotations", "bbox", ["1", 1, 2, 3]), BOX),
+    "no list": (setter("annotations", "bbox", "1 1 2 3"), BOX),
+    "three": (setter("annotations", "bbox", [1, 2, 3]), BOX),
+    "huge": (setter("annotations", "bbox", [1, 2, 3, 10**400]), BOX),
+    "negative": (setter("annotations", "bbox", [5, 5, -2, 3]), "negative width or height"),
+    "all empty": (all_annotations(bbox=[5, 5, 0, 3]), "no bbox with width and height"),
+    "no box": (remover("annotations", "bbox"), "1 annotations have no bbox"),
+    "polygon": (setter("annotations", "segmentation", [[1, 1, NAN, 2, 3, 3]]), "polygon that is"),
+    "RLE": (
+        setter("annotations", "segmentation", {"size": [3, 3], "counts": [9]}),
+        "RLE has another size",
+    ),
+    "RLE counts": (
+        setter("annotations", "segmentation", {"size": [96, 96], "counts": [9]}),
+        "do not add up",
+    ),
+    "category": (setter("annotations", "category_id", 9), "category_id that is not in categories"),
+    "text category": (setter("annotations", "category_id", "1"), "category_id that is not a numb"),
+    "text categories": (setter("categories", "id", "disc"), "categories have an id that is not a"),
+    "same categories": (setter("categories", "id", 2), "categories have the id of another one"),
+    "no categories": (lambda content: content.pop("categories"), "lists of categories are empty"),
+    "crowd": (setter("annotations", "iscrowd", "0"), "iscrowd that is neither 0 nor 1"),
+    "ignore": (setter("annotations", "ignore", 1), '"ignore", which Detectron2 does not support'),
+    "same ids": (setter("annotations", "id", 2), "annotations have the id of another one"),
+    "no id": (remover("annotations", "id"), "annotations have an id that is not a number"),
+    "same images": (setter("images", "id", 2), "images have the id of another one"),
+    "mixed ids": (setter("images", "id", "1"), "ids of mixed types, first in the file: text like"),
+    "no image id": (remover("images", "id"), "images have an id that is neither"),
+    "no size": (remover("images", "height"), "images have no height and width"),
+    "null size": (setter("images", "width", None), "images have no height and width"),
+    "no name": (remover("images", "file_name"), "images have no file_name"),
+    "no images": (lambda content: content.update(images=[]), "lists of images are empty"),
+    "no image": (remover("annotations", "image_id"), "image_id that is neither a number nor text"),
+    "other images": (all_annotations(image_id=99), "no image left|of other images only"),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("fault", ERRORS)
+def test_faults_are_errors(fault: str, split: str, content: dict) -> None:
+    change, message = ERRORS[fault]
+    change(content)
+    errors = [line for line in faults_of(content, split).lines() if line.startswith("error: ")]
+    assert [line for line in errors if re.search(message, line)], errors
+    assert all("\n" not in line and len(line) < 1000 for line in errors)
+
+
+def test_faults_of_one_use_only(content: dict) -> None:
+    setter("annotations", "area", NAN)(content)
+    assert faults_of(content).lines() == []
+    assert "area that is not a number" in faults_of(content, "test").lines()[0]
+    del content["annotations"][0]["area"], content["annotations"][0]["iscrowd"]
+    assert faults_of(content, "test").lines() == []
+    all_annotations(iscrowd=1)(content)
+    assert "no image left" in faults_of(content).lines()[0]
+    assert faults_of(content, filter_empty=False).lines() == []
+    del content["annotations"]  # as COCO's test-dev
+    assert faults_of(content, "test").lines() == []
+
+
+def test_what_detectron2_takes_is_at_most_a_warning(content: dict) -> None:
+    items = content["annotations"]
+    items[0]["bbox"] = [5, 5, 0, 3]  # as two of COCO's train2017
+    items[1]["segmentation"] = [[1, 1, 2, 2]]
+    items.append({**items[2], "id": 90, "image_id": 99})  # as in COCO's valminusminival
+    items.append({**items[2], "id": 91, "bbox": [200, 3, 5, 5]})
+    content["images"].append(content["images"][0])
+    faults = faults_of(content)
+    assert not faults.errors and len(faults.warnings) == 5
+    for kind in ("without width or height", "not 3 or more points", "outside the image"):
+        assert [line for line in faults.lines() if kind in line and line.startswith("warning: 1 ")]
+    items[2] |= {"iscrowd": 1, "segmentation": {"size": [96, 96], "counts": [96 * 96]}}
+    items[0]["bbox"] = [5, 5, 3, 3, 30.0]  # rotated
+    assert not faults_of(content).errors
+    items.append(copy.copy(items[0]))
+    assert faults_of(content).errors and not faults_of(content, unique_ids=False).errors
+
+
+def test_counts_and_first_places(content: dict) -> None:
+    all_annotations(bbox=[NAN, 0, 1, 1])(content)
+    (line,) = faults_of(content).lines()
+    count = len(content["annotations"])
+    assert count > 3 and line.startswith(f"error: {count} annotations have a bbox")
+    assert "annotations[0]: id 1, image_id 1" in line and line.count("annotations[") == 3
+
+
+class TestFiles:
+    """Of registered data sets, which are looked up."""
+
+    @pytest.fixture
+    def name(self, folder: Path, tmp_path: Path):
+        self.path, self.images = tmp_path / "data.json", folder
+        register_coco_instances("checked", {}, str(self.path), str(folder))
+        yield "checked"
+        unregister("checked")
+
+    def errors(self, content: dict, **options: Any) -> str:
+        write_json(self.path, content)
+        return "\n".join(find_faults("checked", "train", **options).lines())
+
+    def test_absent_images_are_counted(self, name: str, content: dict) -> None:
+        assert self.errors(content) == ""
+        setter("images", "file_name", "sub/none.png", index=1)(content)
+        assert f"1 files do not exist, first in '{self.images}/sub/none.png'" in self.errors(
+            content
+        )
+
+    @pytest.mark.parametrize("outside", ["../data/000.png", "sub/../../data.png", "/etc/hostname"])
+    def test_files_outside_the_folder(self, name: str, outside: str, content: dict) -> None:
+        setter("images", "file_name", outside)(content)
+        text = self.errors(content)
+        if outside == "../data/000.png":  # ends in the folder after all
+            assert text == ""
+            return
+        assert "1 files are outside the folder of the data set" in text
+        assert "ALLOW_FILES_OUTSIDE" in text and str(self.images) in text
+        assert "outside" not in self.errors(content, outside=True)
+
+    def test_links_may_lead_out(self, name: str, content: dict, tmp_path: Path) -> None:
+        target = tmp_path / "elsewhere.png"
+        target.write_bytes((self.images / "000.png").read_bytes())
+        (self.images / "link.png").symlink_to(target)
+        setter("images", "file_name", "link.png")(content)
+        assert self.errors(content) == ""
+
+
+# Values that a broken tool may write.
+VALUES = st.one_of(
+    st.sampled_from([None, True, False, NAN, INF, -1, 0, 1, 3, 1e308, -0.5, 2**70, "", "1", "a\n"]),
+    st.lists(st.sampled_from([0, 1, 7.5, -3, NAN, None, "x"]), max_size=6),
+    st.just({}),
+    st.just([[1, 1, 5, 1, 5, 5]]),
+    st.just({"size": [96, 96], "counts": [1, 2]}),
+)
+KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"),
+}
+CHANGES = st.lists(
+    st.sampled_from([(part, key) for part, keys in KEYS.items() for key in keys]).flatmap(
+        lambda at: st.tuples(st.just(at), st.integers(0, 2), st.one_of(st.just("remove"), VALUES))
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(changes=CHANGES)
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_a_file_is_rejected_in_one_line_or_can_be_used(
+    changes: list, folder: Path, tmp_path: Path
+) -> None:
+    content = json.loads((folder / "annotations.json").read_text())
+    for (part, key), index, value in changes:
+        item = content[part][min(index, len(content[part]) - 1)]
+        if value == "remove":
+            item.pop(key, None)
+        else:
+            item[key] = value
+    path = write_json(tmp_path / "data.json", content)
+    unregister("mutated")
+    register_coco_instances("mutated", {}, str(path), str(folder))
+    try:
+        for split in ("train", "test"):
+            try:
+                faults = find_faults("mutated", split)
+                faults.raise_error("mutated")
+            except DataError as error:
+                assert "\n" not in str(error) and "mutated: " in str(error)
+                continue
+            use(split, tmp_path)
+    finally:
+        unregister("mutated")
+
+
+def use(split: str, folder: Path) -> None:
+    """Loads a data set as training and evaluation do."""
+    records = get_detection_dataset_dicts(["mutated"], filter_empty=split == "train")
+    mapper = DatasetMapper(is_train=split == "train", augmentations=[], image_format="BGR")
+    for record in records:
+        mapped = mapper(record)
+        if split == "train":
+            assert mapped["instances"].gt_boxes.tensor.isfinite().all()
+    if split == "test":
+        evaluator = DetectionEvaluator("mutated", output_dir=str(folder / "results"))
+        evaluator.reset()
+        for record in records:
+            evaluator.process([record], [{"instances": mapped_ground_truth(record)}])
+        results = evaluator.evaluate()
+        assert all(not math.isinf(v) for v in results.get("bbox", {}).values())
+
+
+def mapped_ground_truth(record: dict) -> Instances:
+    """Returns the ground truth of a record as detections."""
+    boxes = [
+        BoxMode.convert(item["bbox"][:4], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        for item in record["annotations"]
+    ]
+    return Instances(
+        (96, 96),
+        pred_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)),
+        pred_classes=torch.tensor([i["category_id"] for i in record["annotations"]]).long(),
+        scores=torch.full((len(boxes),), 0.5),
+    )
