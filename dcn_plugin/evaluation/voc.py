@@ -54,8 +54,12 @@ class VOCEvaluator(DropNonFinite, PascalVOCDetectionEvaluator):
                 lines[class_id].extend(detections)
         self._write(lines, self.output_folder)
         with PathManager.open(self._image_set_path) as file:
-            images = file.read().split()
+            images = [line.partition("#")[0].strip() for line in file]
+            images = [name for name in images if name]  # as Detectron2 loads them
         with tempfile.TemporaryDirectory() as folder:  # voc_eval reads local files only
+            image_set = os.path.join(folder, "images.txt")
+            with open(image_set, "w") as file:
+                file.write("\n".join(images))
             annotations = self._readable_annotations(images, folder)
             objects = Counter(
                 item["name"]
@@ -66,7 +70,8 @@ class VOCEvaluator(DropNonFinite, PascalVOCDetectionEvaluator):
             files = self._write(lines, folder)
             aps = {
                 name: {
-                    iou: self._compute_ap(files, annotations, name, iou) for iou in IOU_THRESHOLDS
+                    iou: compute_ap(files, annotations, image_set, name, iou)
+                    for iou in IOU_THRESHOLDS
                 }
                 for name in self._class_names
                 if objects[name] > 0
@@ -96,16 +101,6 @@ class VOCEvaluator(DropNonFinite, PascalVOCDetectionEvaluator):
                 file.write("\n".join(lines[class_id]))
         return pattern
 
-    def _compute_ap(self, files: str, annotations: str, name: str, iou: int) -> dict[str, float]:
-        """Returns the AP of a class in percent by each rule."""
-        recall, precision, _ = voc_eval(
-            files, annotations, self._image_set_path, name, ovthresh=iou / 100
-        )
-        return {
-            rule: 100 * float(voc_ap(recall, precision, use_07_metric))
-            for rule, use_07_metric in USE_07_METRIC.items()
-        }
-
     def _summarize(self, aps: dict[str, dict[int, dict[str, float]]]) -> dict[str, Any]:
         """Averages the APs of {class: {IoU: {rule: AP}}} over classes."""
 
@@ -120,6 +115,25 @@ class VOCEvaluator(DropNonFinite, PascalVOCDetectionEvaluator):
             metrics |= {f"AP{iou}-{rule}": mean((iou,), rule) for iou in (50, 70)}
         metrics |= {f"AP50-{name}": of_class[50][rule_of_year] for name, of_class in aps.items()}
         return metrics
+
+
+def compute_ap(
+    files: str, annotations: str, image_set: str, name: str, iou: int
+) -> dict[str, float]:
+    """Returns the AP of a class in percent by each rule.
+
+    Args:
+        files: pattern of files of detections, by class.
+        annotations: pattern of XML files, by image.
+        image_set: file with the names of the images.
+        name: class.
+        iou: threshold in percent.
+    """
+    recall, precision, _ = voc_eval(files, annotations, image_set, name, ovthresh=iou / 100)
+    return {
+        rule: 100 * float(voc_ap(recall, precision, use_07_metric))
+        for rule, use_07_metric in USE_07_METRIC.items()
+    }
 
 
 def write_complete(source: str, path: str) -> None:

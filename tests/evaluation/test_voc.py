@@ -187,7 +187,13 @@ def test_fractions_and_absent_elements_are_evaluated(
         text = text.replace("<pose>Left</pose><truncated>0</truncated>", "")
         text = text.replace("<difficult>0</difficult>", "").replace("</xmin>", ".3</xmin>")
         path.write_text(text)
-    assert evaluate(detections, tmp_path) == expected
+    image_set = restored_annotations.parent / "ImageSets/Main/trainval.txt"
+    names = image_set.read_text()
+    image_set.write_text(names.replace("\n", "  # a comment\n\n", 1))
+    try:
+        assert evaluate(detections, tmp_path) == expected
+    finally:
+        image_set.write_text(names)
     assert parse_rec.cache_info().currsize == 0
 
 
