@@ -369,6 +369,7 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
 @pytest.fixture(scope="module")
 def audit_hook() -> None:
     """Notes in `watching` what code of a pickle would do, until the process ends."""
+    load_bytes(pickled(TENSOR))  # the first torch.load imports modules of PyTorch
     sys.addaudithook(watch)
 
 
