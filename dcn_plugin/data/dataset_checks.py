@@ -59,7 +59,7 @@ def find_faults(
     elif kind == "lvis" or (json_file and "://" in json_file):
         pass
     elif kind in COCO_FORMAT and json_file and (stock or (kind and split == "test")):
-        content = read_coco(json_file)
+        content, faults.path = read_coco(json_file), json_file
         images = check_annotations(
             content,
             faults,

@@ -35,8 +35,13 @@ class Faults:
         warnings (dict[str, list[str]]): likewise.
     """
 
-    def __init__(self) -> None:
-        """Starts with none."""
+    def __init__(self, path: str = "") -> None:
+        """Starts with none.
+
+        Args:
+            path: of the file, if places do not name it.
+        """
+        self.path = path
         self.errors: dict[str, list[str]] = {}
         self.warnings: dict[str, list[str]] = {}
 
@@ -57,10 +62,15 @@ class Faults:
         """Returns a line for each kind, errors first."""
         parts = (("error", self.errors), ("warning", self.warnings))
         return [
-            f"{level}: {describe(kind, places)}"
+            f"{level}: {self._describe(kind, places)}"
             for level, faults in parts
             for kind, places in faults.items()
         ]
+
+    def _describe(self, kind: str, places: list[str]) -> str:
+        """Returns one line: the file, the kind, the count and the first places."""
+        file = f"{self.path}: " if self.path else ""
+        return f"{file}{kind} ({len(places)}): {'; '.join(places[:EXAMPLES])}"
 
     def raise_error(self, source: str) -> None:
         """Raises a DataError with the first kind of error, if there is one.
@@ -72,18 +82,13 @@ class Faults:
             first, *others = self.errors.items()
             more = f"; and {len(others)} other kinds of errors" if others else ""
             raise DataError(
-                f"{source}: {describe(*first)}{more}. tools/check_dataset.py lists all faults"
+                f"{source}: {self._describe(*first)}{more}. tools/check_dataset.py lists all faults"
             )
 
 
 def _add(faults: dict[str, list[str]], kind: str, place: str) -> None:
     places = faults.setdefault(kind, [])
     places.append(place if len(places) < EXAMPLES else "")
-
-
-def describe(kind: str, places: list[str]) -> str:
-    """Returns one line: the count, the kind and the first places."""
-    return f"{len(places)} {kind}, first in {'; '.join(places[:EXAMPLES])}"
 
 
 def short(value: Any) -> str:

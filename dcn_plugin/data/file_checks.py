@@ -15,7 +15,7 @@ from PIL import Image
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 
-from .faults import DataError, Faults, short
+from .faults import DataError, Faults
 
 # Keys of Detectron2's records that are files, and the metadata that name their folders.
 FILES: dict[str, tuple[str, ...]] = {
@@ -23,6 +23,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "sem_seg_file_name": ("sem_seg_root", "gt_dir"),
     "pan_seg_file_name": ("panoptic_root",),
 }
+MAX_PATH = 1000  # characters in a message
 
 
 def is_missing(path: str) -> bool:
@@ -45,7 +46,7 @@ def check_files(paths: Iterable[str], faults: Faults, root: str | None, outside:
             faults.error(
                 "files are outside the folder of the data set, which DATASETS.ALLOW_FILES_OUTSIDE "
                 "allows",
-                f"{short(path)} and the folder {root}",
+                f"{repr(path)[:MAX_PATH]} and the folder {root}",
             )
         folder, name = os.path.split(path)
         folders[folder].append(name)
@@ -54,7 +55,7 @@ def check_files(paths: Iterable[str], faults: Faults, root: str | None, outside:
         for name in names:
             path = os.path.join(folder, name)
             if name not in present and is_missing(path):
-                faults.error("files do not exist", short(path))
+                faults.error("files do not exist", repr(path)[:MAX_PATH])
 
 
 def _list_folder(folder: str) -> set[str]:

@@ -109,12 +109,12 @@ def test_what_detectron2_takes_is_accepted(split: str, changed: dict, tmp_path: 
         ("train", {"categories": [CATEGORY]}, "category_id that is not in categories.*id 2"),
         ("train", {"categories": []}, "lists of categories are empty"),
         ("train", {"categories": None}, "lists of categories are empty"),
-        ("train", {"categories": [{"id": 1}, {"id": 2}]}, "2 categories have no name"),
+        ("train", {"categories": [{"id": 1}, {"id": 2}]}, r"categories have no name \(2\)"),
         ("train", {"images": [{"id": 1, "file_name": "000.png"}]}, "images have no height and"),
         ("train", {"images": []}, "lists of images are empty"),
         ("train", {"annotations": []}, "no image left"),
         ("train", {"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}, "have no bbox"),
-        ("test", {"images": [IMAGE, LOST]}, r"1 files do not exist, first in .*lost\.png"),
+        ("test", {"images": [IMAGE, LOST]}, r"files do not exist \(1\): .*lost\.png"),
     ],
 )
 def test_what_fails_is_explained(split: str, changed: dict, error: str, tmp_path: Path) -> None:
