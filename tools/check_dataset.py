@@ -32,7 +32,7 @@ from dcn_plugin.data.dataset_checks import (
     read_all_files,
 )
 from dcn_plugin.data.faults import DataError, Faults
-from dcn_plugin.messages import got
+from dcn_plugin.messages import UserError, exit_on_error, got
 
 SPLITS = ("train", "test")
 
@@ -59,7 +59,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def check(name: str, splits: Iterable[str], args: argparse.Namespace) -> list[Faults]:
     """Checks a data set for its uses: its annotations, and then its files if these are right."""
     if name not in DatasetCatalog.list():
-        raise ValueError(f"data sets must be registered, {got(name, DatasetCatalog.list())}")
+        raise UserError(f"data sets must be registered, {got(name, DatasetCatalog.list())}")
     required = ("bbox", "segmentation") if args.masks else ("bbox",)
     outside = args.allow_files_outside
     found = [find_faults(name, split, required=required, outside=outside) for split in splits]
@@ -72,27 +72,25 @@ def check(name: str, splits: Iterable[str], args: argparse.Namespace) -> list[Fa
     return found
 
 
+@exit_on_error("check_dataset")
 def main(words: list[str] | None = None) -> None:
     """Prints the faults."""
     args = parse_arguments(words)
     failed = False
-    try:
-        uses = dict.fromkeys(args.names, (args.split,) if args.split else SPLITS)
-        for split in SPLITS:
-            paths = getattr(args, f"{split}_data")
-            if paths:
-                register_custom_data(split, *paths)
-                uses[f"custom_{split}"] = (split,)
-        for name, splits in uses.items():
-            try:
-                lines = [line for faults in check(name, splits, args) for line in faults.lines()]
-            except (OSError, DataError) as error:  # nothing else of it can be read
-                lines = [f"error: {error}"]
-            failed = failed or any(line.startswith("error: ") for line in lines)
-            for line in dict.fromkeys(lines or ["no faults"]):  # both uses may have found it
-                print(f"{name}: {line}")
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"check_dataset: {error}")
+    uses = dict.fromkeys(args.names, (args.split,) if args.split else SPLITS)
+    for split in SPLITS:
+        paths = getattr(args, f"{split}_data")
+        if paths:
+            register_custom_data(split, *paths)
+            uses[f"custom_{split}"] = (split,)
+    for name, splits in uses.items():
+        try:
+            lines = [line for faults in check(name, splits, args) for line in faults.lines()]
+        except (OSError, DataError) as error:  # nothing else of it can be read
+            lines = [f"error: {error}"]
+        failed = failed or any(line.startswith("error: ") for line in lines)
+        for line in dict.fromkeys(lines or ["no faults"]):  # both uses may have found it
+            print(f"{name}: {line}")
     sys.exit(int(failed))
 
 
