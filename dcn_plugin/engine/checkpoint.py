@@ -164,8 +164,8 @@ class Checkpointer(RestrictedCheckpointer):
             except ValueError as error:
                 problem = str(error)
         name, problem = comm.all_gather((name, problem))[0]
-        if problem:
-            raise UserError(problem)
+        if problem:  # one line, not one for each process
+            raise UserError(problem) if comm.is_main_process() else SystemExit(1)
         path = os.path.join(self.save_dir, name)
         if not name:
             found: Any = self.has_checkpoint()

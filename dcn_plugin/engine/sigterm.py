@@ -84,8 +84,7 @@ class StopOnSigterm(HookBase):
     collective on the CPU before each step. An evaluation is interrupted, and none runs after the
     signal; during it, each process stops once it gets the signal itself. The checkpoint is named
     and counted as one of the trainer's `PeriodicCheckpointer`. Further signals are ignored. With
-    `ExactResume`, a resumed run gets the same weights as one without interruption. It should be the
-    last hook, to see the evaluation after training.
+    `ExactResume`, a resumed run gets the same weights as one without interruption.
     """
 
     GRACE = 20.0  # seconds for the main process to save, where another waits in a collective
@@ -103,16 +102,22 @@ class StopOnSigterm(HookBase):
             saved = any(isinstance(other, PeriodicCheckpointer) for other in earlier)
             hook._do_eval = self._interruptible(hook._do_eval, saved)
         self._previous = set_handler(self._receive)
+        self.trainer.after_train = self._after_train
 
     def before_step(self) -> None:
         if self._agree_to_stop():
             self._stop(self.trainer.iter - 1, saved=True, agreed=True)
 
-    def after_train(self) -> None:
-        if not self._received:
-            set_handler(self._previous)
-        for hook in self._evaluations:
-            del hook._do_eval  # the method of its class
+    def _after_train(self) -> None:
+        # Around the hooks, of which one may evaluate, or raise.
+        del self.trainer.after_train  # the method of its class
+        try:
+            self.trainer.after_train()
+        finally:
+            if not self._received:
+                set_handler(self._previous)
+            for hook in self._evaluations:
+                del hook._do_eval
         if self._received and self.trainer.iter == self.trainer.max_iter:  # in the last step
             raise SystemExit(EXIT_CODE)
 
@@ -147,7 +152,8 @@ class StopOnSigterm(HookBase):
                 if not self._received:
                     raise
                 # Also where a collective failed since another process has stopped.
-                self._stop(self.trainer.iter, saved, agreed=False)
+                ended = self.trainer.iter >= self.trainer.max_iter
+                self._stop(self.trainer.iter, saved or ended, agreed=False)
 
         return run
 

@@ -66,7 +66,7 @@ class Stock(SimpleTrainer):
 
         self.stop = StopOnSigterm()
         parts = [self.periodic, hooks.EvalHook(3, evaluation)]
-        # Elsewhere than last it does not see the evaluation after training.
+        # Where it is in the list does not matter.
         self.register_hooks([self.stop, *parts[::-1]] if first else [*parts, self.stop])
 
     def resume(self, max_iter: int) -> None:
@@ -111,7 +111,8 @@ def test_a_signal_in_the_last_step_skips_the_evaluation(tmp_path) -> None:
     assert trainer.evaluated == [2, 5, 8]
 
 
-@pytest.mark.parametrize(("at", "first"), [(2, False), (2, True), (10, False)])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("at", [2, 10])
 def test_an_evaluation_is_interrupted(at, first, tmp_path) -> None:
     def evaluate() -> None:
         if trainer.iter == at:
@@ -168,7 +169,12 @@ def test_the_handler_is_restored(tmp_path) -> None:
 
     previous = signal.signal(signal.SIGTERM, handler)
     try:
-        Stock(tmp_path).train(0, 4)
+        trainer = Stock(tmp_path)
+        trainer.train(0, 4)
+        assert signal.getsignal(signal.SIGTERM) is handler and "after_train" not in vars(trainer)
+        trainer.periodic.after_train = lambda: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            trainer.train(4, 8)
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, previous)
