@@ -409,7 +409,6 @@ def _inference_tensor(tensor: Tensor) -> Tensor:
 # Tensors of another kind.
 _KINDS: tuple[Callable[[Tensor], Any], ...] = (
     lambda t: t.to("meta"),
-    lambda t: FakeTensorMode().from_tensor(t),
     torch.nn.Parameter,
     lambda t: t.as_subclass(Labelled),
     torch._neg_view,

@@ -22,6 +22,9 @@ from .progress import Progress
 
 THREADS = 8
 COMPARED = 8  # one call of so many
+# Layers, that is channels and kernel sizes: PyTorch keeps the GEMM kernels that oneDNN compiles for
+# each layer, dtype and thread. Memory must not grow with the number of map sizes.
+LAYERS = 6
 _global_generator = threading.Lock()  # of PyTorch's random numbers
 
 
@@ -93,19 +96,21 @@ def _random_case(rng: random.Random) -> tuple[str, Callable, Callable, Any]:
 
 
 def _conv_case(rng: random.Random) -> ConvCase:
-    def pair(low: int, high: int) -> tuple[int, int]:
+    def pair(low: int, high: int, rng: random.Random = rng) -> tuple[int, int]:
         return rng.randint(low, high), rng.randint(low, high)
 
-    groups, offset_groups = pair(1, 4)
-    kernel, padding, dilation = pair(1, 4), pair(0, 3), pair(1, 3)
+    layer = random.Random(rng.randrange(LAYERS))
+    groups, offset_groups = pair(1, 4, layer)
+    channels, kernel = pair(1, 12, layer), pair(1, 4, layer)
+    padding, dilation = pair(0, 3), pair(1, 3)
     height, width = (
         max(1, d * (k - 1) + 1 - 2 * p) + rng.randint(0, 40)
         for k, p, d in zip(kernel, padding, dilation, strict=True)
     )
     return ConvCase(
         batch=rng.randint(0, 3),
-        in_channels=groups * offset_groups * rng.randint(1, 12),
-        out_channels=groups * rng.randint(1, 12),
+        in_channels=groups * offset_groups * channels[0],
+        out_channels=groups * channels[1],
         size=(height, width),
         kernel=kernel,
         stride=pair(1, 3),
