@@ -99,7 +99,8 @@ def invoke_main() -> None:
     args = argument_parser().parse_args()
     with exit_on_error("train_net"):
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun has started several processes
-            check_config(read_config(args), not args.eval_only, args.resume)
+            processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
+            check_config(read_config(args), not args.eval_only, args.resume, processes)
     launch(main, args)
 
 

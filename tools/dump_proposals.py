@@ -57,8 +57,6 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError("MODEL.LOAD_PROPOSALS must be False: the RPN has to compute the proposals")
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS must name the weights of a trained model, got none")
     cfg.DATASETS.TEST = tuple(args.dataset)
     check_config(cfg, training=False)
     return cfg

@@ -29,6 +29,7 @@ from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
 
 from .checkpoint_files import checkpoint_names
+from .config_values import check_values
 from .restricted_pickle import load as load_pickle
 
 # Attributes of Detectron2's metadata that are paths: of images, of ground truth, and of what only
@@ -53,23 +54,42 @@ CLASSES = (
 PROPOSALS = (("ids", "indexes"), ("boxes",), ("objectness_logits", "scores"))
 
 
-def check_config(cfg: CfgNode, training: bool, resume: bool = False) -> None:
-    """Checks data sets, proposals, weights and device; `add_dcn_config` is not needed.
+def check_config(cfg: CfgNode, training: bool, resume: bool = False, processes: int = 1) -> None:
+    """Checks values, data sets, proposals, weights and device; `add_dcn_config` is not needed.
 
     Args:
         cfg: the config.
         training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
         resume: whether MODEL.WEIGHTS is not needed if OUTPUT_DIR has a checkpoint.
+        processes: number of processes that train.
 
     Raises:
         UserError: if a value is wrong, or a file does not exist (then a FileNotFoundError too).
     """
+    check_device(cfg.MODEL.DEVICE)
+    check_values(cfg, training)
+    if training:
+        _check_training(cfg, processes)
     check_datasets(cfg, training)
     _check_backbone(cfg)
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if not resume or not (PathManager.isfile(last) or checkpoint_names(cfg.OUTPUT_DIR)):
         check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
-    check_device(cfg.MODEL.DEVICE)
+        if not training and not cfg.MODEL.WEIGHTS:
+            raise UserError(
+                "MODEL.WEIGHTS must name the weights to evaluate, got none: add MODEL.WEIGHTS and "
+                "a file at the end of the command line"
+            )
+
+
+def _check_training(cfg: CfgNode, processes: int) -> None:
+    batch, output = cfg.SOLVER.IMS_PER_BATCH, cfg.OUTPUT_DIR
+    if not cfg.SOLVER.REFERENCE_WORLD_SIZE and batch % processes:  # else it is scaled
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of the {processes} processes, got {batch}"
+        )
+    if not isinstance(output, str) or ("://" not in output and not can_write(Path(output))):
+        raise UserError(f"OUTPUT_DIR must be a folder that can be written to, got {output!r}")
 
 
 def check_datasets(cfg: CfgNode, training: bool) -> None:
@@ -235,10 +255,21 @@ def check_no_precomputed_proposals(cfg: CfgNode) -> None:
 
 
 def check_device(name: str) -> None:
-    """Raises ValueError if MODEL.DEVICE does not exist."""
+    """Raises UserError if PyTorch cannot use MODEL.DEVICE."""
     try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"MODEL.DEVICE must be cpu, cuda or cuda:<n>, got {name!r}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"MODEL.DEVICE must be cpu, since PyTorch finds no GPU, got {name!r}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not count:
+            raise UserError(f"MODEL.DEVICE must be cpu, since PyTorch finds no GPU, got {name!r}")
+        if (device.index or 0) >= count:
+            raise UserError(f"MODEL.DEVICE must be cuda:{count - 1} or below, got {name!r}")
+        return
+    try:
+        torch.ones(1, device=device).cpu()  # not possible on meta
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"MODEL.DEVICE must be a device that PyTorch can use here, such as cpu, got {name!r}"
+        ) from error

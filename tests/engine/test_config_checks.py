@@ -103,8 +103,13 @@ def test_unregistered_names_end_the_program_with_one_line(
         build_model(read_config(arguments(key, name, "MODEL.RPN.IN_FEATURES", "['res5']")))
 
 
-def checked(*words: str, training: bool = True, resume: bool = False) -> None:
-    check_config(read_config(arguments("MODEL.WEIGHTS", "", *words)), training, resume)
+def checked(*words: str, training: bool = True, resume: bool = False, processes: int = 1) -> None:
+    weights = "" if training else "https://example.org/model.pth"
+    given = ["MODEL.WEIGHTS", weights, *ON_RES5, *words]
+    check_config(read_config(arguments(*given)), training, resume, processes)
+
+
+ON_RES5 = ["MODEL.RETINANET.IN_FEATURES", "['res5']", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res5']"]
 
 
 def on(data: str, *words: str) -> list[str]:
@@ -132,6 +137,15 @@ def test_a_correct_config_passes(tiny_coco) -> None:
         (["DATASETS.TEST", "('lvis_v1_val',)"], "lvis_v1_val is incomplete"),
         (["MODEL.WEIGHTS", "none.pth"], r"MODEL\.WEIGHTS must be a file.* got 'none\.pth'"),
         (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE must be cpu, cuda or cuda:<n>, got 'gpu'"),
+        (["MODEL.DEVICE", "None"], r"MODEL\.DEVICE must be cpu, cuda or cuda:<n>, got None"),
+        (["MODEL.DEVICE", "meta"], r"must be a device that PyTorch can use here, .* got 'meta'"),
+        (
+            ["MODEL.DEVICE", "xpu:99"],
+            r"must be a device that PyTorch can use here, .* got 'xpu:99'",
+        ),
+        (["SOLVER.MAX_ITER", "0"], r"SOLVER\.MAX_ITER must be a whole number above 0"),
+        (["OUTPUT_DIR", "README.md"], r"OUTPUT_DIR must be a folder that .* got 'README\.md'"),
+        (["OUTPUT_DIR", "README.md/a"], r"OUTPUT_DIR must be a folder .* got 'README\.md/a'"),
         (["MODEL.LOAD_PROPOSALS", "True"], r"PROPOSAL_FILES_TRAIN must have a file for each"),
         (
             ["MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", "('p.pkl',)"],
@@ -142,6 +156,22 @@ def test_a_correct_config_passes(tiny_coco) -> None:
 def test_what_would_fail_later_is_an_error(words: list[str], message: str, tiny_coco) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         checked(*on(tiny_coco, *words))
+
+
+def test_evaluation_needs_weights(tiny_coco, tmp_path: Path) -> None:
+    words = on(tiny_coco, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS must name the weights to evaluate, got n"):
+        checked(*words, training=False, resume=True)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    checked(*words, training=False, resume=True)
+
+
+def test_a_batch_is_divided_among_the_processes(tiny_coco) -> None:
+    words = on(tiny_coco, "SOLVER.IMS_PER_BATCH", "6")
+    checked(*words, processes=3)
+    with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH must be a multiple of the 4 proc"):
+        checked(*words, processes=4)
+    checked(*words, "SOLVER.REFERENCE_WORLD_SIZE", "2", processes=4)  # scales it
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to name")

@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Rules for the values of config keys.
+
+With other values Detectron2 0.6 or this package was seen to crash, or cannot train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from detectron2.config import CfgNode
+from detectron2.layers import get_norm
+
+from dcn_plugin.layers.roi_pool import MODES
+from dcn_plugin.modeling.backbone.deform_stages import FEATURES
+
+Holds = Callable[[Any, CfgNode], bool]  # called with a value and the config
+
+
+class Must(NamedTuple):
+    """What a value must be. `holds` returns whether it is, or raises, such as a TypeError."""
+
+    text: str
+    holds: Holds
+
+
+Rules = Mapping[str, Mapping[str, Must]]  # by what reads the keys, and keys separated by spaces
+
+
+def whole(low: int = -(2**31), high: int = 2**31 - 1) -> Holds:
+    """Returns whether a value is a whole number from low to high."""
+    return lambda value, cfg: isinstance(value, int) and low <= value <= high
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Holds:
+    """Returns whether a value is a finite number from low to high."""
+    return lambda value, cfg: low <= value <= high and math.isfinite(value)
+
+
+def positive(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether a value is a finite number above 0."""
+    return 0 < value < math.inf
+
+
+def each(holds: Holds) -> Holds:
+    """Returns whether a value is a list that is not empty, and all its items hold."""
+    return lambda value, cfg: (
+        isinstance(value, (list, tuple)) and bool(value) and all(holds(v, cfg) for v in value)
+    )
+
+
+def one_of(*known: object) -> Must:
+    """Requires a value that is known."""
+    return Must(f"one of {', '.join(map(str, known))}", lambda value, cfg: value in known)
+
+
+def none_or(must: Must) -> Must:
+    """Requires None or another value."""
+    return Must(f"None or {must.text}", lambda v, cfg: v is None or must.holds(v, cfg))
+
+
+def is_norm(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether `get_norm` knows a norm, which may be a function of a LazyConfig."""
+    try:
+        get_norm(value, 32)
+    except KeyError:
+        return False
+    return True
+
+
+def is_image_format(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether images can be read in a format, with a mean for each of their channels."""
+    mode = "RGB" if value in (None, "BGR", "YUV-BT.601") else value
+    channels = len(Image.new("RGB", (1, 1)).convert(mode).getbands())
+    # Of the modes with one channel Detectron2 takes L only. A custom mapper may add channels.
+    return channels <= len(cfg.MODEL.PIXEL_MEAN) and (channels > 1 or value == "L")
+
+
+def is_nesterov(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether SGD can have this SOLVER.NESTEROV."""
+    return not value or cfg.SOLVER.MOMENTUM > 0
+
+
+def divides_batch(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether SOLVER.IMS_PER_BATCH is a multiple of SOLVER.REFERENCE_WORLD_SIZE."""
+    return value == 0 or (value > 0 and cfg.SOLVER.IMS_PER_BATCH % value == 0)
+
+
+def are_steps(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether a schedule can have these steps; it ignores those beyond its end."""
+    steps = [step for step in value if step <= cfg.SOLVER.MAX_ITER]
+    return all(a < b for a, b in zip([0, *steps], [*steps, cfg.SOLVER.MAX_ITER], strict=True))
+
+
+def are_train_sizes(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether Detectron2 can sample the shorter side of images."""
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "range":
+        return each(whole(0))(value, cfg)
+    return len(value) == 2 and 0 <= value[0] <= value[1]
+
+
+def is_crop_size(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether INPUT.CROP.SIZE fits INPUT.CROP.TYPE."""
+    if not cfg.INPUT.CROP.TYPE.startswith("absolute"):
+        return len(value) == 2 and all(0 < part <= 1 for part in value)
+    ordered = cfg.INPUT.CROP.TYPE == "absolute" or value[0] <= value[1]
+    return len(value) == 2 and all(whole(1)(part, cfg) for part in value) and ordered
+
+
+def are_expected_results(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether Detectron2 can compare results with TEST.EXPECTED_RESULTS."""
+    return all(
+        len(row) == 4 and all(map(math.isfinite, row[2:])) and all(map(str.strip, row[:2]))
+        for row in value
+    )
+
+
+def of_stages(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether there is a value for each of res2 to res5."""
+    return len(value) == 4
+
+
+def are_blocks(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether there is a number of blocks for each of res2 to res5."""
+    return len(value) == 4 and each(whole(0))(value, cfg)
+
+
+def are_out_features(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether a feature pyramid can be built on these features of the ResNet."""
+    return len(value) > 0 and set(value) <= set(cfg.MODEL.RESNETS.OUT_FEATURES)
+
+
+def are_channels(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether the head of an RPN can have these convolutions."""
+    return all(whole(1)(channels, cfg) or [channels] == value == [-1] for channels in value)
+
+
+def are_thresholds(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether `Matcher` takes these IoU thresholds."""
+    return value[0] > 0 and list(value) == sorted(value) and all(math.isfinite(v) for v in value)
+
+
+def are_labels(section: str) -> Holds:
+    """Returns whether there is a label for each interval of IOU_THRESHOLDS of a section."""
+    return lambda value, cfg: (
+        len(value) == len(cfg.MODEL[section].IOU_THRESHOLDS) + 1 and set(value) <= {-1, 0, 1}
+    )
+
+
+def are_anchors(features: str) -> Holds:
+    """Returns whether anchors have these sizes or aspect ratios on the features of a section."""
+
+    def holds(value: Any, cfg: CfgNode) -> bool:
+        if not isinstance(value[0], (list, tuple)):  # the same for all features
+            return each(positive)(value, cfg)
+        levels = (1, len(cfg.MODEL[features].IN_FEATURES))
+        return len(value) in levels and each(each(positive))(value, cfg)
+
+    return holds
+
+
+def are_box_weights(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether deltas of boxes can be normalized with these weights."""
+    return len(value) in (4, 5) and all(math.isfinite(weight) and weight != 0 for weight in value)
+
+
+def has_layers(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether a box head has a layer."""
+    return value + cfg.MODEL.ROI_BOX_HEAD.NUM_CONV > 0
+
+
+def are_cascade_ious(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether a cascade can have these IoU thresholds."""
+    return value[0] == cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0] and are_thresholds(value, cfg)
+
+
+def are_stages(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether there are weights for each stage of a cascade."""
+    stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
+    return len(value) == stages and all(are_box_weights(weights, cfg) for weights in value)
+
+
+def are_sigmas(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether there is a sigma for each keypoint, or none."""
+    count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    return len(value) in (0, count) and all(sigma > 0 for sigma in value)
+
+
+WHOLE = Must("a whole number of 32 bits", whole())
+POSITIVE = Must("a whole number above 0, of 32 bits", whole(1))
+COUNT = Must("a whole number, 0 or more, of 32 bits", whole(0))
+FINITE = Must("a finite number", number())
+A_NUMBER = Must("a number", lambda value, cfg: not math.isnan(value))
+NOT_NEGATIVE = Must("a finite number, 0 or more", number(0))
+ABOVE_0 = Must("a finite number above 0", positive)
+FRACTION = Must("from 0 to 1", number(0, 1))
+PERIOD = Must("a whole number of iterations (0: never)", whole())
+NORM = Must(
+    'a name that detectron2.layers.get_norm knows, such as BN, FrozenBN, SyncBN, GN or ""', is_norm
+)
+THRESHOLDS = Must("ascending numbers above 0, at least one", are_thresholds)
+LABELS = "one more than IOU_THRESHOLDS, each -1, 0 or 1"
+BOX_WEIGHTS = Must("four finite numbers other than 0 (five for rotated boxes)", are_box_weights)
+NAMES = Must("names of features", each(lambda value, cfg: isinstance(value, str)))
+LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
+POOLER = one_of("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+
+
+def anchor_rules(section: str) -> dict[str, Must]:
+    """Returns the rules of anchors on the features of a section of MODEL."""
+    lists = Must(
+        f"positive numbers, in one list for all of MODEL.{section}.IN_FEATURES or one for each",
+        are_anchors(section),
+    )
+    return {
+        "MODEL.ANCHOR_GENERATOR.SIZES MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": lists,
+        "MODEL.ANCHOR_GENERATOR.OFFSET": Must("from 0 to below 1", lambda v, cfg: 0 <= v < 1),
+    }
+
+
+RULES: Rules = {
+    "all": {
+        "SEED": Must("below 2**32 (negative: random)", whole(high=2**32 - 1)),
+        "VIS_PERIOD OFFSET_MONITOR_PERIOD": PERIOD,
+        "DATALOADER.NUM_WORKERS": COUNT,
+        "INPUT.FORMAT": Must(
+            "BGR, YUV-BT.601 or a mode of PIL such as RGB or L, with no more channels than "
+            "MODEL.PIXEL_MEAN has numbers",
+            is_image_format,
+        ),
+    },
+    "training": {
+        "SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.IMS_PER_BATCH": POSITIVE,
+        "SOLVER.BASE_LR SOLVER.WARMUP_FACTOR SOLVER.MOMENTUM SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,
+        "SOLVER.OFFSET_LR_FACTOR SOLVER.ROI_OFFSET_LR_FACTOR": NOT_NEGATIVE,
+        "SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_BIAS": none_or(NOT_NEGATIVE),
+        "SOLVER.BIAS_LR_FACTOR": none_or(NOT_NEGATIVE),
+        "SOLVER.NESTEROV": Must("False without SOLVER.MOMENTUM", is_nesterov),
+        "SOLVER.LR_SCHEDULER_NAME": one_of(
+            "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+        ),
+        "SOLVER.WARMUP_ITERS": COUNT,
+        "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
+        "SOLVER.REFERENCE_WORLD_SIZE": Must(
+            "0 or a divisor of SOLVER.IMS_PER_BATCH", divides_batch
+        ),
+        "DATALOADER.SAMPLER_TRAIN": one_of(
+            *("TrainingSampler", "RepeatFactorTrainingSampler"),
+            *("RandomSubsetTrainingSampler", "WeightedTrainingSampler"),
+        ),
+        "TEST.EVAL_PERIOD": PERIOD,
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+        "INPUT.MIN_SIZE_TRAIN": Must(
+            "whole numbers, 0 or more, at least one; minimum and maximum with the sampling range",
+            are_train_sizes,
+        ),
+        "INPUT.MAX_SIZE_TRAIN": POSITIVE,
+        "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
+    },
+    "steps": {
+        "SOLVER.STEPS": Must("ascending numbers above 0 and below SOLVER.MAX_ITER", are_steps),
+        "SOLVER.GAMMA": NOT_NEGATIVE,
+    },
+    "repeat factors": {"DATALOADER.REPEAT_THRESHOLD": NOT_NEGATIVE},
+    "clipping": {
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": ABOVE_0,
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Must("above 0", lambda value, cfg: value > 0),
+    },
+    "amp": {
+        "MODEL.DEVICE": Must(
+            "a GPU if SOLVER.AMP.ENABLED is True, since Detectron2 scales gradients only there",
+            lambda value, cfg: not value.startswith("cpu"),
+        )
+    },
+    "crop": {
+        "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
+        "INPUT.CROP.SIZE": Must(
+            "two fractions above 0; with an absolute TYPE two sizes in pixels", is_crop_size
+        ),
+    },
+    "precise bn": {"TEST.PRECISE_BN.NUM_ITER": POSITIVE},
+    "test": {
+        "INPUT.MIN_SIZE_TEST": COUNT,
+        "INPUT.MAX_SIZE_TEST": POSITIVE,
+        "TEST.DETECTIONS_PER_IMAGE": Must("a whole number (negative: all)", whole()),
+        "TEST.EXPECTED_RESULTS": Must(
+            "lists of task, metric, number and tolerance", are_expected_results
+        ),
+    },
+    "tta": {
+        "TEST.AUG.MIN_SIZES": Must("whole numbers above 0, at least one", each(whole(1))),
+        "TEST.AUG.MAX_SIZE": POSITIVE,
+    },
+    "images": {
+        "MODEL.PIXEL_MEAN": Must("a finite number for each channel", each(number())),
+        "MODEL.PIXEL_STD": Must(
+            "finite numbers other than 0", each(lambda v, cfg: v != 0 and math.isfinite(v))
+        ),
+    },
+    "normalization": {
+        "MODEL.PIXEL_STD": Must(
+            "as long as MODEL.PIXEL_MEAN", lambda v, cfg: len(v) == len(cfg.MODEL.PIXEL_MEAN)
+        )
+    },
+    "resnet": {
+        "MODEL.RESNETS.NORM": NORM,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS MODEL.RESNETS.RES2_OUT_CHANNELS": POSITIVE,
+        "MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP": POSITIVE,
+        "MODEL.RESNETS.DEFORM_NUM_GROUPS": POSITIVE,
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Must(
+            "True or False for each of res2 to res5", of_stages
+        ),
+        "MODEL.BACKBONE.FREEZE_AT": WHOLE,
+    },
+    "plain resnet": {
+        "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101, 152),
+        "MODEL.RESNETS.RES5_DILATION": one_of(1, 2),
+        "MODEL.RESNETS.OUT_FEATURES": Must(
+            f"some of {', '.join(FEATURES[:-1])}", each(one_of(*FEATURES[:-1]).holds)
+        ),
+    },
+    "deform resnet": {
+        "MODEL.RESNETS.DEFORM_LAST": Must("four whole numbers, for res2 to res5", are_blocks),
+        "MODEL.RESNETS.RES5_DILATION MODEL.RESNETS.REDUCED_CHANNELS": POSITIVE,
+        "MODEL.RESNETS.REDUCED_NORM": NORM,
+        "MODEL.RESNETS.OUT_FEATURES": Must(
+            f"some of {', '.join(FEATURES)}", each(one_of(*FEATURES).holds)
+        ),
+    },
+    "fpn": {
+        "MODEL.FPN.IN_FEATURES": Must("some of MODEL.RESNETS.OUT_FEATURES", are_out_features),
+        "MODEL.FPN.OUT_CHANNELS": POSITIVE,
+        "MODEL.FPN.NORM": NORM,
+        "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
+    },
+    "rpn": {
+        "MODEL.RPN.IN_FEATURES": NAMES,
+        "MODEL.RPN.IOU_THRESHOLDS": THRESHOLDS,
+        "MODEL.RPN.IOU_LABELS": Must(LABELS, are_labels("RPN")),
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": POSITIVE,
+        "MODEL.RPN.POSITIVE_FRACTION": FRACTION,
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE": LOSS,
+        "MODEL.RPN.LOSS_WEIGHT MODEL.RPN.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.RPN.BBOX_REG_WEIGHTS": BOX_WEIGHTS,
+        "MODEL.RPN.SMOOTH_L1_BETA": FINITE,
+        "MODEL.RPN.BOUNDARY_THRESH": WHOLE,
+        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": FINITE,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": COUNT,
+    },
+    "proposals": {
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": COUNT,
+        "MODEL.RPN.NMS_THRESH": A_NUMBER,
+    },
+    "rpn head": {
+        "MODEL.RPN.CONV_DIMS": Must(
+            "whole numbers above 0, or [-1] for the channels of the features", are_channels
+        )
+    },
+    "rpn anchors": anchor_rules("RPN"),
+    "classes": {"MODEL.ROI_HEADS.NUM_CLASSES": POSITIVE},
+    "detections": {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST": A_NUMBER,
+    },
+    "roi heads": {
+        "MODEL.ROI_HEADS.IN_FEATURES": NAMES,
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": THRESHOLDS,
+        "MODEL.ROI_HEADS.IOU_LABELS": Must(LABELS, are_labels("ROI_HEADS")),
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": POSITIVE,
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": COUNT,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": LOSS,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": FINITE,
+    },
+    "roi sampling": {
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": POSITIVE,
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION": FRACTION,
+    },
+    "one stage": {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": BOX_WEIGHTS},
+    "cascade": {
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": Must(
+            "ascending numbers above 0, the first as in MODEL.ROI_HEADS.IOU_THRESHOLDS",
+            are_cascade_ious,
+        ),
+        "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": Must(
+            f"for each stage {BOX_WEIGHTS.text}", are_stages
+        ),
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": one_of(True),
+    },
+    "box pooler": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLER},
+    "deform pooler": {
+        "MODEL.ROI_BOX_HEAD.POOLER_MODE": one_of(*MODES),
+        "MODEL.ROI_BOX_HEAD.DEFORM_GAMMA": FINITE,
+    },
+    "ohem": {"MODEL.ROI_HEADS.OHEM": COUNT},
+    "fc box head": {
+        "MODEL.ROI_BOX_HEAD.NUM_CONV MODEL.ROI_BOX_HEAD.NUM_FC": COUNT,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": Must("above 0 if NUM_CONV is 0", has_layers),
+        "MODEL.ROI_BOX_HEAD.FC_DIM MODEL.ROI_BOX_HEAD.CONV_DIM": POSITIVE,
+        "MODEL.ROI_BOX_HEAD.NORM": NORM,
+    },
+    "masks": {
+        "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION MODEL.ROI_MASK_HEAD.CONV_DIM": POSITIVE,
+        "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_MASK_HEAD.NUM_CONV": COUNT,
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLER,
+        "MODEL.ROI_MASK_HEAD.NORM": NORM,
+    },
+    "keypoints": {
+        "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": POSITIVE,
+        "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": POSITIVE,
+        "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": COUNT,
+        "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": POOLER,
+        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": Must("whole numbers above 0", each(whole(1))),
+        "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": NOT_NEGATIVE,
+        "TEST.KEYPOINT_OKS_SIGMAS": Must("empty, or a number above 0 per keypoint", are_sigmas),
+    },
+    "retinanet": {
+        "MODEL.RETINANET.IN_FEATURES": NAMES,
+        "MODEL.RETINANET.NUM_CLASSES": POSITIVE,
+        "MODEL.RETINANET.NUM_CONVS MODEL.RETINANET.TOPK_CANDIDATES_TEST": COUNT,
+        "MODEL.RETINANET.IOU_THRESHOLDS": THRESHOLDS,
+        "MODEL.RETINANET.IOU_LABELS": Must(LABELS, are_labels("RETINANET")),
+        "MODEL.RETINANET.PRIOR_PROB": Must("above 0 and below 1", lambda v, cfg: 0 < v < 1),
+        "MODEL.RETINANET.SCORE_THRESH_TEST MODEL.RETINANET.NMS_THRESH_TEST": A_NUMBER,
+        "MODEL.RETINANET.FOCAL_LOSS_GAMMA MODEL.RETINANET.FOCAL_LOSS_ALPHA": FINITE,
+        "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": FINITE,
+        "MODEL.RETINANET.BBOX_REG_WEIGHTS": BOX_WEIGHTS,
+        "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": LOSS,
+        "MODEL.RETINANET.NORM": NORM,
+        **anchor_rules("RETINANET"),
+    },
+    "semantic segmentation": {
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": NAMES,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": POSITIVE,
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": WHOLE,
+        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": NOT_NEGATIVE,
+    },
+    "sem seg fpn": {
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.COMMON_STRIDE": POSITIVE,
+        "MODEL.SEM_SEG_HEAD.NORM": NORM,
+    },
+}
+# Values that work, though hardly as meant.
+WARNINGS: Rules = {
+    "training": {
+        "SOLVER.BASE_LR": ABOVE_0,
+        "SOLVER.WARMUP_ITERS": Must(
+            "below SOLVER.MAX_ITER", lambda value, cfg: value < cfg.SOLVER.MAX_ITER
+        ),
+        "INPUT.MAX_SIZE_TRAIN": Must(
+            "at least INPUT.MIN_SIZE_TRAIN", lambda v, cfg: v >= max(cfg.INPUT.MIN_SIZE_TRAIN)
+        ),
+    },
+    "steps": {"SOLVER.GAMMA": ABOVE_0},
+    "test": {
+        "INPUT.MAX_SIZE_TEST": Must(
+            "at least INPUT.MIN_SIZE_TEST", lambda value, cfg: value >= cfg.INPUT.MIN_SIZE_TEST
+        ),
+        "TEST.DETECTIONS_PER_IMAGE": Must("other than 0", lambda value, cfg: value != 0),
+    },
+    "resnet": {"MODEL.BACKBONE.FREEZE_AT": Must("from 0 to 5", whole(0, 5))},
+    "proposals": {"MODEL.RPN.NMS_THRESH": FRACTION},
+    "detections": {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST": FRACTION,
+    },
+    "retinanet": {
+        "MODEL.RETINANET.SCORE_THRESH_TEST MODEL.RETINANET.NMS_THRESH_TEST": FRACTION,
+    },
+}

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) dcn_plugin contributors
+"""Checks of the values of config keys before anything is built.
+
+A key is checked only where a component of Detectron2 or of this package reads it: what custom
+components do with their keys is not known.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import reduce
+from itertools import chain
+from typing import Any
+
+import torch
+
+from detectron2 import modeling
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor, build_backbone
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
+from detectron2.modeling.meta_arch.rcnn import ProposalNetwork
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.proposal_generator import RPN, RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import (
+    ROI_BOX_HEAD_REGISTRY,
+    CascadeROIHeads,
+    Res5ROIHeads,
+    ROIHeads,
+    StandardROIHeads,
+)
+from detectron2.utils.registry import Registry
+
+from dcn_plugin.messages import UserError
+from dcn_plugin.modeling import DeformROIHeads, RFCNROIHeads
+from dcn_plugin.modeling.model_config_checks import check_features
+from dcn_plugin.modeling.proposal_generator import CategoryDetector
+
+from .config_rules import RULES, WARNINGS, Must, Rules
+
+STOCK = ("detectron2.modeling.", "dcn_plugin.")  # modules whose components read known keys
+# What reads IN_FEATURES of which section.
+IN_FEATURES = {
+    "rpn": "RPN",
+    "roi heads": "ROI_HEADS",
+    "retinanet": "RETINANET",
+    "semantic segmentation": "SEM_SEG_HEAD",
+}
+
+
+def check_values(cfg: CfgNode, training: bool) -> None:
+    """Checks the values of the keys that Detectron2 and this package read.
+
+    Args:
+        cfg: the config; `add_dcn_config` is not needed.
+        training: whether the keys of training are read.
+
+    Raises:
+        UserError: if a value would crash, or the model could not be trained with it.
+    """
+    read = list(readers(cfg, training))
+    for key, must, value in _broken(cfg, RULES, read):
+        raise UserError(f"{key} must be {must}, got {value!r}")
+    for key, must, value in _broken(cfg, WARNINGS, read):
+        logging.getLogger(__name__).warning("%s should be %s, got %r", key, must, value)
+    _check_in_features(cfg, read)
+
+
+def _broken(cfg: CfgNode, rules: Rules, read: list[str]) -> Iterator[tuple[str, str, Any]]:
+    """Yields key, text and value of each rule of what is read that does not hold."""
+    for keys, must in chain.from_iterable(rules[name].items() for name in read if name in rules):
+        for key in keys.split():
+            *sections, name = key.split(".")
+            node = reduce(CfgNode.__getitem__, sections, cfg)
+            if name in node and not _holds(must, node[name], cfg):  # it may be of another version
+                yield key, must.text, node[name]
+
+
+def _holds(must: Must, value: Any, cfg: CfgNode) -> bool:
+    try:
+        return must.holds(value, cfg)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # another type
+        return False
+
+
+def readers(cfg: CfgNode, training: bool) -> Iterator[str]:
+    """Yields the groups of keys that are read.
+
+    Args:
+        cfg: the config.
+        training: as in `check_values`.
+    """
+    yield "all"
+    if training:
+        solver = cfg.SOLVER
+        yield "training"
+        yield from {"WarmupMultiStepLR": ["steps"]}.get(solver.LR_SCHEDULER_NAME, [])
+        if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+            yield "repeat factors"
+        if solver.CLIP_GRADIENTS.ENABLED:
+            yield "clipping"
+        if solver.AMP.ENABLED:
+            yield "amp"
+        if cfg.INPUT.CROP.ENABLED:
+            yield "crop"
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            yield "precise bn"
+    if cfg.DATASETS.TEST:
+        yield "test"
+        if cfg.TEST.AUG.ENABLED:
+            yield "tta"
+    yield from _backbone_readers(cfg)
+    architecture = _stock(modeling.META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    if architecture is None:  # custom
+        return
+    yield "images"
+    if issubclass(architecture, (GeneralizedRCNN, RetinaNet)):
+        yield "normalization"
+    if issubclass(architecture, (GeneralizedRCNN, ProposalNetwork)):
+        yield from _detector_readers(cfg, architecture)
+    if issubclass(architecture, RetinaNet):
+        yield "retinanet"
+    if issubclass(architecture, (SemanticSegmentor, PanopticFPN)):
+        head = _stock(modeling.SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME)
+        if head is not None:
+            yield "semantic segmentation"
+        if head is SemSegFPNHead:
+            yield "sem seg fpn"
+
+
+def _backbone_readers(cfg: CfgNode) -> Iterator[str]:
+    backbone = _stock(modeling.BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME)
+    name = backbone.__name__ if backbone else ""
+    if "resnet" in name:
+        yield "backbone"
+        yield "resnet"
+        yield "deform resnet" if backbone.__module__.startswith("dcn_plugin") else "plain resnet"
+    if "fpn" in name:
+        yield "fpn"
+
+
+def _detector_readers(cfg: CfgNode, architecture: type) -> Iterator[str]:
+    generator = getattr(architecture, "generator", None)  # of CategoryAwareRPN
+    if generator is None and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        generator = _stock(modeling.PROPOSAL_GENERATOR_REGISTRY, cfg.MODEL.PROPOSAL_GENERATOR.NAME)
+    if generator is not None and issubclass(generator, RPN):
+        yield "rpn"
+        if generator is not CategoryDetector:
+            yield "proposals"
+        if _stock(RPN_HEAD_REGISTRY, cfg.MODEL.RPN.HEAD_NAME):
+            yield "rpn head"
+        if _stock(ANCHOR_GENERATOR_REGISTRY, cfg.MODEL.ANCHOR_GENERATOR.NAME):
+            yield "rpn anchors"
+    if generator is CategoryDetector:
+        yield "classes"
+        yield "detections"
+    elif issubclass(architecture, GeneralizedRCNN):
+        heads = _stock(modeling.ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME)
+        if heads is not None:
+            yield from _heads_readers(cfg, heads)
+
+
+def _heads_readers(cfg: CfgNode, heads: type[ROIHeads]) -> Iterator[str]:
+    model = cfg.MODEL
+    yield "classes"
+    yield "detections"
+    yield "roi heads"
+    yield "cascade" if issubclass(heads, CascadeROIHeads) else "one stage"
+    if issubclass(heads, RFCNROIHeads):
+        yield "ohem"
+    if not (issubclass(heads, RFCNROIHeads) and model.ROI_HEADS.get("OHEM", 0)):
+        yield "roi sampling"
+    if issubclass(heads, (StandardROIHeads, Res5ROIHeads)):
+        yield "box pooler"
+    if issubclass(heads, (DeformROIHeads, RFCNROIHeads)):
+        yield "deform pooler"
+    if issubclass(heads, StandardROIHeads) and _stock(
+        ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME
+    ):
+        yield "fc box head"
+    if model.MASK_ON and _stock(modeling.ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME):
+        yield "masks"
+    if model.KEYPOINT_ON and _stock(
+        modeling.ROI_KEYPOINT_HEAD_REGISTRY, model.ROI_KEYPOINT_HEAD.NAME
+    ):
+        yield "keypoints"
+
+
+def _stock(registry: Registry, name: str) -> Any:
+    """Returns a component of Detectron2 or of this package; None for others."""
+    component = registry.get(name)  # a KeyError says that it is unknown
+    return component if component.__module__.startswith(STOCK) else None
+
+
+def _check_in_features(cfg: CfgNode, read: list[str]) -> None:
+    sections = [IN_FEATURES[name] for name in read if name in IN_FEATURES]
+    if "backbone" not in read or not sections:
+        return
+    with torch.device("meta"):  # computes and allocates nothing
+        known = build_backbone(cfg).output_shape()
+    for section in sections:
+        check_features(f"MODEL.{section}.IN_FEATURES", cfg.MODEL[section].IN_FEATURES, known, False)
