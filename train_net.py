@@ -82,7 +82,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     cfg = setup(args)
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(
-        model, cfg.OUTPUT_DIR, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
+        model,
+        cfg.OUTPUT_DIR,
+        allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS,
+        trained=True,
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)

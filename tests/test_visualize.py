@@ -183,6 +183,13 @@ def test_folders_videos_and_data_sets(weights, image: Path, tmp_path: Path) -> N
             r"has neither deformable convolutions nor",
         ),
         (["MODEL.DEVICE", "gpu"], r"MODEL.DEVICE must be cpu"),
+        (["--weights", "{deeplab}"], r"has no weight that fits proposal_generator of the Category"),
+        (["--weights", "{tmp}/nothing.pth"], r"nothing.pth has no weight that fits the backbone"),
+        (["--config-file", "{tmp}/broken.jpg"], r"broken.jpg must have sections and keys in YAML"),
+        (["--config-file", "{image}"], r"picture.png must have sections and keys in YAML, .* byte"),
+        (["--input", "{tmp}/broken.json"], r"broken.json cannot be read as an image"),
+        (["MODEL.RESNETS.NORM", "Batch"], r"MODEL.RESNETS.NORM must be a name"),
+        (["INPUT.MIN_SIZE_TEST", "-1"], r"INPUT.MIN_SIZE_TEST must be a whole number"),
     ],
 )
 def test_errors_are_one_line(
@@ -191,9 +198,12 @@ def test_errors_are_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.jpg").write_text("not an image")
     (tmp_path / "broken.mp4").write_text("not a video")
+    (tmp_path / "broken.json").write_text("{}")
+    torch.save({"model": {}}, tmp_path / "nothing.pth")
     output = tmp_path / "output"
     name = "ca_rpn_slim_dconv3"
-    words = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    places = {"tmp": tmp_path, "image": image, "deeplab": weights["deeplab_slim_dconv3"]}
+    words = [word.format(**places) for word in words]
     given = ["--input", image, "--output", output]
     with pytest.raises(SystemExit, match=f"visualize: .*{message}"):
         run(name, weights[name], *given, *words)
@@ -224,3 +234,11 @@ def test_points_are_two_numbers(image: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run("ca_rpn_slim_dconv3", "none", "--input", image, "--output", tmp_path, "--points", "3")
     assert "must be x,y, two numbers, got '3'" in capsys.readouterr().err
+
+
+def test_the_output_must_be_a_folder(weights, image: Path, tmp_path: Path, capsys) -> None:
+    name = "ca_rpn_slim_dconv3"
+    for output in (image, image / "below"):
+        with pytest.raises(SystemExit):
+            run(name, weights[name], "--input", image, "--output", output)
+        assert f"must be a folder that can be written to, got '{output}'" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from detectron2.export import TracingAdapter
 
 from dcn_plugin.analysis.complexity import Cost, count_cost
 from dcn_plugin.compat import ignore_known_warnings
-from dcn_plugin.engine import config_checks, load_model, read_config
+from dcn_plugin.engine import config_checks, config_values, load_model, read_config
 from dcn_plugin.messages import UserError, exit_on_error
 
 HEAD = "| model | parameters, M | GFLOP | activations, M | forward, ms | total, ms | relative |"
@@ -67,6 +67,7 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
         config_checks.check_no_precomputed_proposals(cfg)
         config_checks.check_device(cfg.MODEL.DEVICE)
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = min(args.size), max(args.size)
+        config_values.check_values(cfg, training=False)
         name = f"{Path(path).parent.name}/{Path(path).stem}"
         again = sum(known.partition(" (")[0] == name for known in cfgs)
         cfgs[f"{name} ({again + 1})" if again else name] = cfg

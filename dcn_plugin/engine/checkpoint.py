@@ -57,19 +57,23 @@ class Checkpointer(RestrictedCheckpointer):
         save_dir: str = "",
         *,
         allow_unmatched: bool = False,
+        trained: bool = False,
         **checkpointables: Any,
     ) -> None:
-        """Same arguments as `DetectionCheckpointer`, and one more.
+        """Same arguments as `DetectionCheckpointer`, and two more.
 
         Args:
             model: the model.
             save_dir: folder of the checkpoints.
             allow_unmatched: whether to load a file that has no weight of the backbone
                 (MODEL.ALLOW_UNMATCHED_WEIGHTS).
+            trained: whether the file must have weights of the other parts of the model too, such as
+                the RoI heads, unless `allow_unmatched`.
             checkpointables: as for `DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.allow_unmatched = allow_unmatched
+        self.trained = trained
         self._filename = ""  # of the weights that are being loaded
         # Such as a mask of -inf: no sign of divergence.
         self._not_finite_at_start = set(not_finite(self.model.state_dict()))
@@ -288,6 +292,8 @@ class Checkpointer(RestrictedCheckpointer):
         missing = set(incompatible.missing_keys)
         if backbone and backbone <= missing and not self.allow_unmatched:
             raise UserError(self._nothing_matches(backbone, weights, incompatible))
+        if self.trained and not self.allow_unmatched:
+            check_parts(self.model, missing, self._filename)
         for mismatch in mismatches(self.model, origin):
             self.logger.warning(f"{self._filename}: {mismatch}")
         new = offset_parameters(self.model) & missing
@@ -379,6 +385,24 @@ def backbone_parameters(model: nn.Module) -> set[str]:
         if backbone := {name for name in names if name.startswith(prefix)}:
             return backbone
     return names
+
+
+def check_parts(model: nn.Module, missing: Collection[str], filename: str) -> None:
+    """Raises UserError if a file has no weight of a part of a model, such as the RoI heads.
+
+    Args:
+        model: that has loaded the file.
+        missing: names of its parameters that were not loaded.
+        filename: for the message.
+    """
+    for part, module in model.named_children():
+        names = {f"{part}.{name}" for name, _ in module.named_parameters()}
+        if names and names <= set(missing):
+            raise UserError(
+                f"{filename} has no weight that fits {part} of the {type(model).__name__}, so it "
+                "is of another model or of a backbone alone: name the weights of this model after "
+                "training, or set MODEL.ALLOW_UNMATCHED_WEIGHTS to True to run it as it is"
+            )
 
 
 def box_reg_weights(model: nn.Module) -> list[Sequence[float]]:

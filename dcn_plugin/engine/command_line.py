@@ -22,6 +22,7 @@ from dcn_plugin.data import use_custom_data
 from dcn_plugin.messages import UserError, nearest
 
 from .config_checks import check_device, check_no_precomputed_proposals, check_weights
+from .config_values import check_values
 
 # What reading a file that is no config raises.
 NOT_A_CONFIG = (AttributeError, NotImplementedError, RecursionError, TypeError, UnicodeDecodeError)
@@ -104,8 +105,8 @@ def read_trained_config(args: argparse.Namespace) -> CfgNode:
         args: as for `read_config`, and `weights`, for MODEL.WEIGHTS.
 
     Raises:
-        OSError: if a file does not exist.
-        ValueError: if a key or a value is wrong, or the model needs precomputed proposals.
+        UserError: if a file does not exist, a key or a value is wrong, or the model needs
+            precomputed proposals.
     """
     cfg = read_config(args)
     if not args.weights:
@@ -114,6 +115,7 @@ def read_trained_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.WEIGHTS = args.weights
     check_no_precomputed_proposals(cfg)
     check_device(cfg.MODEL.DEVICE)
+    check_values(cfg, training=False)
     return cfg
 
 

@@ -107,7 +107,7 @@ def readers(cfg: CfgNode, training: bool) -> Iterator[str]:
             yield "crop"
         if cfg.TEST.PRECISE_BN.ENABLED:
             yield "precise bn"
-    if cfg.DATASETS.TEST:
+    if cfg.DATASETS.TEST or not training:
         yield "test"
         if cfg.TEST.AUG.ENABLED:
             yield "tta"

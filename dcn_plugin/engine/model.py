@@ -19,8 +19,15 @@ def set_memory_format(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
-    """Builds a model in evaluation mode and loads MODEL.WEIGHTS, which may be empty."""
+    """Builds a model in evaluation mode and loads MODEL.WEIGHTS, which may be empty.
+
+    Args:
+        cfg: the config.
+
+    Raises:
+        UserError: if the file has no weight of a part of the model, such as the RoI heads.
+    """
     model = set_memory_format(cfg, build_model(cfg)).eval()
     allow_unmatched = cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS
-    Checkpointer(model, allow_unmatched=allow_unmatched).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(model, allow_unmatched=allow_unmatched, trained=True).load(cfg.MODEL.WEIGHTS)
     return model

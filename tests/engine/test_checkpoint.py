@@ -19,7 +19,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 
 from dcn_plugin import add_dcn_config
-from dcn_plugin.engine import Checkpointer
+from dcn_plugin.engine import Checkpointer, UserError
 from dcn_plugin.modeling import AlignedInceptionResNet
 from tests.modeling.backbones import build, offset_branches, shake, slim_config
 
@@ -219,3 +219,15 @@ def test_a_damaged_file_is_an_error(tmp_path) -> None:
 def test_other_errors_in_loading_are_not_changed(tmp_path) -> None:
     with pytest.raises(IsADirectoryError):
         Checkpointer(torch.nn.Linear(1, 1))._load_file(str(tmp_path))
+
+
+def test_weights_for_evaluation_are_of_the_whole_model(tmp_path, caplog) -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    weights = {name: value for name, value in model.state_dict().items() if "backbone" in name}
+    torch.save({"model": weights}, tmp_path / "backbone.pth")
+    assert "2 tensors of the model are missing" in load(model, tmp_path / "backbone.pth", caplog)
+    with pytest.raises(UserError, match=r"backbone\.pth has no weight that fits head of the Modul"):
+        Checkpointer(model, trained=True).load(str(tmp_path / "backbone.pth"))
+    Checkpointer(model, trained=True, allow_unmatched=True).load(str(tmp_path / "backbone.pth"))
+    torch.save({"model": model.state_dict()}, tmp_path / "whole.pth")
+    Checkpointer(model, trained=True).load(str(tmp_path / "whole.pth"))
