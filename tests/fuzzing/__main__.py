@@ -6,7 +6,7 @@
 
 builds the ops with the address and undefined-behaviour sanitizers, installs atheris (libFuzzer for
 Python) in a folder of its own, and runs this. Inputs of libFuzzer become random calls through
-Hypothesis: tests.fuzzing.calls.py. It prints how many calls of each function ended how, and the
+Hypothesis: tests/fuzzing/calls.py. It prints how many calls of each function ended how, and the
 coverage. A finding does not stop it: it is printed once, with the command that repeats it, and the
 exit code is 1 in the end.
 
@@ -61,15 +61,14 @@ def fuzz(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     findings: dict[str, str] = {}
     total: Counter[str] = Counter()
-    while (left := deadline - time.monotonic()) > 0 or not total:
-        code = run_worker(options, max(left, 1), findings)
+    problem = ""
+    while not problem and ((left := deadline - time.monotonic()) > 0 or not total):
+        words = [sys.executable, "-m", "tests.fuzzing", "--worker", str(max(left, 1))]
+        problem = run_worker([*words, "--folder", str(options.folder)], findings)
         total.update(json.loads((options.folder / "counts.json").read_text()))
-        if code < 0:
-            print(f"A worker was ended by signal {-code}", flush=True)
-            break
     print_counts(total)
-    print(f"{total[EXECUTIONS]} executions, {len(findings)} findings")
-    return 1 if findings or left > 0 else 0
+    print(f"{total[EXECUTIONS]} executions, {len(findings)} findings{problem}")
+    return 1 if findings or problem else 0
 
 
 def seed_corpus(folder: Path) -> None:
@@ -80,20 +79,18 @@ def seed_corpus(folder: Path) -> None:
         (folder / f"random-{i}").write_bytes(generator.randbytes(MAX_BYTES))
 
 
-def run_worker(options: argparse.Namespace, seconds: float, findings: dict[str, str]) -> int:
+def run_worker(words: list[str], findings: dict[str, str]) -> str:
     """Runs a worker, prints libFuzzer's lines on coverage, and adds to `findings`.
 
     Args:
-        options: of the command line.
-        seconds: how long.
+        words: its command.
         findings: what was found, the same text for the same fault, and the file of the input.
 
     Returns:
-        its exit code.
+        what is wrong if it ended neither in time nor by a finding.
     """
-    words = [sys.executable, "-m", "tests.fuzzing", "--worker", str(seconds)]
-    words += ["--folder", str(options.folder)]
     report: list[str] = []
+    has_crashed = False
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as worker:
@@ -101,14 +98,17 @@ def run_worker(options: argparse.Namespace, seconds: float, findings: dict[str, 
         for line in worker.stdout:
             if re.match(r"#\d+\s+(INITED|pulse|DONE)", line):
                 print(line.rstrip(), flush=True)
-            elif re.search(r"runtime error: |ERROR: ", line) or (report and len(report) < 60):
-                report.append(line.rstrip())  # of a sanitizer or of libFuzzer
+            elif re.search(r"runtime error: |ERROR: |^Traceback ", line) or report:
+                report = [*report, line.rstrip()][:60]  # of a sanitizer, libFuzzer or Python
             if found := re.match(f"{FOUND} (.*) in (.*)", line):
                 add_finding(findings, found[1], found[2])
             if found := re.search(r"Test unit written to (\S+)", line):
+                has_crashed = True
                 add_finding(findings, normalized(report[0]), found[1])
-                print(*report, sep="\n", flush=True)
-    return worker.returncode
+    print(*report, sep="\n", flush=True)
+    return f"; a worker ended with {worker.returncode}" * bool(
+        worker.returncode and not has_crashed
+    )
 
 
 def add_finding(findings: dict[str, str], what: str, path: str) -> None:
@@ -135,13 +135,14 @@ def print_counts(total: Counter[str]) -> None:
         print(f"{name:29s} {sum(ended.values()):8d}: {shown}")
 
 
-def target() -> Any:
-    """Returns the function that makes a call of bytes and checks it."""
-    from hypothesis import HealthCheck, core, given, settings
-    from hypothesis import strategies as st
+def draw_from_full_ranges() -> None:
+    """Lets Hypothesis draw all integers of a range from bytes.
 
-    # Hypothesis draws from a range of n numbers only those below n, and retries for others: ranges
-    # that do not begin at 0 lose numbers or never end (seen with 6.168).
+    From a range of n numbers it draws only those below n, and retries for others: ranges that do
+    not begin at 0 lose numbers or never end (seen with 6.168).
+    """
+    from hypothesis import core
+
     class FullRanges(core.BytestringProvider):
         def draw_integer(
             self, min_value: int | None = None, max_value: int | None = None, **options: Any
@@ -153,6 +154,13 @@ def target() -> Any:
 
     core.BytestringProvider = FullRanges
 
+
+def target() -> Any:
+    """Returns the function that makes a call of bytes and checks it."""
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+
+    draw_from_full_ranges()
     ctypes.CDLL(COUNTERS, ctypes.RTLD_GLOBAL)  # the ops need it
     from tests.fuzzing.calls import Call, Comparison, calls, comparisons
 
