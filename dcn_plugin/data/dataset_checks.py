@@ -18,7 +18,7 @@ import numpy as np
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .coco_checks import check_annotations, read_coco
+from .coco_checks import check_annotations, collection_paused, read_coco
 from .faults import DataError, Faults, short
 from .file_checks import FILES, check_files, image_fault, is_missing, label_map_fault
 from .voc_checks import check_voc
@@ -50,7 +50,6 @@ def find_faults(
     """
     faults, metadata = Faults(), MetadataCatalog.get(name)
     kind, json_file = metadata.get("evaluator_type"), metadata.get("json_file")
-    stock = is_loaded_from_json(name)
     if metadata.get("generated_in") and is_missing(json_file):
         return faults
     if kind == "pascal_voc":
@@ -58,25 +57,42 @@ def find_faults(
         check_voc(folder, metadata.split, metadata.thing_classes, faults, outside)
     elif kind == "lvis" or (json_file and "://" in json_file):
         pass
-    elif kind in COCO_FORMAT and json_file and (stock or (kind and split == "test")):
-        content, faults.path = read_coco(json_file), json_file
-        images = check_annotations(
-            content,
-            faults,
-            split,
-            required=required,
-            filter_empty=filter_empty,
-            loaded=stock,
-            unique_ids="minival" not in json_file,  # as Detectron2
-        )
-        root = metadata.get("image_root")
-        if stock and root is not None:
-            names = [item.get("file_name") for item in images]
-            files = [os.path.join(root, name) for name in names if isinstance(name, str)]
-            check_files(files, faults, root, outside)
+    elif (
+        kind in COCO_FORMAT
+        and json_file
+        and (is_loaded_from_json(name) or (kind and split == "test"))
+    ):
+        with collection_paused():
+            _check_json(name, split, json_file, faults, required, filter_empty, outside)
     else:
         check_records(load_records(name), faults, metadata.as_dict(), outside)
     return faults
+
+
+def _check_json(
+    name: str,
+    split: str,
+    path: str,
+    faults: Faults,
+    required: Sequence[str],
+    filter_empty: bool,
+    outside: bool,
+) -> None:
+    content, faults.path, loaded = read_coco(path), path, is_loaded_from_json(name)
+    images = check_annotations(
+        content,
+        faults,
+        split,
+        required=required,
+        filter_empty=filter_empty,
+        loaded=loaded,
+        unique_ids="minival" not in path,  # as Detectron2
+    )
+    root = MetadataCatalog.get(name).get("image_root")
+    if loaded and root is not None:
+        names = [item.get("file_name") for item in images]
+        files = [os.path.join(root, name) for name in names if isinstance(name, str)]
+        check_files(files, faults, root, outside)
 
 
 def is_loaded_from_json(name: str) -> bool:

@@ -80,7 +80,7 @@ class Faults:
         """
         if self.errors:
             first, *others = self.errors.items()
-            more = f"; and {len(others)} other kinds of errors" if others else ""
+            more = f"; other kinds of errors: {len(others)}" if others else ""
             raise DataError(
                 f"{source}: {self._describe(*first)}{more}. tools/check_dataset.py lists all faults"
             )
