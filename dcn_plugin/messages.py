@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ def exit_on_error(program: str) -> Iterator[None]:
     except UserError as error:
         sys.exit(f"{program}: {' '.join(str(error).splitlines())}")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:  # in a flush
+            sys.exit(f"{program}: {error.strerror}: free some where it writes, as in OUTPUT_DIR")
         if not error.filename or not error.strerror:
             raise
         sys.exit(f"{program}: {error.filename}: {error.strerror}")

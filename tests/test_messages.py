@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
         (MissingFileError("--weights must be a file, got x"), "--weights must be a file, got x"),
         (FileNotFoundError(2, "No such file or directory", "a.json"), "a.json: No such file or d"),
         (PermissionError(13, "Permission denied", "/root"), "/root: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: free some"),
         (KeyError("No object named 'a' found in 'B' registry!"), "No object named 'a' found in"),
     ],
 )
