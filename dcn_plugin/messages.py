@@ -9,6 +9,7 @@ import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from urllib.error import URLError
 
 
 class UserError(ValueError):
@@ -27,8 +28,9 @@ class MissingFileError(UserError, FileNotFoundError):
 def exit_on_error(program: str) -> Iterator[None]:
     """Ends a program with one line for errors that its user can correct; also a decorator.
 
-    These are `UserError`, errors of the operating system that name a file, and names that are not
-    in Detectron2's registries. All others keep their traceback.
+    These are `UserError`, errors of the operating system that name a file, failed downloads (whose
+    address is logged), and names that are not in Detectron2's registries. All others keep their
+    traceback.
 
     Args:
         program: name at the start of the line.
@@ -36,7 +38,12 @@ def exit_on_error(program: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(f"{program}: {' '.join(str(error).splitlines())}")
+        message = str(error)
+        if "\nOriginal Traceback" in message:  # of a process of a DataLoader
+            message = message.rpartition(f"{type(error).__name__}: ")[2]
+        sys.exit(f"{program}: {' '.join(message.splitlines())}")
+    except URLError as error:
+        sys.exit(f"{program}: a download failed, {error}: name a local file instead")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:  # in a flush
             sys.exit(f"{program}: {error.strerror}: free some where it writes, as in OUTPUT_DIR")

@@ -75,3 +75,14 @@ def test_a_missing_metric_is_an_error(runs: list[Path], folder: str, message: st
         SystemExit, match=rf"--metric must be one of .*{folder}, got .*; .*{message}"
     ):
         learning_curves.main(words)
+
+
+@pytest.mark.parametrize("row", [{"iteration": "a", "x": 3}, {"iteration": 1, "x": []}, {"x": 1}])
+def test_rows_of_other_types_are_an_error(row: dict, tmp_path: Path) -> None:
+    (tmp_path / "seed_1").mkdir()
+    other_lines = b"\x89\xff\n[1]\n5\n"  # are skipped
+    file = tmp_path / "seed_1/metrics.json"
+    file.write_bytes(other_lines + json.dumps(row).encode() + b"\n")
+    words = ["--runs", str(tmp_path), "--metric", "x", "--output", "x.png"]
+    with pytest.raises(SystemExit, match=r"learning_curves: .*metrics\.json must have rows"):
+        learning_curves.main(words)

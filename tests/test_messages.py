@@ -7,8 +7,10 @@ from __future__ import annotations
 import errno
 import pickle
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
 
@@ -22,6 +24,8 @@ from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
         (FileNotFoundError(2, "No such file or directory", "a.json"), "a.json: No such file or d"),
         (PermissionError(13, "Permission denied", "/root"), "/root: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: free some"),
+        (URLError("no network"), "a download failed, <urlopen error no network>: name a local"),
+        (HTTPError("http://x", 404, "Not Found", {}, None), "a download failed, HTTP Error 404"),
         (KeyError("No object named 'a' found in 'B' registry!"), "No object named 'a' found in"),
     ],
 )
@@ -47,6 +51,22 @@ def test_unforeseen_errors_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, exit_on_error("program"):
         raise error
     assert caught.value is error
+
+
+class Damaged(Dataset[int]):
+    """A data set whose only item cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise UserError("a.jpg cannot be read: OSError: truncated")
+
+
+def test_errors_in_processes_of_a_loader_are_one_line_too() -> None:
+    with pytest.raises(SystemExit) as caught, exit_on_error("program"):
+        next(iter(DataLoader(Damaged(), num_workers=1)))
+    assert str(caught.value) == "program: a.jpg cannot be read: OSError: truncated"
 
 
 def test_missing_files_are_file_not_found_errors_too() -> None:

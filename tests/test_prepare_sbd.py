@@ -75,6 +75,16 @@ def test_a_damaged_file_is_an_error(folders, content: bytes) -> None:
         run(sbd, voc)
 
 
+def test_damaged_lists_and_images_are_errors(folders) -> None:
+    sbd, voc, _ = folders
+    (voc / "SegmentationClass/2012_000000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(SystemExit, match=r"2012_000000\.png is not an image, or damaged"):
+        run(sbd, voc)
+    (sbd / "dataset/val.txt").write_bytes(b"\x89\xff")
+    with pytest.raises(SystemExit, match=r"prepare_sbd: .*val\.txt must be a text file of image n"):
+        run(sbd, voc)
+
+
 def test_unknown_labels_are_errors(folders) -> None:
     sbd, voc, _ = folders
     path = voc / "SegmentationClass/2012_000000.png"

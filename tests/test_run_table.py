@@ -210,6 +210,14 @@ def test_results_with_other_keys_are_refused(tmp_path: Path) -> None:
     assert call(tmp_path / "out", *words, "--again")[0]["state"] == "run"
 
 
+def test_damaged_results_are_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "VOC-Detection/ca_rpn_R_101_plain/seed_1"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"bbox"')
+    with pytest.raises(SystemExit, match=r"run_table: .*seed_1/results\.json must be in JSON, got"):
+        call(tmp_path, "--table", "1", "--report")
+
+
 def test_a_run_in_progress_is_not_started_twice(tmp_path: Path, capsys) -> None:
     words = ["--table", "1", "--only", "*/ca_rpn*plain"]
     folder = tmp_path / "out/VOC-Detection/ca_rpn_R_101_plain/seed_1"

@@ -124,7 +124,13 @@ def test_two_processes_train_together(data, tmp_path) -> None:
         ("--resume", "has no checkpoint: train first"),
         ("--batch-size 25", "at most the 24 images .*, got 25"),
         ("--deform-last 0 0 0 2", r"blocks of each stage, \[1, 1, 1, 1\], got \[0, 0, 0, 2\]"),
-        ("--train-size 40 36", "must be minimum and maximum, got 40 36"),
+        ("--train-size 40 36", "must be minimum and maximum, got .40, 36"),
+        ("--epochs 0", "--epochs must be above 0, got 0"),
+        ("--workers -1", "--workers must be 0 or more, got -1"),
+        ("--lr nan", "--lr must be a finite number, 0 or more, got nan"),
+        ("--test-size 0", "--test-size must be above 0, got 0"),
+        ("--milestones 5 3", r"--milestones must be ascending epochs above 0, got \[5, 3\]"),
+        ("--device meta", "--device must be a device that PyTorch can use here"),
         ("--data nowhere", "nowhere/train"),
     ],
 )
@@ -132,6 +138,17 @@ def test_wrong_arguments_are_one_line_errors(data, tmp_path, more, message) -> N
     with pytest.raises(SystemExit, match=f"train_classifier: .*{message}"):
         train_classifier.main([*words(data, tmp_path / "new"), *more.split()])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_image_is_named(data, tmp_path) -> None:
+    damaged = next((data / "train").rglob("*.png"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(b"nothing")
+    try:
+        with pytest.raises(SystemExit, match=rf"{damaged.name} cannot be read as an image: cannot"):
+            train_classifier.main(words(data, tmp_path / "new", "--epochs 1 --milestones 6"))
+    finally:
+        damaged.write_bytes(content)
 
 
 def test_only_a_checkpoint_of_the_same_network_is_resumed(data, tmp_path) -> None:

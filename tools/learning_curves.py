@@ -50,7 +50,12 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
     curves, known = [], set()
     for path in sorted(folder.glob(f"seed_*/{METRICS}")):
         rows = list(metrics_backwards(path.parent))[::-1]
-        curve = {row["iteration"] + 1: row[metric] for row in rows if metric in row}
+        try:
+            curve = {row["iteration"] + 1: float(row[metric]) for row in rows if metric in row}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} must have rows with numbers as iteration and {metric}: {error!r}"
+            ) from error
         known |= {name for row in rows for name in row}
         if curve:
             curves.append(curve)

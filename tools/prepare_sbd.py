@@ -47,7 +47,10 @@ def read_list(path: Path) -> list[str]:
     """Reads a list of image names."""
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist")
-    return path.read_text().split()
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be a text file of image names: {error}") from error
 
 
 def read_sbd(path: Path) -> np.ndarray:
@@ -61,10 +64,14 @@ def read_sbd(path: Path) -> np.ndarray:
 
 def read_voc(path: Path) -> np.ndarray:
     """Reads the labels from a PNG of VOC, whose palette indices are class ids."""
-    with Image.open(path) as image:
-        if image.mode not in ("P", "L"):
-            raise UserError(f"{path} must have a palette or grey values, got mode {image.mode}")
-        return np.asarray(image)
+    try:
+        with Image.open(path) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:  # of PIL on damaged files
+        raise UserError(f"{path} is not an image, or damaged: {error}") from error
+    if mode not in ("P", "L"):
+        raise UserError(f"{path} must have a palette or grey values, got mode {mode}")
+    return labels
 
 
 def write_labels(path: Path, labels: np.ndarray, source: Path) -> None:

@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from detectron2.data.samplers import InferenceSampler
@@ -40,6 +43,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from dcn_plugin.engine import Checkpointer, lock_output_dir
 from dcn_plugin.engine.checkpoint_files import checkpoint_names
+from dcn_plugin.engine.config_checks import check_device
 from dcn_plugin.engine.divergence import without_traceback
 from dcn_plugin.engine.launch import join_torchrun
 from dcn_plugin.files import output_folder
@@ -108,13 +112,41 @@ def to_detectron2(image: Tensor) -> Tensor:
     return image.flip(0).float() - torch.tensor(PIXEL_MEAN)[:, None, None]
 
 
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises UserError for numbers with which nothing can be trained."""
+    rules: list[tuple[str, str, Callable[[Any], bool]]] = [
+        ("epochs crop test_size stem_channels res2_channels", "above 0", lambda n: n > 0),
+        ("workers", "0 or more", lambda n: n >= 0),
+        ("lr momentum weight_decay", "a finite number, 0 or more", lambda x: 0 <= x < math.inf),
+        ("milestones", "ascending epochs above 0", lambda m: [0, *m] == sorted({0, *m})),
+        ("train_size", "minimum and maximum", lambda sizes: 1 <= sizes[0] <= sizes[1]),
+    ]
+    for names, must, holds in rules:
+        for name in names.split():
+            if not holds(value := getattr(args, name)):
+                raise UserError(f"--{name.replace('_', '-')} must be {must}, got {value}")
+
+
+def load_image(path: str) -> Image.Image:
+    """Reads an image as torchvision does; the error names the file."""
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError, ValueError) as error:  # of PIL on damaged files
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
 def open_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
     """Opens the folders train/ and val/, and checks that they fit the command line."""
-    least, most = args.train_size
-    if not 1 <= least <= most:
-        raise UserError(f"--train-size must be minimum and maximum, got {least} {most}")
-    train_data = ImageFolder(args.data / "train", training_transform(args.train_size, args.crop))
-    val_data = ImageFolder(args.data / "val", validation_transform(args.test_size, args.crop))
+    train, val = args.data / "train", args.data / "val"
+    try:
+        train_data = ImageFolder(
+            train, training_transform(args.train_size, args.crop), loader=load_image
+        )
+        val_data = ImageFolder(
+            val, validation_transform(args.test_size, args.crop), loader=load_image
+        )
+    except FileNotFoundError as error:  # also if there are no classes
+        raise MissingFileError(f"--data must have {train}/<class>/ and val/: {error}") from error
     if train_data.classes != val_data.classes:
         different = sorted(set(train_data.classes) ^ set(val_data.classes))
         raise UserError(
@@ -290,6 +322,8 @@ def main(words: list[str] | None = None) -> None:
     """Trains or evaluates."""
     args = parse_arguments(words)
     try:
+        check_device(args.device, "--device")
+        check_numbers(args)
         check_output(args)
         if dist.is_torchelastic_launched():
             join_torchrun()

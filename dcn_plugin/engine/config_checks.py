@@ -88,7 +88,7 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH must be a multiple of the {processes} processes, got {batch}"
         )
-    if not isinstance(output, str) or ("://" not in output and not can_write(Path(output))):
+    if not output or ("://" not in output and not can_write(Path(output))):
         raise UserError(f"OUTPUT_DIR must be a folder that can be written to, got {output!r}")
 
 
@@ -254,22 +254,22 @@ def check_no_precomputed_proposals(cfg: CfgNode) -> None:
         )
 
 
-def check_device(name: str) -> None:
-    """Raises UserError if PyTorch cannot use MODEL.DEVICE."""
+def check_device(name: str, key: str = "MODEL.DEVICE") -> None:
+    """Raises UserError if PyTorch cannot use the device that a key or an option names."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"MODEL.DEVICE must be cpu, cuda or cuda:<n>, got {name!r}") from error
+        raise UserError(f"{key} must be cpu, cuda or cuda:<n>, got {name!r}") from error
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if not count:
-            raise UserError(f"MODEL.DEVICE must be cpu, since PyTorch finds no GPU, got {name!r}")
+            raise UserError(f"{key} must be cpu, since PyTorch finds no GPU, got {name!r}")
         if (device.index or 0) >= count:
-            raise UserError(f"MODEL.DEVICE must be cuda:{count - 1} or below, got {name!r}")
+            raise UserError(f"{key} must be cuda:{count - 1} or below, got {name!r}")
         return
     try:
         torch.ones(1, device=device).cpu()  # not possible on meta
     except (AssertionError, ImportError, RuntimeError) as error:
         raise UserError(
-            f"MODEL.DEVICE must be a device that PyTorch can use here, such as cpu, got {name!r}"
+            f"{key} must be a device that PyTorch can use here, such as cpu, got {name!r}"
         ) from error

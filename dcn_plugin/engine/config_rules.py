@@ -228,6 +228,7 @@ RULES: Rules = {
         "SEED": Must("below 2**32 (negative: random)", whole(high=2**32 - 1)),
         "VIS_PERIOD OFFSET_MONITOR_PERIOD": PERIOD,
         "DATALOADER.NUM_WORKERS": COUNT,
+        "CUDNN_BENCHMARK": one_of(True, False),
         "INPUT.FORMAT": Must(
             "BGR, YUV-BT.601 or a mode of PIL such as RGB or L, with no more channels than "
             "MODEL.PIXEL_MEAN has numbers",

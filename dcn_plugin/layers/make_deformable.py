@@ -100,10 +100,10 @@ def _named(model: nn.Module, convs: dict[str, nn.Conv2d], names: Sequence[str]) 
 
 def _last(convs: dict[str, nn.Conv2d], last: int) -> list[str]:
     spatial = [name for name, conv in convs.items() if max(conv.kernel_size) > 1]
-    if not 0 < last <= len(spatial):
+    if not (isinstance(last, int) and 0 < last <= len(spatial)):
         raise ValueError(
             f"make_deformable: last must be from 1 to {len(spatial)}, the model's convolutions "
-            f"larger than 1x1, got {last}"
+            f"larger than 1x1, got {last!r}"
         )
     return spatial[-last:]
 

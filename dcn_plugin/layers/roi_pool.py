@@ -121,7 +121,10 @@ class DeformRoIPool(BoxPool):
             mode: as in `BoxPool`.
         """
         super().__init__(output_size, spatial_scale, sampling_ratio, mode)
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be positive, got {in_channels}")
         self.gamma = gamma
+        self.in_channels = in_channels
         self.offset_fc = OffsetLinear(in_channels * self.bins, 2 * self.bins)
 
     def forward(self, features: Tensor, boxes: Boxes) -> Tensor:
@@ -143,6 +146,11 @@ class DeformRoIPool(BoxPool):
 
         Under autocast they are computed in the dtype of the weights.
         """
+        if features.shape[1] != self.in_channels:
+            raise ValueError(
+                f"DeformRoIPool: features must have the {self.in_channels} channels of in_channels,"
+                f" got {features.shape[1]}"
+            )
         pooled = roi_pool(features, boxes, **self.settings)
         with without_autocast(pooled):
             flat = pooled.flatten(1).to(self.offset_fc.weight.dtype)

@@ -145,6 +145,7 @@ def test_a_correct_config_passes(tiny_coco) -> None:
         ),
         (["SOLVER.MAX_ITER", "0"], r"SOLVER\.MAX_ITER must be a whole number above 0"),
         (["OUTPUT_DIR", "README.md"], r"OUTPUT_DIR must be a folder that .* got 'README\.md'"),
+        (["OUTPUT_DIR", ""], r"OUTPUT_DIR must be a folder that .* got ''"),
         (["OUTPUT_DIR", "README.md/a"], r"OUTPUT_DIR must be a folder .* got 'README\.md/a'"),
         (["MODEL.LOAD_PROPOSALS", "True"], r"PROPOSAL_FILES_TRAIN must have a file for each"),
         (

@@ -169,6 +169,14 @@ def test_invalid_sizes_raise() -> None:
         DeformRoIPool(4, 7, 0)
     with pytest.raises(ValueError, match="divisor of the 6 output channels, got 4"):
         DeformPSRoIPool(4, 6, 7, 0.25, classes=4)
+    with pytest.raises(ValueError, match="in_channels must be positive, got 0"):
+        DeformRoIPool(0, 7, 0.25)
+
+
+def test_other_channels_than_in_channels_raise() -> None:
+    layer = DeformRoIPool(4, 3, 1.0)
+    with pytest.raises(ValueError, match="must have the 4 channels of in_channels, got 8"):
+        layer(torch.ones(1, 8, 6, 6), torch.tensor([[0.0, 1, 1, 4, 4]]))
 
 
 def test_repr() -> None:

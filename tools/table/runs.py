@@ -49,7 +49,12 @@ class Run:
     def results(self) -> dict[str, Any] | None:
         """Returns the results of a finished run."""
         path = self.folder / RESULTS
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except ValueError as error:
+            raise UserError(
+                f"{path} must be in JSON, got {error}: remove it, and the run is repeated"
+            ) from error
 
     def evaluated_weights(self) -> Path | None:
         """Returns the weights to evaluate; None if the run trains."""
@@ -172,10 +177,12 @@ def metrics_backwards(folder: Path) -> Iterator[dict[str, Any]]:
     Skips a line that is still being written, and one that an interruption truncated.
     """
     path = folder / METRICS
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(errors="replace") if path.is_file() else ""
     for line in reversed(text.rpartition("\n")[0].splitlines()):
         with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
 
 
 def progress(folder: Path) -> str:
