@@ -32,8 +32,8 @@ class Must(NamedTuple):
 Rules = Mapping[str, Mapping[str, Must]]  # by what reads the keys, and keys separated by spaces
 
 
-def whole(low: int = -(2**31), high: int = 2**31 - 1) -> Holds:
-    """Returns whether a value is a whole number from low to high."""
+def whole(low: int = -(2**63), high: int = 2**63 - 1) -> Holds:
+    """Returns whether a value is a whole number from low to high, by default of 64 bits."""
     return lambda value, cfg: isinstance(value, int) and low <= value <= high
 
 
@@ -191,9 +191,9 @@ def are_sigmas(value: Any, cfg: CfgNode) -> bool:
     return len(value) in (0, count) and all(sigma > 0 for sigma in value)
 
 
-WHOLE = Must("a whole number of 32 bits", whole())
-POSITIVE = Must("a whole number above 0, of 32 bits", whole(1))
-COUNT = Must("a whole number, 0 or more, of 32 bits", whole(0))
+WHOLE = Must("a whole number", whole())
+POSITIVE = Must("a whole number above 0", whole(1))
+COUNT = Must("a whole number, 0 or more", whole(0))
 FINITE = Must("a finite number", number())
 A_NUMBER = Must("a number", lambda value, cfg: not math.isnan(value))
 NOT_NEGATIVE = Must("a finite number, 0 or more", number(0))
@@ -245,7 +245,7 @@ RULES: Rules = {
         "SOLVER.LR_SCHEDULER_NAME": one_of(
             "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
         ),
-        "SOLVER.WARMUP_ITERS": COUNT,
+        "SOLVER.WARMUP_ITERS": WHOLE,
         "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
         "SOLVER.REFERENCE_WORLD_SIZE": Must(
             "0 or a divisor of SOLVER.IMS_PER_BATCH", divides_batch
@@ -311,7 +311,7 @@ RULES: Rules = {
     },
     "resnet": {
         "MODEL.RESNETS.NORM": NORM,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS MODEL.RESNETS.RES2_OUT_CHANNELS": POSITIVE,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": POSITIVE,
         "MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP": POSITIVE,
         "MODEL.RESNETS.DEFORM_NUM_GROUPS": POSITIVE,
         "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Must(
@@ -320,6 +320,7 @@ RULES: Rules = {
         "MODEL.BACKBONE.FREEZE_AT": WHOLE,
     },
     "plain resnet": {
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": POSITIVE,
         "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101, 152),
         "MODEL.RESNETS.RES5_DILATION": one_of(1, 2),
         "MODEL.RESNETS.OUT_FEATURES": Must(
@@ -328,11 +329,15 @@ RULES: Rules = {
     },
     "deform resnet": {
         "MODEL.RESNETS.DEFORM_LAST": Must("four whole numbers, for res2 to res5", are_blocks),
-        "MODEL.RESNETS.RES5_DILATION MODEL.RESNETS.REDUCED_CHANNELS": POSITIVE,
-        "MODEL.RESNETS.REDUCED_NORM": NORM,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": none_or(POSITIVE),
+        "MODEL.RESNETS.RES5_DILATION": POSITIVE,
         "MODEL.RESNETS.OUT_FEATURES": Must(
             f"some of {', '.join(FEATURES)}", each(one_of(*FEATURES).holds)
         ),
+    },
+    "reduced": {
+        "MODEL.RESNETS.REDUCED_CHANNELS": POSITIVE,
+        "MODEL.RESNETS.REDUCED_NORM": NORM,
     },
     "fpn": {
         "MODEL.FPN.IN_FEATURES": Must("some of MODEL.RESNETS.OUT_FEATURES", are_out_features),
@@ -373,7 +378,7 @@ RULES: Rules = {
         "MODEL.ROI_HEADS.IOU_THRESHOLDS": THRESHOLDS,
         "MODEL.ROI_HEADS.IOU_LABELS": Must(LABELS, are_labels("ROI_HEADS")),
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": POSITIVE,
-        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": COUNT,
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": LOSS,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
         "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": FINITE,
@@ -395,6 +400,7 @@ RULES: Rules = {
     },
     "box pooler": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLER},
     "deform pooler": {
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": COUNT,
         "MODEL.ROI_BOX_HEAD.POOLER_MODE": one_of(*MODES),
         "MODEL.ROI_BOX_HEAD.DEFORM_GAMMA": FINITE,
     },
@@ -402,20 +408,21 @@ RULES: Rules = {
     "fc box head": {
         "MODEL.ROI_BOX_HEAD.NUM_CONV MODEL.ROI_BOX_HEAD.NUM_FC": COUNT,
         "MODEL.ROI_BOX_HEAD.NUM_FC": Must("above 0 if NUM_CONV is 0", has_layers),
-        "MODEL.ROI_BOX_HEAD.FC_DIM MODEL.ROI_BOX_HEAD.CONV_DIM": POSITIVE,
-        "MODEL.ROI_BOX_HEAD.NORM": NORM,
     },
+    "box fcs": {"MODEL.ROI_BOX_HEAD.FC_DIM": POSITIVE},
+    "box convs": {"MODEL.ROI_BOX_HEAD.CONV_DIM": POSITIVE, "MODEL.ROI_BOX_HEAD.NORM": NORM},
     "masks": {
         "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION MODEL.ROI_MASK_HEAD.CONV_DIM": POSITIVE,
-        "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_MASK_HEAD.NUM_CONV": COUNT,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": COUNT,
+        "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLER,
-        "MODEL.ROI_MASK_HEAD.NORM": NORM,
     },
+    "mask convs": {"MODEL.ROI_MASK_HEAD.NORM": NORM},
     "keypoints": {
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": POSITIVE,
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": POSITIVE,
-        "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": COUNT,
+        "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": POOLER,
         "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": Must("whole numbers above 0", each(whole(1))),
         "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": NOT_NEGATIVE,
@@ -452,7 +459,7 @@ WARNINGS: Rules = {
     "training": {
         "SOLVER.BASE_LR": ABOVE_0,
         "SOLVER.WARMUP_ITERS": Must(
-            "below SOLVER.MAX_ITER", lambda value, cfg: value < cfg.SOLVER.MAX_ITER
+            "from 0 to below SOLVER.MAX_ITER", lambda v, cfg: 0 <= v < cfg.SOLVER.MAX_ITER
         ),
         "INPUT.MAX_SIZE_TRAIN": Must(
             "at least INPUT.MIN_SIZE_TRAIN", lambda v, cfg: v >= max(cfg.INPUT.MIN_SIZE_TRAIN)

@@ -35,6 +35,7 @@ from detectron2.utils.registry import Registry
 
 from dcn_plugin.messages import UserError
 from dcn_plugin.modeling import DeformROIHeads, RFCNROIHeads
+from dcn_plugin.modeling.backbone.reduced import REDUCED
 from dcn_plugin.modeling.model_config_checks import check_features
 from dcn_plugin.modeling.proposal_generator import CategoryDetector
 
@@ -137,6 +138,8 @@ def _backbone_readers(cfg: CfgNode) -> Iterator[str]:
         yield "backbone"
         yield "resnet"
         yield "deform resnet" if backbone.__module__.startswith("dcn_plugin") else "plain resnet"
+        if REDUCED in (cfg.MODEL.RESNETS.OUT_FEATURES or ()):
+            yield "reduced"
     if "fpn" in name:
         yield "fpn"
 
@@ -180,8 +183,14 @@ def _heads_readers(cfg: CfgNode, heads: type[ROIHeads]) -> Iterator[str]:
         ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME
     ):
         yield "fc box head"
+        if model.ROI_BOX_HEAD.NUM_FC:
+            yield "box fcs"
+        if model.ROI_BOX_HEAD.NUM_CONV:
+            yield "box convs"
     if model.MASK_ON and _stock(modeling.ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME):
         yield "masks"
+        if model.ROI_MASK_HEAD.NUM_CONV:
+            yield "mask convs"
     if model.KEYPOINT_ON and _stock(
         modeling.ROI_KEYPOINT_HEAD_REGISTRY, model.ROI_KEYPOINT_HEAD.NAME
     ):

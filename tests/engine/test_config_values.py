@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS
 from dcn_plugin.engine import UserError, read_config
 from dcn_plugin.engine.config_rules import RULES, WARNINGS
 from dcn_plugin.engine.config_values import check_values
-from tests.engine.config_sweep import NAN, NETWORKS, network_file
+from tests.engine.config_sweep import NAN, NETWORKS, network_file, sweep
 from tests.test_configs import LEAVES
 from tests.test_configs import config as leaf
 
@@ -53,7 +54,7 @@ WRONG = [
     ("SOLVER.BASE_LR", -0.1, "a finite number, 0 or more", ALL),
     ("SOLVER.WEIGHT_DECAY", NAN, "a finite number, 0 or more", ALL),
     ("SOLVER.WEIGHT_DECAY_BIAS", -1.0, "None or a finite number, 0 or more", ALL),
-    ("SOLVER.WARMUP_ITERS", -1, "a whole number, 0 or more", ALL),
+    ("SOLVER.WARMUP_ITERS", None, "a whole number", ALL),
     ("SOLVER.WARMUP_METHOD", "none", "one of constant, linear", ALL),
     ("SOLVER.LR_SCHEDULER_NAME", "Cosine", "one of WarmupMultiStepLR, WarmupCosineLR", ALL),
     ("SOLVER.GAMMA", -1.0, "a finite number, 0 or more", ALL),
@@ -105,10 +106,9 @@ WRONG = [
     ("MODEL.ROI_BOX_HEAD.POOLER_MODE", "max", "one of align, bin, msra", ("faster_rcnn", "rfcn")),
     ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "RoIAlign", "one of ROIAlign", ("faster_rcnn", "cascade")),
     ("MODEL.ROI_BOX_HEAD.DEFORM_GAMMA", NAN, "a finite number", ("faster_rcnn", "rfcn", "fpn")),
-    ("MODEL.ROI_BOX_HEAD.NORM", "Batch", "a name that detectron2", ("faster_rcnn", "cascade")),
+    ("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", -1, "a whole number, 0", ("faster_rcnn", "rfcn")),
     ("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "above 0 if NUM_CONV is 0", ("faster_rcnn", "cascade")),
     ("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.6, 0.5, 0.7), "ascending numbers", ("cascade",)),
-    ("MODEL.ROI_MASK_HEAD.NORM", "Batch", "a name that detectron2", ("cascade",)),
     ("INPUT.MASK_FORMAT", "png", "one of polygon, bitmask", ("cascade",)),
     ("MODEL.RETINANET.IOU_THRESHOLDS", [0.5, 0.4], "ascending numbers above 0", ("retinanet",)),
     ("MODEL.RETINANET.PRIOR_PROB", 1.0, "above 0 and below 1", ("retinanet",)),
@@ -138,6 +138,8 @@ SWITCHED = [
     ({"TEST.PRECISE_BN.ENABLED": True}, "TEST.PRECISE_BN.NUM_ITER", 0),
     ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, "INPUT.MIN_SIZE_TRAIN", (800, 640)),
     ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, "INPUT.MIN_SIZE_TRAIN", (800,)),
+    ({"MODEL.ROI_BOX_HEAD.NUM_CONV": 1}, "MODEL.ROI_BOX_HEAD.NORM", "Batch"),
+    ({"MODEL.ROI_MASK_HEAD.NUM_CONV": 1}, "MODEL.ROI_MASK_HEAD.NORM", "Batch"),
     ({"MODEL.KEYPOINT_ON": True}, "TEST.KEYPOINT_OKS_SIGMAS", [0.1]),
     ({"MODEL.ROI_HEADS.OHEM": 0}, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0),
     (
@@ -151,7 +153,7 @@ SWITCHED = [
 
 @pytest.mark.parametrize(("on", "key", "value"), SWITCHED)
 def test_keys_are_checked_only_if_they_are_read(on, key, value, files) -> None:
-    network = "cascade" if "KEYPOINT" in key else "rfcn"
+    network = "cascade" if "NORM" in key or "KEYPOINT" in key else "rfcn"
     with pytest.raises(UserError, match=f"{re.escape(key)} must be"):
         switches = [part for pair in on.items() for part in pair]
         check_values(config(files[network], *switches, key, value), training=True)
@@ -170,6 +172,9 @@ def test_keys_are_checked_only_if_they_are_read(on, key, value, files) -> None:
         ("rfcn", "TEST.DETECTIONS_PER_IMAGE", -1),
         ("rfcn", "MODEL.RPN.BOUNDARY_THRESH", -1),
         ("rfcn", "TEST.EVAL_PERIOD", -1),
+        ("cascade", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", -1),
+        ("rfcn", "INPUT.MAX_SIZE_TEST", sys.maxsize),
+        ("fpn", "MODEL.RESNETS.REDUCED_NORM", "nothing"),
         ("rfcn", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", float("inf")),
         ("deeplab", "MODEL.PIXEL_STD", [50.0]),
         ("rfcn", "SOLVER.STEPS", (1, 200)),  # Detectron2 warns that it ignores the second
@@ -191,6 +196,7 @@ def test_evaluation_does_not_read_the_keys_of_training(files) -> None:
     [
         ("SOLVER.BASE_LR", 0.0),
         ("SOLVER.WARMUP_ITERS", 500),
+        ("SOLVER.WARMUP_ITERS", -1),
         ("SOLVER.GAMMA", 0.0),
         ("INPUT.MAX_SIZE_TRAIN", 32),
         ("INPUT.MAX_SIZE_TEST", 32),
@@ -249,3 +255,12 @@ def test_configs_of_detectron2_and_of_this_package_pass(every: int) -> None:
         cfg.SOLVER.AMP.ENABLED = False  # of one config of Detectron2, for GPUs
         check_values(cfg, training=True)
         check_values(cfg, training=False)
+
+
+@pytest.mark.parametrize(
+    ("every", "start"), [(231, 0), pytest.param(20, 7, marks=pytest.mark.slow)]
+)
+def test_senseless_values_do_not_end_with_a_traceback(every: int, start: int) -> None:
+    answers = list(sweep(every, start))
+    assert len(answers) >= 20
+    assert not [(*case, text) for case, kind, text in answers if kind == "traceback"]
