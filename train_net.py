@@ -103,7 +103,9 @@ def invoke_main() -> None:
     with exit_on_error("train_net"):
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun has started several processes
             processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
-            check_config(read_config(args), not args.eval_only, args.resume, processes)
+            check_config(
+                read_config(args), not args.eval_only, args.resume, processes, stock_trainer=True
+            )
     launch(main, args)
 
 

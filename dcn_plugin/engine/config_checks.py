@@ -54,7 +54,14 @@ CLASSES = (
 PROPOSALS = (("ids", "indexes"), ("boxes",), ("objectness_logits", "scores"))
 
 
-def check_config(cfg: CfgNode, training: bool, resume: bool = False, processes: int = 1) -> None:
+def check_config(
+    cfg: CfgNode,
+    training: bool,
+    resume: bool = False,
+    processes: int = 1,
+    *,
+    stock_trainer: bool = False,
+) -> None:
     """Checks values, data sets, proposals, weights and device; `add_dcn_config` is not needed.
 
     Args:
@@ -62,12 +69,14 @@ def check_config(cfg: CfgNode, training: bool, resume: bool = False, processes: 
         training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
         resume: whether MODEL.WEIGHTS is not needed if OUTPUT_DIR has a checkpoint.
         processes: number of processes that train.
+        stock_trainer: whether samplers, schedulers and clipping are built as by `DefaultTrainer`,
+            which knows no other names of them.
 
     Raises:
         UserError: if a value is wrong, or a file does not exist (then a FileNotFoundError too).
     """
     check_device(cfg.MODEL.DEVICE)
-    check_values(cfg, training)
+    check_values(cfg, training, stock_trainer=stock_trainer)
     if training:
         _check_training(cfg, processes)
     check_datasets(cfg, training)

@@ -81,6 +81,11 @@ def is_image_format(value: Any, cfg: CfgNode) -> bool:
     return channels <= len(cfg.MODEL.PIXEL_MEAN) and (channels > 1 or value == "L")
 
 
+def is_period(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether something can happen each time that many iterations are done."""
+    return isinstance(value, int) and value != 0
+
+
 def is_nesterov(value: Any, cfg: CfgNode) -> bool:
     """Returns whether SGD can have this SOLVER.NESTEROV."""
     return not value or cfg.SOLVER.MOMENTUM > 0
@@ -137,7 +142,7 @@ def are_out_features(value: Any, cfg: CfgNode) -> bool:
 
 def are_channels(value: Any, cfg: CfgNode) -> bool:
     """Returns whether the head of an RPN can have these convolutions."""
-    return all(whole(1)(channels, cfg) or [channels] == value == [-1] for channels in value)
+    return all(whole(1)(channels, cfg) or channels == -1 for channels in value)
 
 
 def are_thresholds(value: Any, cfg: CfgNode) -> bool:
@@ -176,7 +181,7 @@ def has_layers(value: Any, cfg: CfgNode) -> bool:
 
 def are_cascade_ious(value: Any, cfg: CfgNode) -> bool:
     """Returns whether a cascade can have these IoU thresholds."""
-    return value[0] == cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0] and are_thresholds(value, cfg)
+    return value[0] == cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0] and each(positive)(value, cfg)
 
 
 def are_stages(value: Any, cfg: CfgNode) -> bool:
@@ -229,30 +234,19 @@ RULES: Rules = {
         "VIS_PERIOD OFFSET_MONITOR_PERIOD": PERIOD,
         "DATALOADER.NUM_WORKERS": COUNT,
         "CUDNN_BENCHMARK": one_of(True, False),
-        "INPUT.FORMAT": Must(
-            "BGR, YUV-BT.601 or a mode of PIL such as RGB or L, with no more channels than "
-            "MODEL.PIXEL_MEAN has numbers",
-            is_image_format,
-        ),
     },
     "training": {
-        "SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.IMS_PER_BATCH": POSITIVE,
+        "SOLVER.MAX_ITER SOLVER.IMS_PER_BATCH": POSITIVE,
+        "SOLVER.CHECKPOINT_PERIOD": Must("a whole number other than 0", is_period),
         "SOLVER.BASE_LR SOLVER.WARMUP_FACTOR SOLVER.MOMENTUM SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,
         "SOLVER.OFFSET_LR_FACTOR SOLVER.ROI_OFFSET_LR_FACTOR": NOT_NEGATIVE,
         "SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_BIAS": none_or(NOT_NEGATIVE),
         "SOLVER.BIAS_LR_FACTOR": none_or(NOT_NEGATIVE),
         "SOLVER.NESTEROV": Must("False without SOLVER.MOMENTUM", is_nesterov),
-        "SOLVER.LR_SCHEDULER_NAME": one_of(
-            "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
-        ),
         "SOLVER.WARMUP_ITERS": WHOLE,
         "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
         "SOLVER.REFERENCE_WORLD_SIZE": Must(
             "0 or a divisor of SOLVER.IMS_PER_BATCH", divides_batch
-        ),
-        "DATALOADER.SAMPLER_TRAIN": one_of(
-            *("TrainingSampler", "RepeatFactorTrainingSampler"),
-            *("RandomSubsetTrainingSampler", "WeightedTrainingSampler"),
         ),
         "TEST.EVAL_PERIOD": PERIOD,
         "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
@@ -263,13 +257,23 @@ RULES: Rules = {
         "INPUT.MAX_SIZE_TRAIN": POSITIVE,
         "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     },
+    # Trainers may build others than Detectron2's.
+    "stock trainer": {
+        "SOLVER.LR_SCHEDULER_NAME": one_of(
+            "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+        ),
+        "DATALOADER.SAMPLER_TRAIN": one_of(
+            *("TrainingSampler", "RepeatFactorTrainingSampler"),
+            *("RandomSubsetTrainingSampler", "WeightedTrainingSampler"),
+        ),
+    },
+    "stock clipping": {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm")},
     "steps": {
         "SOLVER.STEPS": Must("ascending numbers above 0 and below SOLVER.MAX_ITER", are_steps),
         "SOLVER.GAMMA": NOT_NEGATIVE,
     },
     "repeat factors": {"DATALOADER.REPEAT_THRESHOLD": NOT_NEGATIVE},
     "clipping": {
-        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": ABOVE_0,
         "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Must("above 0", lambda value, cfg: value > 0),
     },
@@ -299,6 +303,11 @@ RULES: Rules = {
         "TEST.AUG.MAX_SIZE": POSITIVE,
     },
     "images": {
+        "INPUT.FORMAT": Must(
+            "BGR, YUV-BT.601 or a mode of PIL such as RGB or L, with no more channels than "
+            "MODEL.PIXEL_MEAN has numbers",
+            is_image_format,
+        ),
         "MODEL.PIXEL_MEAN": Must("a finite number for each channel", each(number())),
         "MODEL.PIXEL_STD": Must(
             "finite numbers other than 0", each(lambda v, cfg: v != 0 and math.isfinite(v))
@@ -352,7 +361,7 @@ RULES: Rules = {
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": POSITIVE,
         "MODEL.RPN.POSITIVE_FRACTION": FRACTION,
         "MODEL.RPN.BBOX_REG_LOSS_TYPE": LOSS,
-        "MODEL.RPN.LOSS_WEIGHT MODEL.RPN.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.RPN.LOSS_WEIGHT MODEL.RPN.BBOX_REG_LOSS_WEIGHT": FINITE,
         "MODEL.RPN.BBOX_REG_WEIGHTS": BOX_WEIGHTS,
         "MODEL.RPN.SMOOTH_L1_BETA": FINITE,
         "MODEL.RPN.BOUNDARY_THRESH": WHOLE,
@@ -365,7 +374,7 @@ RULES: Rules = {
     },
     "rpn head": {
         "MODEL.RPN.CONV_DIMS": Must(
-            "whole numbers above 0, or [-1] for the channels of the features", are_channels
+            "whole numbers above 0, or -1 for the channels of the features", are_channels
         )
     },
     "rpn anchors": anchor_rules("RPN"),
@@ -380,7 +389,7 @@ RULES: Rules = {
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": POSITIVE,
         "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": LOSS,
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": FINITE,
         "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": FINITE,
     },
     "roi sampling": {
@@ -390,7 +399,7 @@ RULES: Rules = {
     "one stage": {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": BOX_WEIGHTS},
     "cascade": {
         "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": Must(
-            "ascending numbers above 0, the first as in MODEL.ROI_HEADS.IOU_THRESHOLDS",
+            "numbers above 0, the first as in MODEL.ROI_HEADS.IOU_THRESHOLDS",
             are_cascade_ious,
         ),
         "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": Must(
@@ -425,7 +434,7 @@ RULES: Rules = {
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": POOLER,
         "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": Must("whole numbers above 0", each(whole(1))),
-        "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": FINITE,
         "TEST.KEYPOINT_OKS_SIGMAS": Must("empty, or a number above 0 per keypoint", are_sigmas),
     },
     "retinanet": {
@@ -447,7 +456,7 @@ RULES: Rules = {
         "MODEL.SEM_SEG_HEAD.IN_FEATURES": NAMES,
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": POSITIVE,
         "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": WHOLE,
-        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": FINITE,
     },
     "sem seg fpn": {
         "MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.COMMON_STRIDE": POSITIVE,
@@ -458,6 +467,7 @@ RULES: Rules = {
 WARNINGS: Rules = {
     "training": {
         "SOLVER.BASE_LR": ABOVE_0,
+        "SOLVER.CHECKPOINT_PERIOD": Must("above 0", lambda value, cfg: value > 0),
         "SOLVER.WARMUP_ITERS": Must(
             "from 0 to below SOLVER.MAX_ITER", lambda v, cfg: 0 <= v < cfg.SOLVER.MAX_ITER
         ),

@@ -51,17 +51,18 @@ IN_FEATURES = {
 }
 
 
-def check_values(cfg: CfgNode, training: bool) -> None:
+def check_values(cfg: CfgNode, training: bool, *, stock_trainer: bool = False) -> None:
     """Checks the values of the keys that Detectron2 and this package read.
 
     Args:
         cfg: the config; `add_dcn_config` is not needed.
         training: whether the keys of training are read.
+        stock_trainer: whether samplers, schedulers and clipping are built as by `DefaultTrainer`.
 
     Raises:
         UserError: if a value would crash, or the model could not be trained with it.
     """
-    read = list(readers(cfg, training))
+    read = list(readers(cfg, training, stock_trainer))
     for key, must, value in _broken(cfg, RULES, read):
         raise UserError(f"{key} must be {must}, got {value!r}")
     for key, must, value in _broken(cfg, WARNINGS, read):
@@ -86,12 +87,13 @@ def _holds(must: Must, value: Any, cfg: CfgNode) -> bool:
         return False
 
 
-def readers(cfg: CfgNode, training: bool) -> Iterator[str]:
+def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
     """Yields the groups of keys that are read.
 
     Args:
         cfg: the config.
         training: as in `check_values`.
+        stock_trainer: likewise.
     """
     yield "all"
     if training:
@@ -100,8 +102,12 @@ def readers(cfg: CfgNode, training: bool) -> Iterator[str]:
         yield from {"WarmupMultiStepLR": ["steps"]}.get(solver.LR_SCHEDULER_NAME, [])
         if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
             yield "repeat factors"
+        if stock_trainer:
+            yield "stock trainer"
         if solver.CLIP_GRADIENTS.ENABLED:
             yield "clipping"
+            if stock_trainer:
+                yield "stock clipping"
         if solver.AMP.ENABLED:
             yield "amp"
         if cfg.INPUT.CROP.ENABLED:

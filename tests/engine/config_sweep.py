@@ -190,7 +190,7 @@ def answer(file: str, case: Case) -> tuple[str, str]:
     args = argparse.Namespace(config_file=file, opts=[case.key, case.value], eval_only=False)
     try:
         cfg = read_config(args)
-        check_config(cfg, training=True)
+        check_config(cfg, training=True, stock_trainer=True)
         cfg.freeze()
         default_setup(cfg, args)
         trainer = Trainer(cfg)

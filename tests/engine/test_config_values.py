@@ -43,8 +43,7 @@ ALL = tuple(NETWORKS)
 WRONG = [
     ("SOLVER.MAX_ITER", 0, "a whole number above 0", ALL),
     ("SOLVER.MAX_ITER", -5, "a whole number above 0", ALL),
-    ("SOLVER.CHECKPOINT_PERIOD", 0, "a whole number above 0", ALL),
-    ("SOLVER.CHECKPOINT_PERIOD", -1, "a whole number above 0", ALL),
+    ("SOLVER.CHECKPOINT_PERIOD", 0, "a whole number other than 0", ALL),
     ("SOLVER.IMS_PER_BATCH", 0, "a whole number above 0", ALL),
     ("SOLVER.REFERENCE_WORLD_SIZE", 3, "0 or a divisor of SOLVER.IMS_PER_BATCH", ALL),
     ("SOLVER.STEPS", (5, 3), "ascending numbers above 0 and below SOLVER.MAX_ITER", ALL),
@@ -108,7 +107,12 @@ WRONG = [
     ("MODEL.ROI_BOX_HEAD.DEFORM_GAMMA", NAN, "a finite number", ("faster_rcnn", "rfcn", "fpn")),
     ("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", -1, "a whole number, 0", ("faster_rcnn", "rfcn")),
     ("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "above 0 if NUM_CONV is 0", ("faster_rcnn", "cascade")),
-    ("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.6, 0.5, 0.7), "ascending numbers", ("cascade",)),
+    (
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
+        (0.6, 0.5, 0.7),
+        "numbers above 0, the first",
+        ("cascade",),
+    ),
     ("INPUT.MASK_FORMAT", "png", "one of polygon, bitmask", ("cascade",)),
     ("MODEL.RETINANET.IOU_THRESHOLDS", [0.5, 0.4], "ascending numbers above 0", ("retinanet",)),
     ("MODEL.RETINANET.PRIOR_PROB", 1.0, "above 0 and below 1", ("retinanet",)),
@@ -125,7 +129,8 @@ def test_wrong_values_are_errors(
     named = message if "must" in message else f"(MODEL.DEVICE|{re.escape(key)}) must be .*{message}"
     for network in networks[:: max(1, len(networks) - 1)]:  # the first and the last
         with pytest.raises(UserError, match=named):
-            check_values(config(files[network], *pairs), training=True)
+            cfg = config(files[network], *pairs)
+            check_values(cfg, training=True, stock_trainer=True)
 
 
 SWITCHED = [
@@ -156,7 +161,8 @@ def test_keys_are_checked_only_if_they_are_read(on, key, value, files) -> None:
     network = "cascade" if "NORM" in key or "KEYPOINT" in key else "rfcn"
     with pytest.raises(UserError, match=f"{re.escape(key)} must be"):
         switches = [part for pair in on.items() for part in pair]
-        check_values(config(files[network], *switches, key, value), training=True)
+        cfg = config(files[network], *switches, key, value)
+        check_values(cfg, training=True, stock_trainer=True)
     check_values(config(files[network], key, value), training="range" not in on.values())
 
 
@@ -195,6 +201,7 @@ def test_evaluation_does_not_read_the_keys_of_training(files) -> None:
     ("key", "value"),
     [
         ("SOLVER.BASE_LR", 0.0),
+        ("SOLVER.CHECKPOINT_PERIOD", -1),
         ("SOLVER.WARMUP_ITERS", 500),
         ("SOLVER.WARMUP_ITERS", -1),
         ("SOLVER.GAMMA", 0.0),
@@ -212,6 +219,20 @@ def test_values_that_work_hardly_as_meant_are_warnings(key, value, files, caplog
     assert caplog.text == ""
     check_values(config(files["rfcn"], key, value), training=True)
     assert f"{key} should be " in caplog.text and f", got {value}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("network", "key", "value"),
+    [
+        ("faster_rcnn", "MODEL.RPN.CONV_DIMS", [-1, 64]),
+        ("cascade", "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.7, 0.6)),
+        ("faster_rcnn", "MODEL.RPN.LOSS_WEIGHT", -1.0),
+        ("rfcn", "SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"),  # of Detectron2's project DeepLab
+        ("rfcn", "DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler"),
+    ],
+)
+def test_what_works_in_detectron2_or_another_trainer_passes(network, key, value, files) -> None:
+    check_values(config(files[network], key, value), training=True)
 
 
 class Heads(nn.Module):
@@ -233,6 +254,7 @@ def test_keys_of_custom_components_are_not_checked(files, monkeypatch) -> None:
     words = ["MODEL.ROI_HEADS.NAME", "custom", "MODEL.ROI_HEADS.IOU_THRESHOLDS", []]
     check_values(config(files["rfcn"], *words), training=True)
     words = ["MODEL.META_ARCHITECTURE", "custom", "MODEL.PIXEL_STD", [], "MODEL.RPN.CONV_DIMS", [0]]
+    words += ["INPUT.FORMAT", "RGBD"]
     check_values(config(files["rfcn"], *words), training=True)
 
 
