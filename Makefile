@@ -195,7 +195,7 @@ fuzz: setup
 
 # Not in CI: kills, threads and random sizes for half an hour.
 soak: setup
-	$(call stage,soak,$(V)/python -m tests.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS))
+	$(call stage,soak,OMP_WAIT_POLICY=passive $(V)/python -m tests.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS))
 
 # $(call emulated,build,tests): tests of the CUDA kernels on a build of the emulator
 emulated = DCN_CUDA_EMULATOR=$(CURDIR)/build/cuda_emulator/$(1)/emulator.so \

@@ -42,7 +42,9 @@ at::Tensor deform_roi_pool(
       Device::kChecksBatchIndices);
   const c10::DeviceGuard guard(input.device());
   const at::Tensor output = allocate_roi_pool_output(input, shape);
-  Device::forward(roi_geometry(shape, boxes, offset), input, output);
+  if (shape.rois > 0) { // otherwise there may be any number of bins
+    Device::forward(roi_geometry(shape, boxes, offset), input, output);
+  }
   return output;
 }
 
@@ -75,8 +77,12 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward(
   check_roi_grad_output(grad_output, input, shape);
   const c10::DeviceGuard guard(input.device());
   const auto gradients = allocate_roi_pool_gradients(arguments, output_mask);
-  Device::backward(
-      roi_geometry(shape, boxes, offset), grad_output, input, gradients);
+  if (shape.rois > 0) {
+    Device::backward(
+        roi_geometry(shape, boxes, offset), grad_output, input, gradients);
+  } else {
+    gradients.input.zero_();
+  }
   return {gradients.input, gradients.offset};
 }
 

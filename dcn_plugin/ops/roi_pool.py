@@ -165,10 +165,10 @@ def join_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
     if isinstance(boxes, Tensor):
         return boxes
     for value in (input, *boxes) if isinstance(boxes, (list, tuple)) else (boxes,):
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
             raise TypeError(
                 "deform_roi_pool: input must be a tensor, and boxes a tensor or a list of tensors, "
-                f"got {type(value).__name__}"
+                f"none of them sparse, got {getattr(value, 'layout', type(value).__name__)}"
             )
     if input.dim() and len(boxes) > len(input):
         raise ValueError(

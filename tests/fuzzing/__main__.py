@@ -90,7 +90,7 @@ def run_worker(words: list[str], findings: dict[str, str]) -> str:
         what is wrong if it ended neither in time nor by a finding.
     """
     report: list[str] = []
-    has_crashed = False
+    crashes: list[str] = []
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as worker:
@@ -103,12 +103,12 @@ def run_worker(words: list[str], findings: dict[str, str]) -> str:
             if found := re.match(f"{FOUND} (.*) in (.*)", line):
                 add_finding(findings, found[1], found[2])
             if found := re.search(r"Test unit written to (\S+)", line):
-                has_crashed = True
-                add_finding(findings, normalized(report[0]), found[1])
+                crashes.append(found[1])
     print(*report, sep="\n", flush=True)
-    return f"; a worker ended with {worker.returncode}" * bool(
-        worker.returncode and not has_crashed
-    )
+    for path in crashes:  # libFuzzer names the file of a timeout before it says what happened
+        add_finding(findings, normalized(report[0] if report else "a crash"), path)
+    failed = worker.returncode and not crashes
+    return f"; a worker ended with {worker.returncode}" if failed else ""
 
 
 def add_finding(findings: dict[str, str], what: str, path: str) -> None:

@@ -69,7 +69,20 @@ def test_fake_roi_pooling_raises_documented_errors(change: dict[str, Any], fragm
         ops.deform_ps_roi_pool(**arguments)
 
 
-@pytest.mark.parametrize("boxes", [None, 1.5, "boxes", [1.0], [torch.zeros(0, 4), None]])
+SPARSE = torch.zeros(2, 4).to_sparse()
+
+
+@pytest.mark.parametrize("boxes", [None, 1.5, "boxes", [1.0], [torch.zeros(0, 4), None], [SPARSE]])
 def test_boxes_that_are_not_tensors_are_named(boxes: Any) -> None:
     with pytest.raises(TypeError, match=r"deform_roi_pool: .* boxes a tensor or a list of tensors"):
         ops.roi_pool(torch.rand(3, 4, 5, 6), boxes, 2)
+
+
+@pytest.mark.parametrize("size", [2**31 - 1, (2**31 - 1, 1)])
+def test_any_number_of_bins_without_boxes(size: Any) -> None:
+    """The CPU kernel listed all bins: memory without end, for an empty output."""
+    maps = torch.rand(1, 12, 5, 6, requires_grad=True)
+    with limited_memory():
+        output = ops.ps_roi_pool(maps, torch.zeros(0, 5), size, group_size=(3, 4))
+        (gradient,) = torch.autograd.grad(output.sum(), maps)
+    assert output.numel() == 0 and not gradient.any()

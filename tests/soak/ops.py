@@ -24,7 +24,7 @@ THREADS = 8
 COMPARED = 8  # one call of so many
 # Layers, that is channels and kernel sizes: PyTorch keeps the GEMM kernels that oneDNN compiles for
 # each layer, dtype and thread. Memory must not grow with the number of map sizes.
-LAYERS = 6
+LAYERS = 2
 _global_generator = threading.Lock()  # of PyTorch's random numbers
 
 
