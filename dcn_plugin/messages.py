@@ -56,6 +56,11 @@ def exit_on_error(program: str) -> Iterator[None]:
         sys.exit(f"{program}: {error.args[0]}")
 
 
+def one_line(error: object) -> str:
+    """Returns the message of an error on one line."""
+    return " ".join(str(error).split())
+
+
 def got(name: object, known: Iterable[str]) -> str:
     """Returns "got <name>", with the nearest known names.
 

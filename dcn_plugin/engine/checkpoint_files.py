@@ -18,7 +18,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from dcn_plugin.files import atomic_write
-from dcn_plugin.messages import UserError
+from dcn_plugin.messages import UserError, one_line
 
 # As `PeriodicCheckpointer` names them.
 NAME = re.compile(r".+_(\d{7,}|final)\.pth")
@@ -48,7 +48,7 @@ def save_atomically(path: Path, write: Callable[[Any], object]) -> None:
         cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
         if cause is None:
             raise
-        counter = Counter()
+        counter = ByteCounter()
         write(counter)
         free = shutil.disk_usage(path.parent).free
         raise CheckpointWriteError(
@@ -57,7 +57,7 @@ def save_atomically(path: Path, write: Callable[[Any], object]) -> None:
         ) from None
 
 
-class Counter(io.RawIOBase):
+class ByteCounter(io.RawIOBase):
     """Counts the bytes that are written to it."""
 
     size = 0
@@ -108,7 +108,7 @@ def damage(path: str) -> str:
     except FileNotFoundError:
         return "it does not exist"
     except DAMAGED as error:
-        return f"it is damaged, {' '.join(str(error).split())}"
+        return f"it is damaged, {one_line(error)}"
     return ""
 
 

@@ -19,7 +19,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from dcn_plugin.config import add_dcn_config
 from dcn_plugin.data import use_custom_data
-from dcn_plugin.messages import UserError, nearest
+from dcn_plugin.messages import UserError, nearest, one_line
 
 from .config_checks import check_device, check_no_precomputed_proposals, check_weights
 from .config_values import check_values
@@ -129,10 +129,10 @@ def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
     except NOT_A_CONFIG as error:
         raise UserError(
             f"{source} must have sections and keys in YAML, such as MODEL: {{DEVICE: cpu}}, but "
-            f"Detectron2 cannot read it: {type(error).__name__}: {_one_line(error)}"
+            f"Detectron2 cannot read it: {type(error).__name__}: {_shortened(error)}"
         ) from error
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
-        message = _one_line(error)
+        message = _shortened(error)
         # That of an unknown key ends with the key.
         hint = (
             "" if isinstance(error, ValueError) else nearest(message.rpartition(" ")[2], _keys(cfg))
@@ -140,12 +140,12 @@ def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
         raise UserError(f"{source}: {message}{hint}") from error
 
 
-def _one_line(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     """Returns the message of an error, without the middle of the value of a whole section."""
     words = (
         " ".join(str(part) for part in error.args) if isinstance(error, KeyError) else str(error)
     )
-    message = " ".join(words.split())
+    message = one_line(words)
     return message if len(message) < 500 else f"{message[:200]} ... {message[-200:]}"
 
 
