@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -45,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, and renames it to `path` when that has succeeded.
 
     File and folder are flushed to the disk, so that `path` is either the old or the whole new file,
-    also after a power failure.
+    also after a power failure; a folder as far as its file system supports that.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -53,7 +53,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _flush(temporary)
         temporary.replace(path)
         if os.name == "posix":  # elsewhere folders cannot be opened
-            _flush(path.parent)
+            with suppress(OSError):  # some network file systems and FUSE do not flush folders
+                _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

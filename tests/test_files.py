@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dcn_plugin.files import FileLockedError, file_lock
+from dcn_plugin.files import FileLockedError, atomic_write, file_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 # Holds the lock, forks a process that survives it, and prints the id of that process.
@@ -86,3 +88,18 @@ def test_an_error_inside_releases_the_lock(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_created_is_not_a_held_lock(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), file_lock(tmp_path / "none" / "lock"):
         pass
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch) -> None:
+    flush, refused = os.fsync, []
+
+    def fsync(descriptor: int) -> None:  # as FUSE and CIFS do
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refused.append(descriptor)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("content")
+    assert len(refused) == 1 and (tmp_path / "file").read_text() == "content"

@@ -86,9 +86,12 @@ def test_weights_that_diverge_in_the_last_step_are_not_saved(
 
 
 def test_a_full_disk_ends_training_with_one_line(tiny_coco, tmp_path, monkeypatch, capsys) -> None:
-    def fail(descriptor: int) -> None:  # also of metrics.json
-        if (tmp_path / "model_0000001.pth").exists():
+    def fail(descriptor: int) -> None:  # from the first checkpoint on, also of metrics.json
+        fail.full |= any(tmp_path.glob("model_0000001.pth.*.tmp"))
+        if fail.full:
             raise OSError(28, "No space left on device")
+
+    fail.full = False
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(SystemExit) as caught:
