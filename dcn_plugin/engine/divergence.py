@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from dcn_plugin.messages import UserError
+from dcn_plugin.messages import UserError, one_line
 
 from .offset_monitor import OffsetMonitor
 
@@ -32,28 +32,41 @@ class DivergenceReport(HookBase):
     """Describes the iteration in Detectron2's FloatingPointError, which stops training.
 
     Its message becomes a block with iteration, losses, learning rates, offsets and images of the
-    batch. Each process whose own losses are not finite reports its own batch: the main process in
-    the log, the others on standard error too. Until then a process keeps the batch of the current
-    step, and reads its losses where Detectron2 has read them, so that it waits for the GPU no more
-    often.
+    batch, as far as the trainer has them. The offsets need another forward pass, which a single
+    process alone runs: of several, those whose losses are finite would not join its collectives,
+    such as SyncBN's. Each process whose own losses are not finite reports its own batch: the main
+    process in the log, the others on standard error too. Until then a process keeps the batch of
+    the current step, and reads its losses where Detectron2 has read them, so that it waits for the
+    GPU no more often.
     """
 
-    _batch: Any = None
-    _losses: Mapping[str, Tensor] | None = None
+    _inner: Any = None
+    _handle: Any = None
+    _call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # arguments of the model
+    _losses: Mapping[str, Any] | None = None
 
     def before_train(self) -> None:
         self._inner = getattr(self.trainer, "_trainer", self.trainer)
         self._inner.run_step = partial(self._run_step, self._inner.run_step)
-        self._inner._write_metrics = partial(self._write_metrics, self._inner._write_metrics)
-        self._handle = self.trainer.model.register_forward_pre_hook(self._keep_batch)
+        if hasattr(self._inner, "_write_metrics"):
+            self._inner._write_metrics = partial(self._write_metrics, self._inner._write_metrics)
+        model = getattr(self.trainer, "model", None)
+        if model is not None:
+            self._handle = model.register_forward_pre_hook(self._keep_call, with_kwargs=True)
 
     def after_train(self) -> None:
-        del self._inner.run_step, self._inner._write_metrics  # the methods of its class
-        self._handle.remove()
+        if self._inner is None:  # the before_train of another hook has failed
+            return
+        for name in ("run_step", "_write_metrics"):
+            vars(self._inner).pop(name, None)  # the method of its class
+        if self._handle is not None:
+            self._handle.remove()
 
-    def _keep_batch(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _keep_call(
+        self, model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
         if model.training:
-            self._batch = inputs[0]
+            self._call = inputs, options
 
     def _run_step(self, run_step: Callable[[], None]) -> None:
         try:
@@ -64,7 +77,7 @@ class DivergenceReport(HookBase):
                 print(report, file=sys.stderr, flush=True)
             raise FloatingPointError(report) from error
         finally:
-            self._batch = self._losses = None
+            self._call = self._losses = None
 
     def _write_metrics(
         self, write: Callable[..., None], losses: Mapping[str, Tensor], *args: Any, **options: Any
@@ -74,27 +87,31 @@ class DivergenceReport(HookBase):
         period = getattr(self._inner, "gather_metric_period", 1)  # of Detectron2's main
         if comm.is_main_process() or (self.trainer.iter + 1) % period != 0:
             return
-        if not all(math.isfinite(value) for value in losses.values()):
+        if not all(map(math.isfinite, scalars(losses).values())):
             raise FloatingPointError("Loss became infinite or NaN")
 
     def _report(self, error: FloatingPointError) -> str:
         where = f"process {comm.get_rank()} of {comm.get_world_size()}"
         lines = [f"Training diverged at iteration {self.trainer.iter}, in {where}"]
-        losses = {name: float(value) for name, value in (self._losses or {}).items()}
+        losses = scalars(self._losses or {})
         if losses:
             lines.append(f"losses: {', '.join(f'{k} {v:.4g}' for k, v in losses.items())}")
         if not losses or all(map(math.isfinite, losses.values())):
-            lines.append(" ".join(str(error).split()))
+            lines.append(one_line(error))
         if losses and all(map(math.isfinite, losses.values())):
             lines.append("the process whose losses are not finite reports its own images")
-        rates = sorted({group["lr"] for group in self.trainer.optimizer.param_groups})
-        lines.append(f"learning rate: {', '.join(f'{rate:.4g}' for rate in rates)}")
-        lines += self._offsets()
-        if images := names_of_images(self._batch):
+        if optimizer := getattr(self.trainer, "optimizer", None):
+            rates = sorted({group["lr"] for group in optimizer.param_groups})
+            lines.append(f"learning rate: {', '.join(f'{rate:.4g}' for rate in rates)}")
+        inputs, options = self._call or ((), {})
+        lines += self._offsets(inputs, options)
+        if images := names_of_images([*inputs, *options.values()]):
             lines.append(f"images: {', '.join(images)}")
-        checkpointer = getattr(self.trainer, "checkpointer", None)
-        if checkpointer is not None:
-            last = checkpointer.get_checkpoint_file() or "none"
+        if checkpointer := getattr(self.trainer, "checkpointer", None):
+            try:
+                last = checkpointer.get_checkpoint_file() or "none"
+            except UserError as wrong:  # in last_checkpoint
+                last = f"none, {one_line(wrong)}"
             lines.append(f"last checkpoint, for --resume: {last}")
         lines.append(
             "A lower SOLVER.BASE_LR or OFFSET_LR_FACTOR, a longer warmup, or SOLVER.CLIP_GRADIENTS "
@@ -102,17 +119,23 @@ class DivergenceReport(HookBase):
         )
         return "\n  ".join(lines)
 
-    def _offsets(self) -> list[str]:
-        model = self.trainer.model
-        model = model.module if isinstance(model, DistributedDataParallel) else model
-        monitor = OffsetMonitor(model, 0)
-        if not monitor.branches or self._batch is None:
+    def _offsets(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> list[str]:
+        if self._call is None:
             return []
+        model = self.trainer.model
+        monitor = OffsetMonitor(model, 0)
+        if not monitor.branches:
+            return []
+        if comm.get_world_size() > 1:
+            return [
+                "offsets: not measured with several processes; OFFSET_MONITOR_PERIOD 1 logs them"
+            ]
+        model = model.module if isinstance(model, DistributedDataParallel) else model
         problem = ""
         monitor.start()
         try:
             with torch.no_grad():
-                model(self._batch)
+                model(*inputs, **options)
         except Exception as error:  # as the RPN's for NaN: the layers before have been measured
             problem = f", of the layers before {type(error).__name__}"
         rows = monitor.stop()
@@ -130,9 +153,16 @@ class DivergenceReport(HookBase):
         return lines
 
 
-def names_of_images(batch: Any) -> list[str]:
-    """Returns image_id and file_name of each image of a batch of Detectron2's dataset dicts."""
-    records = [record for record in batch or () if isinstance(record, Mapping)]
+def scalars(losses: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the losses that are numbers or tensors of one element."""
+    tensors = {name: torch.as_tensor(value).detach() for name, value in losses.items()}
+    return {name: float(value) for name, value in tensors.items() if value.numel() == 1}
+
+
+def names_of_images(batches: Iterable[Any]) -> list[str]:
+    """Returns image_id and file_name of each image of batches of Detectron2's dataset dicts."""
+    batches = [batch for batch in batches if isinstance(batch, Sequence)]
+    records = [record for batch in batches for record in batch if isinstance(record, Mapping)]
     return [
         " ".join(str(record[key]) for key in ("image_id", "file_name") if key in record)
         for record in records

@@ -7,14 +7,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 
 import pytest
 import torch
 
 from detectron2.data import DatasetMapper
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer, TrainerBase
 
-from dcn_plugin.engine import DivergenceReport
+from dcn_plugin.engine import Checkpointer, DivergenceReport
+from dcn_plugin.engine.divergence import scalars
 from dcn_plugin.layers import DeformConv2dPack
 from tests.test_train_net import run
 
@@ -104,7 +106,10 @@ def test_a_full_disk_ends_training_with_one_line(tiny_coco, tmp_path, monkeypatc
 
 
 class Toy(torch.nn.Sequential):
+    calls = 0
+
     def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        self.calls += 1
         images = torch.stack([record["image"] for record in batch])
         return {"loss_a": super().forward(images).mean(), "loss_b": images.mean() * 0}
 
@@ -138,7 +143,7 @@ def test_nothing_is_left_after_training() -> None:
     trainer.register_hooks([hook])
     trainer.train(0, 1)
     assert "run_step" not in vars(trainer) and "_write_metrics" not in vars(trainer)
-    assert not trainer.model._forward_pre_hooks and hook._batch is None
+    assert not trainer.model._forward_pre_hooks and hook._call is None
 
 
 def test_other_processes_report_their_own_losses(monkeypatch, capsys) -> None:
@@ -155,3 +160,71 @@ def test_other_processes_report_their_own_losses(monkeypatch, capsys) -> None:
     printed = capsys.readouterr().err
     assert "Training diverged at iteration 1, in process 1 of 2" in printed
     assert "images: 7 b.png" in printed
+    # Another forward pass could wait for processes whose losses are finite.
+    assert trainer.model.calls == 2 and "offsets: not measured with several" in printed
+
+
+class ByName(SimpleTrainer):
+    """Calls the model by a keyword."""
+
+    def run_step(self) -> None:
+        self._write_metrics(self.model(batch=next(self._data_loader_iter)), 0.0)
+
+
+def test_arguments_by_name_are_reported() -> None:
+    model = toy([]).model
+    trainer = ByName(model, [[record("a.png", torch.nan)]], torch.optim.SGD(model.parameters(), 1))
+    trainer.register_hooks([DivergenceReport()])
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train(0, 1)
+    lines = str(caught.value).splitlines()
+    assert "  images: 7 a.png" in lines and len([x for x in lines if "mean nan" in x]) == 8
+
+
+class Minimal(TrainerBase):
+    """Has nothing but a model, which takes a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Linear(1, 1)
+
+    def run_step(self) -> None:
+        if not self.model(torch.full((2, 1), torch.nan)).isfinite().all():
+            raise FloatingPointError("the output\nis not finite")
+
+
+def test_a_trainer_without_metrics_and_optimizer_gets_the_report() -> None:
+    trainer = Minimal()
+    trainer.register_hooks([DivergenceReport()])
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train(0, 1)
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "  the output is not finite" and len(lines) == 3
+    assert "run_step" not in vars(trainer)
+
+
+def test_the_error_of_an_earlier_hook_stays() -> None:
+    class Fails(HookBase):
+        def before_train(self) -> None:
+            raise ZeroDivisionError
+
+    trainer = toy([[record("a.png", 1)]])
+    trainer.register_hooks([Fails(), DivergenceReport()])
+    with pytest.raises(ZeroDivisionError):
+        trainer.train(0, 1)
+
+
+def test_losses_that_need_gradients_or_are_no_scalars() -> None:
+    loss = torch.tensor([0.5], requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scalars({"a": loss, "b": torch.ones(2), "c": 2}) == {"a": 0.5, "c": 2}
+
+
+def test_a_wrong_last_checkpoint_does_not_hide_the_report(tmp_path) -> None:
+    (tmp_path / "last_checkpoint").write_text("/elsewhere/model_final.pth")
+    trainer = toy([[record("a.png", torch.nan)]])
+    trainer.checkpointer = Checkpointer(trainer.model, str(tmp_path))
+    trainer.register_hooks([DivergenceReport()])
+    with pytest.raises(FloatingPointError, match=r"for --resume: none, .*/elsewhere/"):
+        trainer.train(0, 1)
