@@ -119,7 +119,7 @@ class Checkpointer(RestrictedCheckpointer):
         """Returns whether there is one to resume from, also if last_checkpoint is lost."""
         if not os.path.isdir(self.save_dir):
             return super().has_checkpoint()
-        return bool(self._last_name() or checkpoint_names(self.save_dir))
+        return bool(self._tag() or checkpoint_names(self.save_dir))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resumes from the newest whole checkpoint, chosen by the main process, or loads a file.
@@ -149,13 +149,16 @@ class Checkpointer(RestrictedCheckpointer):
         name = self._last_name()
         return os.path.join(self.save_dir, name) if name else ""
 
-    def _last_name(self) -> str:
+    def _tag(self) -> str:
         path = Path(self.save_dir) / "last_checkpoint"
-        name = path.read_text(errors="replace").strip() if path.is_file() else ""
+        return path.read_text(errors="replace").strip() if path.is_file() else ""
+
+    def _last_name(self) -> str:
+        name = self._tag()
         if name != os.path.basename(name):
             raise UserError(
-                f"{path} must name a file of its folder, got {name!r}: write the name of the "
-                "checkpoint to resume from, such as model_final.pth"
+                f"{self.save_dir}/last_checkpoint must name a file of its folder, got {name!r}: "
+                "write the name of the checkpoint to resume from, such as model_final.pth"
             )
         return name
 
@@ -235,10 +238,15 @@ class Checkpointer(RestrictedCheckpointer):
         weights = content["model"]
         if not isinstance(weights, Mapping) or not weights:
             return "it has no weights"
-        if missing := [key for key in self.checkpointables if key not in content]:
-            return f"it has no state of the {' and '.join(missing)}, only weights"
+        missing = [key for key in self.checkpointables if key not in content]
+        if missing and len(missing) == len(self.checkpointables):
+            return f"it has no state of the {' or the '.join(missing)}"
         if wrong := set(not_finite(weights)) - self._not_finite_at_start:
             return f"{len(wrong)} of its tensors are not finite, {names_of(wrong)}"
+        if missing:  # such as an average of the weights that has been added to the run
+            self.logger.warning(
+                f"{path} has no state of the {' or the '.join(missing)}, which starts anew"
+            )
         return ""
 
     def _warn_of_newer(self, name: str) -> None:

@@ -253,6 +253,27 @@ def test_the_final_checkpoint_is_ordered_by_its_iteration(tmp_path) -> None:
     assert resume(tmp_path) == (4, 4)
 
 
+def test_a_state_that_has_been_added_starts_anew(tmp_path, caplog) -> None:
+    save(tmp_path, 3)
+    model, trainer, average = nn.Linear(30, 40), State(), State()
+    resumed = Checkpointer(model, str(tmp_path), trainer=trainer, average=average)
+    resumed.resume_or_load("", resume=True)
+    assert (trainer.iteration, average.iteration, model.weight[0, 0].item()) == (3, -1, 3)
+    assert "0000003.pth has no state of the average, which starts anew" in caplog.text
+    other = Checkpointer(model, str(tmp_path), average=average, other=State())
+    with pytest.raises(ValueError, match="it has no state of the average or the other"):
+        other.resume_or_load("", resume=True)
+
+
+def test_a_name_of_another_folder_matters_only_for_resuming(tmp_path) -> None:
+    (tmp_path / "last_checkpoint").write_text("/elsewhere/model_final.pth")
+    resumed = checkpointer(tmp_path)
+    assert resumed.has_checkpoint()
+    assert resumed.resume_or_load("", resume=False) == {}
+    with pytest.raises(ValueError, match="last_checkpoint must name a file of its folder"):
+        resumed.resume_or_load("", resume=True)
+
+
 def test_nothing_to_resume_from_is_no_error(tmp_path, caplog) -> None:
     torch.save({"weight": torch.ones(40, 30)}, tmp_path / "pretrained.pth")
     (tmp_path / "last_checkpoint").touch()
