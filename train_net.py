@@ -49,9 +49,8 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Reads the config, and prepares logging, seeds and OUTPUT_DIR."""
-    cfg = read_config(args)
+def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Prepares logging, seeds and OUTPUT_DIR; returns the config, frozen."""
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dcn_plugin")
@@ -63,13 +62,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Trains and evaluates, or with --eval-only evaluates; returns the results."""
     with exit_on_error("train_net"):
-        return evaluate(args) if args.eval_only else train(args)
+        cfg = read_config(args)
+        return evaluate(cfg, args) if args.eval_only else train(cfg, args)
 
 
-def train(args: argparse.Namespace) -> dict[str, Any] | None:
+def train(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
     """Trains and evaluates; no other run can train in the same OUTPUT_DIR meanwhile."""
-    with lock_output_dir(read_config(args).OUTPUT_DIR):
-        trainer = Trainer(setup(args))
+    with lock_output_dir(cfg.OUTPUT_DIR):
+        trainer = Trainer(setup(cfg, args))
         trainer.resume_or_load(resume=args.resume)
         try:
             return trainer.train()
@@ -77,9 +77,9 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
             sys.exit(1)
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates MODEL.WEIGHTS, or with --resume the last checkpoint."""
-    cfg = setup(args)
+    cfg = setup(cfg, args)
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(
         model,

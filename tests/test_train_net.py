@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
-from dcn_plugin.engine import Trainer
+from dcn_plugin.engine import Trainer, read_config
 from tests.datasets import tiny_keypoints, tiny_lvis, tiny_panoptic
 
 CONFIG = "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
@@ -158,10 +158,25 @@ def test_trains_and_evaluates(tiny_coco, tmp_path) -> None:
     assert detections(tmp_path / "random") != detections(output)
 
 
+def test_the_config_is_read_once_and_a_wrong_last_checkpoint_is_overwritten(
+    tiny_coco, tmp_path, monkeypatch
+) -> None:
+    read, calls = train_net.read_config, []
+    monkeypatch.setattr(train_net, "read_config", lambda args: calls.append(args) or read(args))
+    (tmp_path / "last_checkpoint").write_text("/elsewhere/model_final.pth")
+    more = {"SOLVER.MAX_ITER": 1, "DATASETS.TEST": "()"}
+    run(tiny_coco, tmp_path, **more)
+    assert len(calls) == 1
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    run(tiny_coco, tmp_path, "--eval-only", **more)
+    assert len(calls) == 2
+
+
 def test_resumes_weights_momentum_and_iteration(tiny_coco, tmp_path) -> None:
     run(tiny_coco, tmp_path)
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    trainer = Trainer(train_net.setup(arguments(tiny_coco, tmp_path, "--resume")))
+    args = arguments(tiny_coco, tmp_path, "--resume")
+    trainer = Trainer(train_net.setup(read_config(args), args))
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == ITERATIONS
     for name, value in trainer.model.state_dict().items():
@@ -179,7 +194,8 @@ def test_resumes_weights_momentum_and_iteration(tiny_coco, tmp_path) -> None:
 def test_resumes_with_the_learning_rates_of_the_config(tiny_coco, tmp_path) -> None:
     run(tiny_coco, tmp_path)
     slower = {"SOLVER.OFFSET_LR_FACTOR": 0.25, "SOLVER.WARMUP_ITERS": 0}
-    trainer = Trainer(train_net.setup(arguments(tiny_coco, tmp_path, "--resume", **slower)))
+    args = arguments(tiny_coco, tmp_path, "--resume", **slower)
+    trainer = Trainer(train_net.setup(read_config(args), args))
     trainer.resume_or_load(resume=True)
     names = {p: name for name, p in trainer.model.named_parameters()}
     for group in trainer.optimizer.param_groups:
