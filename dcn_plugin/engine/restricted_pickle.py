@@ -17,9 +17,10 @@ import io
 import math
 import pickle
 import re
+import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -31,7 +32,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
 from fvcore.common.checkpoint import Checkpointer
 
-from dcn_plugin.messages import UserError
+from dcn_plugin.messages import UserError, one_line
 
 SCALARS = (str, bytes, int, float, complex, bool, type(None))
 DTYPE = re.compile(r"[<>=|]?[biufcSU][1-9]\d*")  # without Python objects, fields and dates
@@ -68,7 +69,7 @@ def load(file: IO[bytes], *, encoding: str = "latin1") -> Any:
 
 def _printable(text: str) -> str:
     """Returns text of a file as one short line without control characters."""
-    return ascii(" ".join(text.split()))[1:-1][:300]
+    return ascii(one_line(text))[1:-1][:300]
 
 
 def rejection(file: str, what: str) -> str:
@@ -164,6 +165,10 @@ def _new_array(dtype: _Dtype, shape: tuple[int, ...], fortran_order: bool, conte
         )
     array = np.empty(0, np.uint8)
     array.__setstate__((1, shape, dtype.value, bool(fortran_order), bytes(content)))
+    if dtype.value.kind == "U":
+        codes = np.frombuffer(content, np.dtype("u4").newbyteorder(dtype.value.byteorder))
+        if (codes > sys.maxunicode).any():
+            raise pickle.UnpicklingError("an array of text has a code point that is none")
     return array
 
 
@@ -195,8 +200,15 @@ def _storage(content: bytes) -> _Value:
 
 
 def _tensor(storage: _Value, offset: int, size: Any, stride: Any, *options: Any) -> _Value:
-    values = torch.empty(0, dtype=storage.value.dtype)
-    return _Value(values.set_(storage.value._untyped_storage, offset, size, stride))
+    values, memory = torch.empty(0, dtype=storage.value.dtype), storage.value._untyped_storage
+    numbers = [offset, *size, *stride]
+    if any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride):
+        raise pickle.UnpicklingError(f"a tensor of offset, size and stride {numbers}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    # Else `set_` would enlarge it, by what was in memory.
+    if 0 not in size and last >= memory.nbytes() // values.itemsize:
+        raise pickle.UnpicklingError("a tensor that is larger than its storage")
+    return _Value(values.set_(memory, offset, size, stride))
 
 
 def _parameter(tensor: _Value, *options: Any) -> _Value:
@@ -238,8 +250,17 @@ BUILDERS: dict[tuple[str, str], _Opaque] = {
 }
 
 
-def _to_data(loaded: Any, done: dict[int, Any], depth: int = 0) -> Any:
-    """Copies what was unpickled, and takes out the values; any other object is an error."""
+def _forbid(loaded: Any) -> Any:
+    raise ForbiddenError(f"an object of type {type(loaded).__name__}")
+
+
+def _to_data(
+    loaded: Any,
+    done: dict[int, Any],
+    other: Callable[[Any], Any] = _forbid,
+    depth: int = 0,
+) -> Any:
+    """Copies what was unpickled, and takes out the values; `other` decides on other objects."""
     kind = type(loaded)
     if kind in SCALARS:
         return loaded
@@ -247,11 +268,13 @@ def _to_data(loaded: Any, done: dict[int, Any], depth: int = 0) -> Any:
         return done[id(loaded)]
     if depth > MAX_DEPTH:
         raise ForbiddenError(f"containers nested more than {MAX_DEPTH} deep")
-    copy = partial(_to_data, done=done, depth=depth + 1)
+    copy = partial(_to_data, done=done, other=other, depth=depth + 1)
     if kind in (list, tuple, set, frozenset):
         data = kind(copy(item) for item in loaded)
-    elif kind in (dict, OrderedDict):
-        data = kind((copy(key), copy(value)) for key, value in loaded.items())
+    elif kind in (dict, OrderedDict, Counter):
+        data = kind({})
+        for key, value in loaded.items():
+            data[copy(key)] = copy(value)
         if "_metadata" in getattr(loaded, "__dict__", ()):  # of a state dict
             data._metadata = copy(loaded._metadata)
     elif isinstance(loaded, _Value) and isinstance(
@@ -261,9 +284,22 @@ def _to_data(loaded: Any, done: dict[int, Any], depth: int = 0) -> Any:
     elif isinstance(loaded, _Opaque):
         raise ForbiddenError("a class, a function or part of an array")
     else:
-        raise ForbiddenError(f"an object of type {kind.__name__}")
+        data = other(loaded)
     done[id(loaded)] = data
     return data
+
+
+# What a file of torch.save may name besides PyTorch's own, also by the names of NumPy 1, and the
+# classes that may be given a state.
+ALLOWED = [
+    *(
+        (function, f"{module.replace('_core', core)}.{name}")
+        for (module, name), function in BUILDERS.items()
+        if module.startswith("numpy") or name in ("bytes", "frozenset")
+        for core in ("_core", "core")
+    ),
+    *(_Array, _Dtype),
+]
 
 
 class Placeholder:
@@ -279,38 +315,70 @@ class Placeholder:
 def load_torch(path: str) -> Any:
     """Loads a file of `torch.save` onto the CPU by PyTorch's restricted unpickler.
 
-    Checkpoints of other projects, such as MMEngine's, have objects of their classes beside the
-    weights. In a file with a `state_dict` these become placeholders; nothing is imported or called.
+    Arrays and scalars of NumPy are rebuilt as by `load`. Checkpoints of other projects, such as
+    MMEngine's, have objects of their classes beside the weights. In a file with a `model` or
+    `state_dict` these become placeholders; nothing is imported or called.
 
     Args:
         path: a local file.
 
     Raises:
-        pickle.UnpicklingError: if the file contains other objects, or is damaged; objects beside a
-            `state_dict` too if it is in the format of PyTorch before 1.6.
+        pickle.UnpicklingError: if the file contains other objects, or is damaged; objects beside
+            the weights too if it is in the format of PyTorch before 1.6.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    load_data = partial(torch.load, path, map_location="cpu", weights_only=True)
+    with _allowing(ALLOWED):
         try:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except ValueError:  # not a zip file
-            names = []
-        if not names:
-            raise
-        loaded = _load_with_placeholders(path, names)
-        if not isinstance(loaded, dict) or "state_dict" not in loaded or "model" in loaded:
-            raise
-        return loaded
+            loaded = load_data()
+        except pickle.UnpicklingError:
+            try:
+                names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            except ValueError:  # not a zip file
+                names = []
+            if not names:
+                raise
+            with torch.serialization.safe_globals(list(map(_placeholder, names))):
+                loaded = load_data()
+            if not isinstance(loaded, dict) or loaded.keys().isdisjoint(("model", "state_dict")):
+                raise
+    return _to_data(loaded, {}, lambda other: other)
 
 
-def _load_with_placeholders(path: str, names: list[str]) -> Any:
-    placeholders = []
-    for name in names:
-        module, _, short = name.rpartition(".")
-        placeholders.append((type(short, (Placeholder,), {"__module__": module}), name))
-    with torch.serialization.safe_globals(placeholders):
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _placeholder(name: str) -> tuple[type[Placeholder], str]:
+    module, _, short = name.rpartition(".")
+    return type(short, (Placeholder,), {"__module__": module}), name
+
+
+@contextmanager
+def _allowing(objects: Iterable[Any]) -> Iterator[None]:
+    """Allows objects in `torch.load`, in place of those that programs allow by the same names."""
+
+    def name(allowed: Any) -> str:
+        if isinstance(allowed, tuple):
+            return allowed[1]
+        return f"{allowed.__module__}.{allowed.__qualname__}"
+
+    before, names = torch.serialization.get_safe_globals(), set(map(name, objects))
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(
+        [*(allowed for allowed in before if name(allowed) not in names), *objects]
+    )
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def require_no_placeholder(loaded: Any) -> None:
+    """Raises `ForbiddenError` if a part of what `load_torch` returns has a placeholder."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, Placeholder):
+            raise ForbiddenError(f"{type(value).__module__}.{type(value).__qualname__}")
+        return value
+
+    _to_data(loaded, {}, check)
 
 
 @contextmanager
@@ -350,9 +418,18 @@ class RestrictedCheckpointer(DetectionCheckpointer, _TorchFiles):
         load_pyth = partial(torch.load, map_location="cpu", weights_only=True)
         try:
             with restricted(detection_checkpoint, torch=load_pyth):
-                return super()._load_file(filename)
+                loaded = super()._load_file(filename)
+            weights = loaded["model"]
+            if isinstance(weights, dict):  # other objects may be beside a state_dict
+                weights = weights.get("state_dict", weights)
+            states = [loaded[name] for name in self.checkpointables if name in loaded]
+            require_no_placeholder([weights, states])
+            return loaded
         except NOT_A_CHECKPOINT as error:
-            message = str(error)
+            cause = error.__context__ if isinstance(error.__context__, ForbiddenError) else error
+            message = str(cause)
+            if isinstance(cause, ForbiddenError):
+                raise UserError(rejection(filename, message)) from error
             if found := re.search(r"GLOBAL (\S+)", message):
                 instead = "instead of a model, save its state_dict()"
                 raise UserError(f"{rejection(filename, found[1])}; {instead}") from error

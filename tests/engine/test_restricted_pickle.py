@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
 import copyreg
@@ -13,6 +14,7 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import struct
 import sys
 import types
@@ -309,6 +311,13 @@ def buffer(shape: tuple[int, ...]) -> bytes:
     return call("numpy._core.numeric _frombuffer", b"C\x04abcd", FLOAT, shape, "C")
 
 
+def tensor(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """Returns opcodes of a tensor of two float32."""
+    _, (storage, *_) = torch.ones(2).__reduce_ex__(2)
+    return call("torch._utils _rebuild_tensor_v2", storage, offset, size, stride, False, None)
+
+
+UNICODE = call("numpy dtype", "U1", False, True)
 ARRAY, TENSOR = pickle.dumps(np.ones(1), 4)[2:-1], pickle.dumps(torch.ones(2), 2)[2:-1]
 DAMAGED = {
     "nothing": b"",
@@ -325,6 +334,22 @@ DAMAGED = {
     "a scalar without content": pickled(call("numpy._core.multiarray scalar", FLOAT, 1)),
     "a tensor before its storage": pickled(
         TENSOR.replace(b"K\x00K\x02", b"J\xff\xff\xff\xffK\x02")
+    ),
+    **{
+        f"a tensor at {offset}, {size}, {stride} of two numbers": pickled(
+            tensor(offset, size, stride)
+        )
+        for offset, size, stride in [
+            (0, (3,), (1,)),
+            (1, (2,), (1,)),
+            (0, (2, 2), (1, 1)),
+            (1, (2,), (-1,)),
+            (0, (2**62, 4), (1, 1)),
+            (0, (2,), (1, 1)),
+        ]
+    },
+    "text beyond Unicode": pickled(
+        call("numpy._core.numeric _frombuffer", b"C\x04\0\0\x11\0", UNICODE, (1,), "C")
     ),
     "an unhashable key": pickled(atoms(b"}", [1], 1, b"s")),
     "an array in a set": pickled(b"\x8f(" + ARRAY + b"\x90"),
@@ -506,7 +531,7 @@ def test_nothing_of_a_file_runs(module, zipped, key, tmp_path) -> None:
     content = {key: {"weight": torch.ones(2, 3)}, "evil": evil}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     model = nn.Linear(3, 2)
-    if (module, zipped, key) == ("builtins", True, "state_dict"):
+    if (module, zipped) == ("builtins", True):
         Checkpointer(model).load(str(path))
         assert model.weight.eq(1).all()
     else:
@@ -535,8 +560,109 @@ def test_an_allowed_class_is_not_changed(tmp_path) -> None:
     assert not hasattr(collections.Counter, "evil")
 
 
-def test_a_placeholder_among_the_weights_is_an_error(tmp_path, history_class) -> None:
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+@pytest.mark.parametrize("value", [lambda history: history, lambda history: {"weight": [history]}])
+def test_a_placeholder_among_the_weights_is_an_error(value, key, tmp_path, history_class) -> None:
     path = tmp_path / "file.pth"
-    torch.save({"state_dict": {"weight": history_class()}}, path)
-    with pytest.raises(ValueError, match=r"file\.pth: weight must be a tensor.*HistoryBuffer"):
+    torch.save({key: value(history_class())}, path)
+    with pytest.raises(ValueError, match=rf"file\.pth contains {HISTORY}\.HistoryBuffer, which"):
         Checkpointer(nn.Linear(3, 2)).load(str(path))
+
+
+def test_a_placeholder_in_a_state_is_an_error(tmp_path, history_class) -> None:
+    path, model = tmp_path / "file.pth", nn.Linear(3, 2)
+    torch.save({"model": model.state_dict(), "hook": {"state": history_class()}}, path)
+    Checkpointer(model).load(str(path))
+    with pytest.raises(ValueError, match=rf"file\.pth contains {HISTORY}\.HistoryBuffer, which"):
+        Checkpointer(model, hook=model).load(str(path))
+
+
+def test_arguments_beside_a_model_are_not_loaded(tmp_path) -> None:
+    path, model = tmp_path / "detr.pth", nn.Linear(3, 2)
+    args = argparse.Namespace(output=Path("a"))
+    torch.save({"model": model.state_dict(), "epoch": 3, "args": args}, path)
+    loaded = Checkpointer(nn.Linear(3, 2)).load(str(path))
+    assert loaded["epoch"] == 3 and isinstance(loaded["args"], Placeholder)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
+def test_arrays_in_files_of_torch(core, zipped, tmp_path) -> None:
+    path = tmp_path / "file.pth"
+    states = {"best": np.float64(1.5), "random": np.random.get_state(), "seen": {np.int64(3)}}
+    count = collections.Counter({np.str_("täxt"): np.int32(2)})
+    content = {"arrays": ARRAYS, **states, "count": count, "size": torch.Size([2])}
+    content["python"] = [b"", b"a", frozenset("a")]
+    torch.save(content, path, pickle_module=named_as(core), _use_new_zipfile_serialization=zipped)
+    assert f"{core}.multiarray".encode() in path.read_bytes()
+    assert same(load_torch(str(path)), content)
+
+
+def named_as(core: str) -> types.ModuleType:
+    """Returns a pickle module whose pickles have NumPy's functions under another name."""
+
+    class Pickler(pickle._Pickler):
+        def save_global(self, value: Any, name: str | None = None) -> None:
+            if not value.__module__.startswith(("numpy.core.", "numpy._core.")):
+                super().save_global(value, name)
+                return
+            self.write(named(re.sub(r"numpy\._?core", core, value.__module__), value.__name__))
+            self.memoize(value)
+
+    module = types.ModuleType("renaming_pickle")
+    module.Pickler, module.dump = Pickler, pickle.dump
+    return module
+
+
+def test_weights_that_are_arrays_load_from_files_of_torch(tmp_path) -> None:
+    weights = nn.Linear(3, 2).state_dict()
+    torch.save({name: value.numpy() for name, value in weights.items()}, tmp_path / "file.pth")
+    model = nn.Linear(3, 2)
+    Checkpointer(model).load(str(tmp_path / "file.pth"))
+    assert torch.equal(model.weight, weights["weight"])
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (np.array([None, {}]), "an array of dtype 'O8'"),
+        (np.array([(1, 2.0)], "i4,f4"), "an array of dtype 'V8'"),
+        (np.array(["2025"], "datetime64[D]"), "an array of dtype 'M8'"),
+        (np.dtype("f4"), "a class, a function or part of an array"),
+        (np.zeros(1).view(np.recarray), "an array of a subclass of numpy.ndarray"),
+    ],
+    ids=["object", "fields", "date", "dtype", "subclass"],
+)
+def test_other_arrays_in_files_of_torch_are_named(value, what, tmp_path) -> None:
+    torch.save({"trainer": {"state": value}, "weight": torch.ones(1)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=rf"file\.pth contains ({what}), which is not loaded"):
+        Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "file.pth"))
+
+
+def test_what_a_program_allows_in_torch_load_does_not_change_arrays(tmp_path) -> None:
+    reconstruct = np.ones(1).__reduce__()[0]
+    torch.save({"array": np.ones(2)}, tmp_path / "file.pth")
+    with torch.serialization.safe_globals([np.dtype, np.ndarray, reconstruct, Path]):
+        before = set(torch.serialization.get_safe_globals())
+        assert load_torch(str(tmp_path / "file.pth"))["array"].tolist() == [1, 1]
+        assert set(torch.serialization.get_safe_globals()) == before
+    assert not {np.dtype, Path} & set(torch.serialization.get_safe_globals())
+
+
+def test_numpy_scalars_in_the_state_of_a_run_are_resumed(tmp_path) -> None:
+    class State:
+        def __init__(self) -> None:
+            self.best = np.float64(0)
+
+        def state_dict(self) -> dict:
+            return {"best": self.best}
+
+        def load_state_dict(self, state: dict) -> None:
+            self.best = state["best"]
+
+    saved, resumed = State(), State()
+    saved.best = np.float64(1.5)
+    Checkpointer(nn.Linear(1, 1), str(tmp_path), trainer=saved).save("model_0000001")
+    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path), trainer=resumed)
+    checkpointer.resume_or_load("", resume=True)
+    assert same(resumed.best, np.float64(1.5))
