@@ -165,10 +165,11 @@ def join_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
     if isinstance(boxes, Tensor):
         return boxes
     for value in (input, *boxes) if isinstance(boxes, (list, tuple)) else (boxes,):
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
             raise TypeError(
                 "deform_roi_pool: input must be a tensor, and boxes a tensor or a list of tensors, "
-                f"none of them sparse, got {getattr(value, 'layout', type(value).__name__)}"
+                f"none of them sparse or nested, got {type(value).__name__} of layout "
+                f"{getattr(value, 'layout', None)}"
             )
     if input.dim() and len(boxes) > len(input):
         raise ValueError(

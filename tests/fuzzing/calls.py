@@ -454,10 +454,12 @@ def comparisons() -> st.SearchStrategy[Comparison]:
     """Draws calls that are compared with torchvision or with the reference."""
     import torchvision
 
-    conv, roi = test_deform_conv2d_property, test_roi_pool_property
+    # A sum of few rounded terms may cancel out: the errors in half precision have no bound.
+    exact = {"dtype": st.sampled_from((torch.float64, torch.float32))}
+    conv = test_deform_conv2d_property.test_equals_torchvision_in_float64
+    roi = test_roi_pool_property.test_equals_the_reference_in_float64
+    conv_arguments = {**test_deform_conv2d_property.ARGUMENTS, **exact}
     return st.one_of(
-        _compare(
-            "deform_conv2d", conv.test_equals_torchvision_in_float64, conv.ARGUMENTS, torchvision
-        ),
-        _compare("deform_ps_roi_pool", roi.test_equals_the_reference_in_float64, roi.ARGUMENTS),
+        _compare("deform_conv2d", conv, conv_arguments, torchvision),
+        _compare("deform_ps_roi_pool", roi, {**test_roi_pool_property.ARGUMENTS, **exact}),
     )

@@ -69,10 +69,14 @@ def test_fake_roi_pooling_raises_documented_errors(change: dict[str, Any], fragm
         ops.deform_ps_roi_pool(**arguments)
 
 
-SPARSE = torch.zeros(2, 4).to_sparse()
+SPARSE, NESTED = torch.zeros(2, 4).to_sparse(), torch.nested.nested_tensor([torch.zeros(4)])
 
 
-@pytest.mark.parametrize("boxes", [None, 1.5, "boxes", [1.0], [torch.zeros(0, 4), None], [SPARSE]])
+@pytest.mark.parametrize(
+    "boxes",
+    [None, 1.5, "boxes", [1.0], [torch.zeros(0, 4), None], [SPARSE], [NESTED]],
+    ids=["none", "number", "text", "list-of-numbers", "list-with-none", "sparse", "nested"],
+)
 def test_boxes_that_are_not_tensors_are_named(boxes: Any) -> None:
     with pytest.raises(TypeError, match=r"deform_roi_pool: .* boxes a tensor or a list of tensors"):
         ops.roi_pool(torch.rand(3, 4, 5, 6), boxes, 2)
