@@ -4,14 +4,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch.distributed as dist
+from PIL import Image
 
 from detectron2.engine import TrainerBase, defaults
+from detectron2.evaluation import SemSegEvaluator, sem_seg_evaluation
 from detectron2.utils import comm
 
 # Key of the state of the trainer within `DefaultTrainer`, the optimizer's, in checkpoints of
@@ -51,6 +56,36 @@ def ddp_on_cpu() -> Iterator[None]:
         yield
     finally:
         defaults.create_ddp_model = original
+
+
+@contextmanager
+def labels_from_memory(
+    evaluator: SemSegEvaluator, image: str, labels: np.ndarray
+) -> Iterator[None]:
+    """Makes Detectron2's evaluator of semantic segmentation use labels that were read already.
+
+    Args:
+        evaluator: whose `process` is called for one image.
+        image: path of the image.
+        labels: whole numbers below 2^31.
+    """
+    if hasattr(sem_seg_evaluation, "load_image_into_numpy_array"):  # main
+        original = evaluator.sem_seg_loading_fn
+        evaluator.sem_seg_loading_fn = lambda path, dtype: labels.astype(dtype)
+        try:
+            yield
+        finally:
+            evaluator.sem_seg_loading_fn = original
+        return
+    original = evaluator.input_file_to_gt_file
+    with tempfile.TemporaryDirectory() as folder:  # 0.6 reads files only
+        path = os.path.join(folder, "labels.tiff")
+        Image.fromarray(labels.astype(np.int32)).save(path)
+        evaluator.input_file_to_gt_file = {image: path}
+        try:
+            yield
+        finally:
+            evaluator.input_file_to_gt_file = original
 
 
 def ignore_known_warnings() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from detectron2.data import detection_utils
@@ -108,7 +109,7 @@ def label_map_fault(
     """
     path = record["sem_seg_file_name"]
     try:
-        labels = np.asarray(open_label_map(path))
+        labels = read_label_map(path)
     except DataError as error:
         return str(error), False
     if labels.ndim != 2:
@@ -123,12 +124,12 @@ def label_map_fault(
     return fault, bool((labels == ignore_label).all())
 
 
-def open_label_map(path: str, name: str | None = None) -> Image.Image:
+def read_label_map(path: str, dtype: DTypeLike = None) -> np.ndarray:
     """Reads an image of labels.
 
     Args:
         path: of the file.
-        name: that errors state, if it is not the path.
+        dtype: of the result, by default that of the file.
 
     Raises:
         DataError: if it cannot be read.
@@ -138,8 +139,8 @@ def open_label_map(path: str, name: str | None = None) -> Image.Image:
             image = Image.open(file)
             image.load()
     except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{name or path} cannot be read as a label map: {_cause(error)}") from error
-    return image
+        raise DataError(f"{path} cannot be read as a label map: {_cause(error)}") from error
+    return np.asarray(image, dtype=dtype)
 
 
 def labels_fault(labels: np.ndarray, path: str, classes: int, ignore_label: int) -> str | None:

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,9 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 
+from dcn_plugin.compat import labels_from_memory
 from dcn_plugin.data.faults import DataError
-from dcn_plugin.data.file_checks import labels_fault, open_label_map
+from dcn_plugin.data.file_checks import labels_fault, read_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,15 @@ class MeanIoUEvaluator(SemSegEvaluator):
     as wrong. The number of such pixels is logged.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Finds the label maps; arguments as in Detectron2."""
+    def __init__(
+        self,
+        *args: Any,
+        sem_seg_loading_fn: Callable[..., np.ndarray] = read_label_map,
+        **kwargs: Any,
+    ) -> None:
+        """Finds the label maps; arguments as in Detectron2's main branch."""
         super().__init__(*args, **kwargs)
-        self.label_files: dict[str, str] = dict(self.input_file_to_gt_file)
+        self.sem_seg_loading_fn = sem_seg_loading_fn
         self.non_finite = 0
 
     def reset(self) -> None:
@@ -82,23 +87,23 @@ class MeanIoUEvaluator(SemSegEvaluator):
         Raises:
             DataError: if a label map cannot be read, or does not fit the classes or the prediction.
         """
-        finite = []
         for image, output in zip(inputs, outputs, strict=True):
-            labels = self.read_labels(image["file_name"], output["sem_seg"].shape[-2:])
-            finite.append(
-                {**output, "sem_seg": self._replace_non_finite(output["sem_seg"], labels)}
-            )
-        super().process(inputs, finite)
+            labels, logits = self.read_labels(image), output["sem_seg"]
+            self._check_labels(labels, image["file_name"], logits.shape[-2:])
+            finite = {**output, "sem_seg": self._replace_non_finite(logits, labels)}
+            with labels_from_memory(self, image["file_name"], labels):
+                super().process([image], [finite])
 
-    def read_labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
+    def read_labels(self, image: dict[str, Any]) -> np.ndarray:
         """Returns the labels of an image.
 
         Args:
-            image: path of the image.
-            size: height and width of the prediction.
+            image: with `file_name`.
         """
-        path = self.label_files[image]
-        labels = np.asarray(open_label_map(self.input_file_to_gt_file[image], path))
+        return self.sem_seg_loading_fn(self.input_file_to_gt_file[image["file_name"]], dtype=int)
+
+    def _check_labels(self, labels: np.ndarray, image: str, size: tuple[int, int]) -> None:
+        path = self.input_file_to_gt_file[image]
         if labels.shape != tuple(size):
             raise DataError(
                 f"{path} has {' x '.join(map(str, labels.shape))} pixels (height x width), but the "
@@ -107,7 +112,6 @@ class MeanIoUEvaluator(SemSegEvaluator):
         fault = labels_fault(labels, path, self._num_classes, self._ignore_label)
         if fault:
             raise DataError(fault)
-        return labels
 
     def _replace_non_finite(self, logits: Tensor, labels: np.ndarray) -> Tensor:
         finite = logits.isfinite()
@@ -159,21 +163,14 @@ def describe_mean(results: dict[str, float]) -> str:
 class NetworkSizeSemSegEvaluator(MeanIoUEvaluator):
     """Detectron2's evaluator, with the ground truth resized to the size of the predictions."""
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Tensor]]) -> None:
-        """Adds images to the confusion matrices.
+    def read_labels(self, image: dict[str, Any]) -> np.ndarray:
+        """Returns the labels of an image, resized.
 
         Args:
-            inputs: with `file_name`, and `height` and `width` as `NetworkSizeMapper` returns them.
-            outputs: with `sem_seg`, Tensor[C, height, width].
+            image: with `file_name`, and `height` and `width` as `NetworkSizeMapper` returns them.
         """
-        # Detectron2 reads the ground truth of an image from a file. The mapper's `sem_seg` is
-        # unsuitable: it has 8 bits. TIFF files keep all dtypes.
-        with tempfile.TemporaryDirectory() as folder:
-            self.input_file_to_gt_file = {}
-            for index, image in enumerate(inputs):
-                path = os.path.join(folder, f"{index}.tiff")
-                size = image["width"], image["height"]
-                labels = open_label_map(self.label_files[image["file_name"]])
-                labels.resize(size, Image.Resampling.NEAREST).save(path)
-                self.input_file_to_gt_file[image["file_name"]] = path
-            super().process(inputs, outputs)
+        labels, size = super().read_labels(image), (image["width"], image["height"])
+        if labels.ndim != 2:  # which is an error
+            return labels
+        resized = Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+        return np.array(resized, dtype=int)

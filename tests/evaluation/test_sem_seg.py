@@ -15,12 +15,16 @@ from PIL import Image
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import SemSegEvaluator
+from detectron2.evaluation import SemSegEvaluator, sem_seg_evaluation
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.data.faults import DataError
 from dcn_plugin.engine import Trainer
-from dcn_plugin.evaluation import NetworkSizeSemSegEvaluator, build_evaluator
+from dcn_plugin.evaluation import (
+    MeanIoUEvaluator,
+    NetworkSizeSemSegEvaluator,
+    build_evaluator,
+)
 from tests.datasets import data_sets_in, unregister
 from tests.tiny_voc import write_tiny_cityscapes
 
@@ -98,9 +102,7 @@ def test_process_is_detectron2s(monkeypatch, tmp_path: Path) -> None:
     shapes = []
 
     def process(self, inputs, outputs) -> None:
-        (path,) = (self.input_file_to_gt_file[item["file_name"]] for item in inputs)
-        with Image.open(path) as ground_truth:
-            shapes.append(np.asarray(ground_truth).shape)
+        shapes.append(read_as_detectron2(self, inputs[0]["file_name"]).shape)
 
     monkeypatch.setattr(SemSegEvaluator, "process", process)
     cfg = config(at_network_size=True)
@@ -109,6 +111,48 @@ def test_process_is_detectron2s(monkeypatch, tmp_path: Path) -> None:
     (item,) = next(iter(Trainer.build_test_loader(cfg, NAME)))
     evaluator.process([item], [{"sem_seg": torch.zeros(CLASSES, 40, 40)}])
     assert shapes == [(40, 40)]
+
+
+def read_as_detectron2(evaluator: SemSegEvaluator, image: str) -> np.ndarray:
+    """Reads labels as Detectron2's `process` does."""
+    path = evaluator.input_file_to_gt_file[image]
+    if hasattr(sem_seg_evaluation, "load_image_into_numpy_array"):  # main
+        return evaluator.sem_seg_loading_fn(path, dtype=int)
+    with Image.open(path) as labels:
+        return np.array(labels, dtype=int)
+
+
+@pytest.mark.parametrize("at_network_size", [False, True])
+def test_label_maps_are_read_once_by_the_given_function(
+    at_network_size: bool, monkeypatch, tmp_path: Path
+) -> None:
+    """As Detectron2's main, whose `sem_seg_loading_fn` may read files that are no images."""
+    kind = NetworkSizeSemSegEvaluator if at_network_size else MeanIoUEvaluator
+    read, seen = [], []
+
+    def load(path: str, dtype: type) -> np.ndarray:
+        read.append(path)
+        return np.load(path).astype(dtype)
+
+    def process(self, inputs, outputs) -> None:
+        seen.append(read_as_detectron2(self, inputs[0]["file_name"]))
+
+    monkeypatch.setattr(SemSegEvaluator, "process", process)
+    evaluator = kind(NAME, output_dir=str(tmp_path / "found"), sem_seg_loading_fn=load)
+    evaluator.reset()
+    item = next(iter(Trainer.build_test_loader(config(at_network_size), NAME)))[0]
+    path = evaluator.input_file_to_gt_file[item["file_name"]] = str(tmp_path / "labels.npy")
+    np.save(path, np.arange(96 * 96).reshape(96, 96) % CLASSES)
+    logits = torch.zeros(CLASSES, item["height"], item["width"])
+    evaluator.process([item], [{"sem_seg": logits}])
+    assert read == [path] == [evaluator.input_file_to_gt_file[item["file_name"]]]
+    assert evaluator.sem_seg_loading_fn is load
+    assert seen[0].shape == logits.shape[1:]
+    if not at_network_size:
+        assert (seen[0] == np.load(path)).all()
+    np.save(path, np.full((96, 96), 40))
+    with pytest.raises(DataError, match=r"labels\.npy must have labels from 0 to 18"):
+        evaluator.process([item], [{"sem_seg": logits}])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
@@ -128,7 +172,10 @@ def test_labels_above_255_are_compared(dtype: type, tmp_path: Path) -> None:
         evaluator = build_evaluator(cfg, "many_classes", str(tmp_path / "results"))
         evaluator.reset()
         (item,) = next(iter(Trainer.build_test_loader(cfg, "many_classes")))
-        resized = Image.fromarray(ground_truth).resize((40, 40), Image.Resampling.NEAREST)
+        # Pillow rounds positions in images of 16 bits in another way than in others.
+        resized = Image.fromarray(ground_truth.astype(np.int32)).resize(
+            (40, 40), Image.Resampling.NEAREST
+        )
         labels = torch.from_numpy(np.array(resized, dtype=int))
         scores = torch.nn.functional.one_hot(labels, len(classes)).permute(2, 0, 1)
         evaluator.process([item], [{"sem_seg": scores}])
