@@ -27,7 +27,7 @@ class DetectionEvaluator(DropNonFinite, COCOEvaluator):
         super().__init__(*args, **kwargs)
         for annotation in self._coco_api.anns.values():
             annotation.setdefault("iscrowd", 0)
-            if "area" not in annotation:
+            if "area" not in annotation and annotation["image_id"] in self._coco_api.imgs:
                 annotation["area"] = self._area(annotation)
 
     def _area(self, annotation: dict[str, Any]) -> float:

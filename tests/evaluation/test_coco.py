@@ -87,6 +87,20 @@ def test_area_and_iscrowd_have_defaults(tmp_path: Path) -> None:
     assert results[True] == results[False] and len(results[True]) > 4
 
 
+def test_annotations_of_other_images_are_ignored(tmp_path: Path) -> None:
+    with registered_coco(tmp_path / "data") as name:
+        expected = evaluate(name, tmp_path)
+        path = Path(MetadataCatalog.get(name).json_file)
+        content = json.loads(path.read_text())
+        other = {**content["annotations"][0], "id": 90, "image_id": 99}
+        del other["area"]
+        content["annotations"].append(other)
+        path.write_text(json.dumps(content))
+        results = evaluate(name, tmp_path)
+        for kind in ("bbox", "segm"):
+            assert results[kind] == pytest.approx(expected[kind], nan_ok=True)
+
+
 def test_detections_that_are_not_finite_are_dropped(tiny_coco, tmp_path, caplog) -> None:
     def evaluate_with(extra: list[tuple[float, float]]) -> dict[str, float]:
         """Adds a detection for each (coordinate, score) to every image."""
