@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detectron2.data import DatasetCatalog
+
 from tests.datasets import data_sets_in, tiny_keypoints, tiny_lvis, tiny_panoptic, unregister
 from tests.tiny_coco import write_json, write_tiny_coco
 from tests.tiny_voc import write_tiny_cityscapes, write_tiny_voc
@@ -101,6 +103,15 @@ def test_every_label_map_is_read(root: Path, capsys) -> None:
     maps[0].unlink()
     (line,) = check(capsys, CITYSCAPES, code=1)
     assert "error: " in line and maps[0].name in line
+
+
+def test_a_torch_data_set_is_not_checked(capsys) -> None:
+    DatasetCatalog.register("torch_data", lambda: range(3))  # as good as any other sequence
+    try:
+        (line,) = check(capsys, "torch_data", code=0)
+        assert line.endswith("not a list of records are not checked (1): range")
+    finally:
+        unregister("torch_data")
 
 
 def test_wrong_names(capsys) -> None:

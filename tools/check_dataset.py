@@ -65,6 +65,8 @@ def check(name: str, splits: Iterable[str], args: argparse.Namespace) -> list[Fa
     found = [find_faults(name, split, required=required, outside=outside) for split in splits]
     if not args.annotations_only and not any(faults.errors for faults in found):
         records, metadata, contents = load_records(name), MetadataCatalog.get(name), Faults()
+        if not isinstance(records, list):  # `find_faults` has said that it is not checked
+            return found
         check_records(records, contents, metadata.as_dict(), outside)
         progress = partial(tqdm, desc=name, total=len(records), unit="image", disable=None)
         read_all_files(records, contents, metadata.as_dict(), progress)

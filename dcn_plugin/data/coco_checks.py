@@ -15,7 +15,6 @@ import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
@@ -23,6 +22,10 @@ from detectron2.utils.file_io import PathManager
 from .faults import DataError, Faults, short
 
 LIMIT = 1e30  # of coordinates: beyond, float32 is infinite
+NO_IMAGE_LEFT = (
+    "training sets have no image left, none has an annotation that is not a crowd, or enough "
+    "keypoints"
+)
 BOMS = {
     codecs.BOM_UTF8: "UTF-8",
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -30,6 +33,7 @@ BOMS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+Size = tuple[float, ...]  # height and width of an image, or empty
 
 
 @contextmanager
@@ -152,23 +156,23 @@ def check_images(
     """Checks the images, unless `loaded` only their ids; returns those with an id by that."""
     images: dict[Any, dict[str, Any]] = {}
     for index, item in enumerate(content.get("images", [])):
-        place = f"images[{index}]: {short(item)}"
+        place = f"images[{index}]"
         number = item.get("id")
         if not (is_number(number) or isinstance(number, str)):
-            faults.error("images have an id that is neither a number nor text", place)
+            faults.error("images have an id that is neither a number nor text", place, item)
         elif number not in images:
             images[number] = item
         elif item == images[number]:
-            faults.warning("images are listed twice", place)
+            faults.warning("images are listed twice", place, item)
         else:
-            faults.error("images have the id of another one", place)
+            faults.error("images have the id of another one", place, item)
         if not loaded:
             continue
         name = item.get("file_name")
         if not isinstance(name, str) or not name or "\0" in name:
-            faults.error("images have no file_name", place)
-        if not all(is_size(item.get(key)) for key in ("height", "width")):
-            faults.error("images have no height and width, in whole pixels above 0", place)
+            faults.error("images have no file_name", place, item)
+        if not (is_size(item.get("height")) and is_size(item.get("width"))):
+            faults.error("images have no height and width, in whole pixels above 0", place, item)
     if len({isinstance(number, str) for number in images}) > 1:
         text = next(number for number in images if isinstance(number, str))
         faults.error("lists of images have ids of mixed types", f"the file: text like {text!r}")
@@ -186,6 +190,9 @@ class AnnotationChecks:
         required: Sequence[str],
         unique_ids: bool,
         faults: Faults,
+        *,
+        loaded: bool = True,
+        min_keypoints: int = 0,
     ) -> None:
         """Stores what annotations refer to.
 
@@ -196,42 +203,51 @@ class AnnotationChecks:
             required: keys that an annotation must have.
             unique_ids: whether the ids of annotations must be unique.
             faults: where to add faults.
+            loaded: as for `check_annotations`.
+            min_keypoints: likewise.
         """
-        self.testing = split == "test"
-        self.images, self.categories = images, categories
+        self.testing, self.loaded = split == "test", loaded
+        self.sizes = {key: _size(item) for key, item in images.items()}
+        self.categories = categories
         self.required, self.unique_ids, self.faults = required, unique_ids, faults
+        self.min_keypoints = min_keypoints
         self.ids: set[Any] = set()
         self.boxes = self.empty_boxes = 0
         self.labelled: set[Any] = set()  # images with an annotation that is not a crowd
+        self.keypoints: Counter[Any] = Counter()  # visible ones, by image
+        self.incomplete: list[tuple[int, dict[str, Any], str]] = []  # and the key that is absent
 
     def add(self, index: int, item: dict[str, Any]) -> None:
         """Checks an annotation, the one at `index` in the file."""
         self.current = index, item
-        image, crowd, box = item.get("image_id"), item.get("iscrowd", 0), item.get("bbox")
-        self._check_id(item)
-        category = item.get("category_id")
+        image, category, box = item.get("image_id"), item.get("category_id"), item.get("bbox")
+        crowd = item.get("iscrowd", 0)
+        size = self.sizes.get(image) if is_number(image) or isinstance(image, str) else None
+        self._check_id(item, self.unique_ids and (self.testing or size is not None))
         if not is_number(category):
             self._error("annotations have a category_id that is not a number")
-        elif category not in self.categories:
-            self._error("annotations have a category_id that is not in categories")
-        if not (is_number(image) or isinstance(image, str)):
-            self._error("annotations have an image_id that is neither a number nor text")
-            return
-        size = self.images.get(image)
+        elif size is not None and category not in self.categories:
+            report = self._error if self.loaded else self._warning  # COCO's API leaves them out
+            report("annotations have a category_id that is not in categories")
         if size is None:
-            self._warning("annotations are of an image_id that is not in images, and are ignored")
+            if is_number(image) or isinstance(image, str):
+                self._warning(
+                    "annotations are of an image_id that is not in images, and are ignored"
+                )
+            else:
+                self._error("annotations have an image_id that is neither a number nor text")
             return
         if crowd not in (0, 1):
             self._error("annotations have an iscrowd that is neither 0 nor 1")
         elif not crowd:
             self.labelled.add(image)
-        if item.get("ignore", 0) != 0:
+        if self.loaded and item.get("ignore", 0) != 0:
             self._error('annotations have "ignore", which Detectron2 does not support')
         if box is not None or "bbox" in item:
             self._check_box(box, size)
         for key in self.required:
             if not item.get(key) and (self.testing or not crowd):
-                self._error(f"annotations have no {key}")
+                self.incomplete.append((index, item, key))
         if self.testing and "area" in item and not (is_number(item["area"]) and item["area"] >= 0):
             self._error("annotations have an area that is not a number from 0 on")
         if item.get("segmentation"):
@@ -240,6 +256,19 @@ class AnnotationChecks:
             points = item["keypoints"]
             if not isinstance(points, list) or len(points) % 3 or not are_finite(points):
                 self._error("annotations have keypoints that are not triples of numbers")
+            elif self.min_keypoints:
+                self.keypoints[image] += sum(visible > 0 for visible in points[2::3])
+
+    def used_images(self, filter_empty: bool) -> set[Any]:
+        """Returns the ids of images that Detectron2 uses; adds what their annotations lack."""
+        used = set(self.sizes)
+        if not self.testing:
+            used = self.labelled if filter_empty else used
+            used = {image for image in used if self.keypoints[image] >= self.min_keypoints}
+        for index, item, key in self.incomplete:
+            if item["image_id"] in used:
+                self.faults.error(f"annotations have no {key}", describe_annotation(index, item))
+        return used
 
     def _error(self, kind: str) -> None:
         self.faults.error(kind, describe_annotation(*self.current))
@@ -247,18 +276,18 @@ class AnnotationChecks:
     def _warning(self, kind: str) -> None:
         self.faults.warning(kind, describe_annotation(*self.current))
 
-    def _check_id(self, item: dict[str, Any]) -> None:
+    def _check_id(self, item: dict[str, Any], unique: bool) -> None:
         number = item.get("id")
         if not (is_number(number) or (isinstance(number, str) and not self.testing)):
             self._error("annotations have an id that is not a number")
-        elif number in self.ids and self.unique_ids:
+        elif unique and number in self.ids:
             self._error("annotations have the id of another one")
         else:
             self.ids.add(number)
             if number == 0 and self.testing:
                 self._warning("annotations have the id 0, which COCO's evaluation never matches")
 
-    def _check_box(self, box: Any, size: dict[str, Any]) -> None:
+    def _check_box(self, box: Any, size: Size) -> None:
         self.boxes += 1
         if not isinstance(box, list) or len(box) not in (4, 5) or not are_finite(box):
             self._error("annotations have a bbox that is not 4 finite numbers (5 if rotated)")
@@ -272,36 +301,33 @@ class AnnotationChecks:
                 "annotations have a bbox without width or height, which "
                 + ("no detection matches" if self.testing else "Detectron2 ignores"),
             )
-        elif len(box) == 4 and (x + width <= 0 or y + height <= 0 or self._is_beyond(x, y, size)):
+        elif len(box) == 4 and (
+            x + width <= 0 or y + height <= 0 or (size and (y >= size[0] or x >= size[1]))
+        ):
             self._warning("annotations have a bbox outside the image")
 
-    @staticmethod
-    def _is_beyond(x: float, y: float, size: dict[str, Any]) -> bool:
-        values = size.get("width"), size.get("height")
-        return all(map(is_number, values)) and (x >= values[0] or y >= values[1])
-
-    def _check_segmentation(self, value: Any, size: dict[str, Any]) -> None:
+    def _check_segmentation(self, value: Any, size: Size) -> None:
         if isinstance(value, dict):
-            fault = rle_fault(value, [size.get("height"), size.get("width")])
+            fault = rle_fault(value, size)
             if fault:
                 self._error(f"annotations have a segmentation whose {fault}")
         elif not isinstance(value, list) or not all(isinstance(p, list) for p in value):
             self._error("annotations have a segmentation that is not a list of lists")
-        elif not are_finite(chain.from_iterable(value)):
+        elif not all(map(are_finite, value)):
             self._error("annotations have a polygon that is not finite numbers")
         elif any(len(polygon) % 2 or len(polygon) < 6 for polygon in value):
             self._warning("annotations have a polygon that is not 3 or more points, and is ignored")
 
 
-def rle_fault(value: dict[str, Any], size: list[Any]) -> str | None:
-    """Returns what is wrong with a run-length encoded mask of an image of (height, width)."""
+def rle_fault(value: dict[str, Any], size: Size) -> str | None:
+    """Returns what is wrong with a run-length encoded mask of an image."""
     counts = value.get("counts")
-    if value.get("size") != size and None not in size:
+    if size and value.get("size") != list(size):
         return "RLE has another size than the image"
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts):
             return "RLE has counts that are not whole numbers from 0 on"
-        if None not in size and sum(counts) != math.prod(size):
+        if size and sum(counts) != math.prod(size):
             return "RLE has counts that do not add up to the image's pixels"
     elif not isinstance(counts, str) or not counts.isascii():
         return "RLE has no counts"
@@ -317,6 +343,7 @@ def check_annotations(
     filter_empty: bool = True,
     loaded: bool = True,
     unique_ids: bool = True,
+    min_keypoints: int = 0,
 ) -> list[dict[str, Any]]:
     """Checks the content of a file in COCO's format; the files of images are not looked up.
 
@@ -328,20 +355,31 @@ def check_annotations(
         filter_empty: whether images without annotations are left out of training.
         loaded: whether Detectron2 loads images from the file, or evaluates by it only.
         unique_ids: whether ids of annotations must be unique.
+        min_keypoints: number of visible keypoints, below which an image is left out of training.
 
     Returns:
         the images that are used.
     """
     categories, images = check_categories(content, faults), check_images(content, faults, loaded)
-    checks = AnnotationChecks(split, images, categories, required, unique_ids, faults)
+    checks = AnnotationChecks(
+        split,
+        images,
+        categories,
+        required,
+        unique_ids,
+        faults,
+        loaded=loaded,
+        min_keypoints=min_keypoints,
+    )
     annotations = content.get("annotations", [])
     for index, item in enumerate(annotations):
         checks.add(index, item)
+    used = checks.used_images(filter_empty)
     if not images:
         faults.error("lists of images are empty, there must be at least one", "the file")
-    elif split == "train" and filter_empty and not checks.labelled:
+    elif not used:
         faults.error(
-            "training sets have no image left, none has an annotation that is not a crowd",
+            NO_IMAGE_LEFT,
             f"the file: {len(images)} images, {len(annotations)} annotations",
         )
     elif annotations and not any(_is_key(a.get("image_id"), images) for a in annotations):
@@ -352,8 +390,7 @@ def check_annotations(
         )
     if checks.boxes and checks.empty_boxes == checks.boxes:
         faults.error("files have no bbox with width and height", "all annotations")
-    is_filtered = split == "train" and filter_empty
-    return [item for key, item in images.items() if not is_filtered or key in checks.labelled]
+    return [item for key, item in images.items() if key in used]
 
 
 def describe_annotation(index: int, item: dict[str, Any]) -> str:
@@ -374,11 +411,16 @@ def is_size(value: Any) -> bool:
 
 
 def are_finite(values: Iterable[Any]) -> bool:
-    """Returns whether all values are finite numbers; bools count as 0 and 1."""
+    """Returns whether all values are finite numbers, in float32 too; bools count as 0 and 1."""
     try:
-        return -LIMIT < sum(values) < LIMIT  # the sum of values with a NaN or an infinity is one
-    except (OverflowError, TypeError):  # of a huge int, or of what is no number
+        return math.hypot(*values) < LIMIT  # of no value less than its size
+    except (OverflowError, TypeError, ValueError):  # of a huge int, or of what is no number
         return False
+
+
+def _size(image: dict[str, Any]) -> Size:
+    size = image.get("height"), image.get("width")
+    return size if all(map(is_number, size)) else ()
 
 
 def _is_key(value: Any, mapping: dict[Any, Any]) -> bool:

@@ -14,11 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .coco_checks import check_annotations, collection_paused, read_coco
+from .coco_checks import are_finite, check_annotations, collection_paused, read_coco
 from .faults import DataError, Faults, short
 from .file_checks import FILES, check_files, image_fault, is_missing, label_map_fault
 from .voc_checks import check_voc
@@ -33,29 +31,31 @@ def find_faults(
     *,
     required: Sequence[str] = ("bbox",),
     filter_empty: bool = True,
+    min_keypoints: int = 0,
     outside: bool = False,
 ) -> Faults:
     """Checks annotations, and that files exist, in seconds; images are not read.
 
     Files in the formats of COCO and VOC are checked as they are, other data sets as the records
-    that their loader returns. Annotations at an address, of LVIS, and of Shapes that are not yet
-    drawn are not checked.
+    that their loader returns. Annotations at an address, of LVIS, of Shapes that are not yet drawn,
+    and data sets that are not lists are not checked.
 
     Args:
         name: of a registered data set.
         split: how it is used, train or test.
         required: keys that annotations in COCO's format must have.
         filter_empty: whether training leaves out images without annotations.
+        min_keypoints: number of visible keypoints, below which training leaves out an image.
         outside: whether files may be outside the folders of the data set.
     """
     faults, metadata = Faults(), MetadataCatalog.get(name)
-    kind, json_file = metadata.get("evaluator_type"), metadata.get("json_file")
+    kind, json_file = metadata.get("evaluator_type"), os.fspath(metadata.get("json_file") or "")
     if metadata.get("generated_in") and is_missing(json_file):
         return faults
     if kind == "pascal_voc":
-        folder = metadata.dirname
+        folder = os.fspath(metadata.dirname)
         check_voc(folder, metadata.split, metadata.thing_classes, faults, outside)
-    elif kind == "lvis" or (json_file and "://" in json_file):
+    elif kind == "lvis" or "://" in json_file:
         pass
     elif (
         kind in COCO_FORMAT
@@ -63,33 +63,26 @@ def find_faults(
         and (is_loaded_from_json(name) or (kind and split == "test"))
     ):
         with collection_paused():
-            _check_json(name, split, json_file, faults, required, filter_empty, outside)
+            content, faults.path = read_coco(json_file), json_file
+            images = check_annotations(
+                content,
+                faults,
+                split,
+                required=required,
+                filter_empty=filter_empty,
+                loaded=is_loaded_from_json(name),
+                unique_ids="minival" not in json_file,  # as Detectron2
+                min_keypoints=min_keypoints,
+            )
+        _check_images(name, images, faults, outside)
     else:
         check_records(load_records(name), faults, metadata.as_dict(), outside)
     return faults
 
 
-def _check_json(
-    name: str,
-    split: str,
-    path: str,
-    faults: Faults,
-    required: Sequence[str],
-    filter_empty: bool,
-    outside: bool,
-) -> None:
-    content, faults.path, loaded = read_coco(path), path, is_loaded_from_json(name)
-    images = check_annotations(
-        content,
-        faults,
-        split,
-        required=required,
-        filter_empty=filter_empty,
-        loaded=loaded,
-        unique_ids="minival" not in path,  # as Detectron2
-    )
+def _check_images(name: str, images: Records, faults: Faults, outside: bool) -> None:
     root = MetadataCatalog.get(name).get("image_root")
-    if loaded and root is not None:
+    if root is not None and is_loaded_from_json(name):
         names = [item.get("file_name") for item in images]
         files = [os.path.join(root, name) for name in names if isinstance(name, str)]
         check_files(files, faults, root, outside)
@@ -129,28 +122,27 @@ def check_records(
         metadata: of the data set.
         outside: whether files may be outside the folders in the metadata.
     """
+    if not isinstance(records, list):  # a torch Dataset, which may read files or have no end
+        faults.warning(
+            "data sets that are not a list of records are not checked", type(records).__name__
+        )
+        return
     if not records:
         faults.error("data sets are empty, there must be at least one image", "the records")
     for key, attributes in FILES.items():
         paths = [os.fspath(record[key]) for record in records if record.get(key)]
         roots = [metadata[attribute] for attribute in attributes if metadata.get(attribute)]
-        check_files(paths, faults, roots[0] if roots else None, outside)
+        root = os.fspath(roots[0]) if roots else ""
+        # Loaders may return local copies of what is at an address.
+        check_files(paths, faults, root, outside or "://" in root)
     for record in records:
         for item in record.get("annotations", ()):
-            if "bbox" in item and not is_finite(item["bbox"]):
+            if "bbox" in item and not are_finite(item["bbox"]):
                 place = f"image {short(record.get('image_id', record.get('file_name')))}"
                 faults.error(
                     "annotations have a bbox that is not finite numbers",
                     f"{place}: {short(item['bbox'])}",
                 )
-
-
-def is_finite(values: Any) -> bool:
-    """Returns whether a sequence or an array consists of finite numbers."""
-    try:
-        return bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
-    except (TypeError, ValueError):
-        return False
 
 
 def read_all_files(

@@ -45,18 +45,24 @@ class Faults:
         self.errors: dict[str, list[str]] = {}
         self.warnings: dict[str, list[str]] = {}
 
-    def error(self, kind: str, place: str) -> None:
+    def error(self, kind: str, place: str, value: Any = None) -> None:
         """Adds what training or evaluation would fail or be wrong with.
 
         Args:
             kind: what is wrong, in the plural, and what is allowed.
             place: where, with the value found.
+            value: found, if it is not in the place.
         """
-        _add(self.errors, kind, place)
+        _add(self.errors, kind, place, value)
 
-    def warning(self, kind: str, place: str) -> None:
+    def warning(self, kind: str, place: str, value: Any = None) -> None:
         """Adds what Detectron2 ignores or corrects; the arguments are those of `error`."""
-        _add(self.warnings, kind, place)
+        _add(self.warnings, kind, place, value)
+
+    def make_warning(self, kind: str) -> None:
+        """Turns a kind of error, if it is one, into a warning."""
+        if kind in self.errors:
+            self.warnings[kind] = self.errors.pop(kind)
 
     def lines(self) -> list[str]:
         """Returns a line for each kind, errors first."""
@@ -86,9 +92,13 @@ class Faults:
             )
 
 
-def _add(faults: dict[str, list[str]], kind: str, place: str) -> None:
+def _add(faults: dict[str, list[str]], kind: str, place: str, value: Any) -> None:
     places = faults.setdefault(kind, [])
-    places.append(place if len(places) < EXAMPLES else "")
+    if len(places) >= EXAMPLES:
+        place = ""
+    elif value is not None:
+        place = f"{place}: {short(value)}"
+    places.append(place)
 
 
 def short(value: Any) -> str:

@@ -27,8 +27,9 @@ FILES: dict[str, tuple[str, ...]] = {
 MAX_PATH = 1000  # characters in a message
 
 
-def is_missing(path: str) -> bool:
+def is_missing(path: str | os.PathLike[str]) -> bool:
     """Returns whether a path does not exist; URLs pass, since not all handlers can tell."""
+    path = os.fspath(path)
     return "://" not in path and not PathManager.exists(path)
 
 
@@ -68,11 +69,8 @@ def _list_folder(folder: str) -> set[str]:
 
 def leaves(root: str, path: str) -> bool:
     """Returns whether a path is outside a folder, by its text: links in the folder may lead out."""
-    root, path = os.path.normpath(root), os.path.normpath(path)
-    inside = root.rstrip(os.sep) + os.sep
-    if root == os.curdir:
-        return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
-    return not path.startswith(inside)
+    inside = os.path.abspath(root).rstrip(os.sep) + os.sep
+    return not os.path.abspath(path).startswith(inside)
 
 
 def image_fault(record: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.messages import got
 
-from .coco_checks import is_number, is_size
+from .coco_checks import is_number
 from .faults import Faults, short
 from .file_checks import check_files
 
@@ -22,7 +22,7 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 def check_voc(
     folder: str, split: str, classes: Sequence[str], faults: Faults, outside: bool = False
 ) -> None:
-    """Checks the list, the XML files, and that the images exist.
+    """Checks the list, the XML files, and that the images exist; addresses are not read.
 
     Args:
         folder: VOC2007 or VOC2012.
@@ -31,6 +31,8 @@ def check_voc(
         faults: where to add faults.
         outside: whether the list may name files outside the folder.
     """
+    if "://" in folder:
+        return
     names = _read_list(os.path.join(folder, "ImageSets", "Main", f"{split}.txt"), faults)
     images = [os.path.join(folder, "JPEGImages", f"{name}.jpg") for name in names]
     files = [os.path.join(folder, "Annotations", f"{name}.xml") for name in names]
@@ -70,8 +72,7 @@ def _check_annotation(path: str, classes: Sequence[str], faults: Faults) -> list
         faults.error("files cannot be read as XML", f"{path}: {error}")
         return []
     for side in ("width", "height"):
-        value = _number(tree.findtext(f"./size/{side}"))
-        if not is_size(value):
+        if not _is_size(tree.findtext(f"./size/{side}")):
             faults.error("files have no size of the image, in whole pixels above 0", path)
     return [
         _check_object(item, f"{path}, object {number}", classes, faults)
@@ -98,6 +99,14 @@ def _check_object(
     elif width == 0 or height == 0:
         faults.warning("objects have a bndbox without width or height, and are ignored", place)
     return width == 0 or height == 0
+
+
+def _is_size(text: str | None) -> bool:
+    """Returns whether Detectron2 can read a number of pixels, with `int`."""
+    try:
+        return int(text or "") > 0
+    except ValueError:
+        return False
 
 
 def _number(text: str | None) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
@@ -23,6 +24,7 @@ from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
+from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT
 from dcn_plugin.data.dataset_checks import find_faults
 from dcn_plugin.data.file_checks import is_missing
 from dcn_plugin.files import can_write
@@ -125,7 +127,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
             _check_classes(cfg, name, key)
             if part == "TEST":
                 _check_evaluator(name, key)
-            _check_contents(cfg, name, part.lower())
+        _check_contents(cfg, names, part.lower())
         if cfg.MODEL.LOAD_PROPOSALS:
             files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
             if len(files) != len(names):
@@ -148,7 +150,7 @@ def _check_files(name: str, key: str) -> None:
     paths = [metadata.get(attribute) for attribute in attributes]
     if metadata.get("evaluator_type") == "pascal_voc":
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
-    missing = [path for path in paths if path and is_missing(path)]
+    missing = [str(path) for path in paths if path and is_missing(path)]
     if missing:
         raise MissingFileError(
             f"{key}: {name} is incomplete, missing {', '.join(missing)}. Detectron2 looks for data "
@@ -157,21 +159,35 @@ def _check_files(name: str, key: str) -> None:
         )
 
 
-def _check_contents(cfg: CfgNode, name: str, split: str) -> None:
-    required = ["bbox"]
-    if split == "train":
-        required += ["segmentation"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
-    faults = find_faults(
-        name,
-        split,
-        required=required,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
-    )
-    for line in faults.lines():
-        if line.startswith("warning: "):
-            logging.getLogger(__name__).warning("%s: %s", name, line.removeprefix("warning: "))
-    faults.raise_error(f"DATASETS.{split.upper()}: {name}")
+def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
+    model, required = cfg.MODEL, ["bbox"]
+    architecture = modeling.META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
+    if (
+        split == "train"
+        and isinstance(architecture, type)
+        and issubclass(architecture, GeneralizedRCNN)  # others ignore masks and keypoints
+    ):
+        required += ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
+    found = [
+        find_faults(
+            name,
+            split,
+            required=required,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE * model.KEYPOINT_ON,
+            outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
+        )
+        for name in names
+    ]
+    # Detectron2 joins the data sets before it leaves out images.
+    all_empty = all(NO_IMAGE_LEFT in faults.errors for faults in found)
+    for name, faults in zip(names, found, strict=True):
+        if not all_empty:
+            faults.make_warning(NO_IMAGE_LEFT)
+        for line in faults.lines():
+            if line.startswith("warning: "):
+                logging.getLogger(__name__).warning("%s: %s", name, line.removeprefix("warning: "))
+        faults.raise_error(f"DATASETS.{split.upper()}: {name}")
 
 
 def _check_evaluator(name: str, key: str) -> None:

@@ -9,22 +9,29 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset, IterableDataset
 
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from dcn_plugin.data.checked_mapper import CheckedMapper
-from dcn_plugin.data.coco_checks import check_annotations, read_coco
-from dcn_plugin.data.dataset_checks import find_faults
+from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT, check_annotations, read_coco
+from dcn_plugin.data.dataset_checks import check_records, find_faults
 from dcn_plugin.data.faults import DataError, Faults
 from dcn_plugin.evaluation import DetectionEvaluator
 from tests.datasets import unregister
@@ -116,6 +123,8 @@ BOX = "bbox that is not 4 finite numbers"
 ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "NaN": (setter("annotations", "bbox", [NAN, 1, 2, 3]), BOX),
     "infinite": (setter("annotations", "bbox", [1, 1, INF, 3]), BOX),
+    "cancelling": (setter("annotations", "bbox", [1e308, -1e308, 10, 10]), BOX),
+    "beyond float32": (setter("annotations", "bbox", [1, 1, 1e39, 3]), BOX),
     "null": (setter("annotations", "bbox", [1, None, 2, 3]), BOX),
     "text": (setter("annotations", "bbox", ["1", 1, 2, 3]), BOX),
     "no list": (setter("annotations", "bbox", "1 1 2 3"), BOX),
@@ -128,6 +137,10 @@ ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
         r"have no bbox \(1\): annotations\[0\]: id 1",
     ),
     "polygon": (setter("annotations", "segmentation", [[1, 1, NAN, 2, 3, 3]]), "polygon that is"),
+    "huge polygon": (
+        setter("annotations", "segmentation", [[1, 1, 9, 1, 9, 9], [1e39, 1, -1e39, 1, 5, 5]]),
+        "polygon that is",
+    ),
     "RLE": (
         setter("annotations", "segmentation", {"size": [3, 3], "counts": [9]}),
         "RLE has another size",
@@ -178,6 +191,41 @@ def test_faults_of_one_use_only(content: dict) -> None:
     assert faults_of(content, filter_empty=False).lines() == []
     del content["annotations"]  # as COCO's test-dev
     assert faults_of(content, "test").lines() == []
+
+
+def test_annotations_of_other_images_are_a_warning(content: dict) -> None:
+    other = {"id": 1, "image_id": 99, "category_id": 7, "bbox": [NAN, 0, 1, 1]}
+    content["annotations"].append(other)
+    faults = faults_of(content)
+    assert not faults.errors and [len(places) for places in faults.warnings.values()] == [1]
+    # COCO's evaluation looks annotations up by their ids.
+    assert "annotations have the id of another one" in faults_of(content, "test").errors
+    other["id"] = 90
+    assert faults_of(content, "test").lines() == faults_of(content).lines()
+
+
+def test_evaluation_by_a_file_ignores_what_the_loader_rejects(content: dict) -> None:
+    content["annotations"][0] |= {"ignore": 1, "category_id": 9}
+    assert len(faults_of(content, "test").errors) == 2
+    faults = faults_of(content, "test", loaded=False)
+    assert not faults.errors and "category_id that is not in" in next(iter(faults.warnings))
+
+
+def test_images_with_few_keypoints_need_not_be_complete(content: dict) -> None:
+    options = {"required": ("bbox", "keypoints"), "min_keypoints": 1}
+    assert NO_IMAGE_LEFT in faults_of(content, **options).errors
+    first, second, *others = content["annotations"]
+    first["keypoints"] = [5, 5, 2, 6, 6, 0]
+    for item in [second, *others]:
+        item["image_id"] = 2
+    assert faults_of(content, **options).lines() == []
+    second["keypoints"] = [5, 5, 0, 6, 6, 0]  # none is visible
+    assert faults_of(content, **options).lines() == []
+    second["keypoints"][2] = 1
+    (line,) = faults_of(content, **options).lines()
+    assert f"annotations have no keypoints ({len(others)}): annotations[2]" in line
+    options["min_keypoints"] = 2
+    assert NO_IMAGE_LEFT in faults_of(content, **options).errors
 
 
 def test_what_detectron2_takes_is_at_most_a_warning(content: dict) -> None:
@@ -244,6 +292,75 @@ class TestFiles:
         (self.images / "link.png").symlink_to(target)
         setter("images", "file_name", "link.png")(content)
         assert self.errors(content) == ""
+
+    def test_relative_and_absolute_paths_are_the_same(
+        self, name: str, content: dict, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(self.images.parent)
+        MetadataCatalog.get(name).__dict__["image_root"] = self.images.name
+        setter("images", "file_name", str(self.images / "000.png"))(content)
+        assert self.errors(content) == ""
+        setter("images", "file_name", "../other/000.png")(content)
+        assert "files are outside" in self.errors(content)
+        MetadataCatalog.get(name).__dict__["image_root"] = "."
+        assert "files are outside" in self.errors(content)
+
+    def test_paths_may_be_path_objects(self, name: str, content: dict) -> None:
+        unregister(name)
+        register_coco_instances(name, {}, self.path, self.images)
+        assert self.errors(content) == "" and len(DatasetCatalog.get(name)) == 3
+        setter("images", "file_name", "none.png")(content)
+        assert "files do not exist" in self.errors(content)
+
+
+class Numbered(Dataset):
+    """Records that cannot be read."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict:
+        raise AssertionError("a check must not read files")
+
+
+class Endless(IterableDataset):
+    """Records without end."""
+
+    def __iter__(self) -> Iterator[dict]:
+        while True:
+            yield {"file_name": "none.png"}
+
+
+@pytest.mark.parametrize("kind", [Numbered, Endless])
+def test_torch_data_sets_are_not_read(kind: type) -> None:
+    DatasetCatalog.register("torch_data", kind)
+    try:
+        assert find_faults("torch_data", "train").lines() == [
+            f"warning: data sets that are not a list of records are not checked (1): "
+            f"{kind.__name__}"
+        ]
+    finally:
+        unregister("torch_data")
+
+
+@pytest.mark.parametrize("box", [[1, 1, NAN, 5], [1e308, -1e308, 1, 1], None, "text", [[1, 2]]])
+def test_boxes_of_records_are_finite(box: Any) -> None:
+    records = [{"annotations": [{"bbox": box}, {"bbox": [1, 1, 2.5, 2]}, {}], "image_id": 7}]
+    records[0]["annotations"].append({"bbox": np.float32([1, 2, 3, 4])})
+    faults = Faults()
+    check_records(records, faults, {})
+    (line,) = faults.lines()
+    assert "bbox that is not finite numbers (1): image 7" in line
+
+
+def test_local_copies_of_an_address_are_inside(tmp_path: Path) -> None:
+    copy_of = tmp_path / "labels.png"
+    copy_of.touch()
+    records = [{"sem_seg_file_name": str(copy_of)}]
+    for folder, count in (("s3://bucket/labels", 0), ("/bucket/labels", 1)):
+        faults = Faults()
+        check_records(records, faults, {"gt_dir": folder})
+        assert len(faults.errors) == count
 
 
 # Values that a broken tool may write.

@@ -14,6 +14,8 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from dcn_plugin.data.dataset_checks import find_faults
+from dcn_plugin.data.faults import Faults
+from dcn_plugin.data.voc_checks import check_voc
 from tests.datasets import data_sets_in
 from tests.tiny_voc import write_tiny_voc
 
@@ -70,6 +72,7 @@ ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no size": (replace("<width>96</width>", ""), "no size of the image"),
     "size": (replace("<width>96<", "<width>many<"), "no size of the image"),
+    "fractional size": (replace("<width>96<", "<width>96.0<"), "no size of the image"),
     "empty": (write_list("\n"), "lists have fewer than the two images"),
     "one image": (write_list(f"{FIRST}\n"), "lists have fewer than the two images"),
     "columns": (write_list(f"{FIRST} -1\n2007_000001 1\n"), r"more than the name .*line 1"),
@@ -106,6 +109,12 @@ def test_what_detectron2_takes_passes(change: Callable, voc: Path) -> None:
     assert find_faults(NAME, "train").lines() == []
     assert len(DatasetCatalog.get(NAME)) >= 2
     assert len(DatasetCatalog.get(f"{NAME}_no_difficult")) >= 2
+
+
+def test_folders_at_an_address_are_not_read() -> None:
+    faults = Faults()  # no handler knows the address: reading it would fail
+    check_voc("s3://bucket/VOC2007", "trainval", ["car"], faults)
+    assert faults.lines() == []
 
 
 def test_boxes_without_width_are_a_warning_unless_all_are(voc: Path) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -19,7 +20,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from dcn_plugin.engine import UserError, check_config, exit_on_error, read_config
 from tests.datasets import tiny_panoptic, unregister
-from tests.tiny_coco import write_tiny_coco
+from tests.tiny_coco import write_json, write_tiny_coco
 
 CONFIG = "configs/COCO-Detection/faster_rcnn_R_50_DC5_dconv3.yaml"
 
@@ -242,6 +243,44 @@ def test_the_model_needs_all_classes_of_the_training_set(
     # What Detectron2 accepts passes with a warning.
     assert f"{section}.NUM_CLASSES is 80, tiny_coco in DATASETS.TEST has 2 classes" in check(80)
     assert "NUM_CLASSES is 1" in check(1, training=False)
+
+
+def test_masks_and_keypoints_are_for_architectures_that_read_them(tiny_coco) -> None:
+    path = Path(MetadataCatalog.get(tiny_coco).json_file)
+    content = json.loads(path.read_text())
+    for item in content["annotations"]:
+        del item["segmentation"]
+    write_json(path, content)
+    words = on(tiny_coco, "MODEL.MASK_ON", "True")
+    checked(*words, "MODEL.META_ARCHITECTURE", "RetinaNet")
+    with pytest.raises(UserError, match="annotations have no segmentation"):
+        checked(*words)
+
+
+def test_one_training_set_may_have_no_objects(tiny_coco, tmp_path: Path, caplog) -> None:
+    path = write_tiny_coco(tmp_path / "empty", images=2)
+    content = json.loads(path.read_text())
+    write_json(path, {**content, "annotations": []})
+    register_coco_instances("negatives", {}, str(path), str(path.parent))
+    try:
+        checked(*on("negatives", "DATASETS.TRAIN", f"('{tiny_coco}', 'negatives')"))
+        assert "negatives: " in caplog.text and "no image left" in caplog.text
+        with pytest.raises(UserError, match="no image left"):
+            checked(*on("negatives"))
+    finally:
+        unregister("negatives")
+
+
+def test_paths_of_data_sets_may_be_path_objects(tmp_path: Path) -> None:
+    path = write_tiny_coco(tmp_path / "data", images=2)
+    register_coco_instances("by_path", {}, path, path.parent)
+    try:
+        checked(*on("by_path"))
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=r"missing .*annotations\.json"):
+            checked(*on("by_path"))
+    finally:
+        unregister("by_path")
 
 
 def test_semantic_segmentation_needs_labels_of_pixels(tiny_coco) -> None:
