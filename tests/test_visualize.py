@@ -186,7 +186,10 @@ def test_folders_videos_and_data_sets(weights, image: Path, tmp_path: Path) -> N
         (["--weights", "{deeplab}"], r"has no weight that fits proposal_generator of the Category"),
         (["--weights", "{tmp}/nothing.pth"], r"nothing.pth has no weight that fits the backbone"),
         (["--config-file", "{tmp}/broken.jpg"], r"broken.jpg must have sections and keys in YAML"),
-        (["--config-file", "{image}"], r"picture.png must have sections and keys in YAML, .* byte"),
+        (
+            ["--config-file", "{image}"],
+            r"picture.png must have sections and keys in YAML, .* UTF-8",
+        ),
         (["--input", "{tmp}/broken.json"], r"broken.json cannot be read as an image"),
         (["MODEL.RESNETS.NORM", "Batch"], r"MODEL.RESNETS.NORM must be a name"),
         (["INPUT.MIN_SIZE_TEST", "-1"], r"INPUT.MIN_SIZE_TEST must be a whole number"),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,14 @@ from dcn_plugin.messages import UserError, nearest, one_line
 from .config_checks import check_device, check_no_precomputed_proposals, check_weights
 from .config_values import check_values
 
-# What reading a file that is no config raises.
-NOT_A_CONFIG = (AttributeError, NotImplementedError, RecursionError, TypeError, UnicodeDecodeError)
+# What reading a file that is no config raises, and why.
+NOT_A_CONFIG = {
+    UnicodeDecodeError: "it is not a text file in UTF-8",
+    RecursionError: "a _BASE_ leads back to the file, or it is nested too deep",
+    NotImplementedError: "it has a value of a type that configs do not have",
+    AttributeError: "it is empty, or a list or a single value",
+    TypeError: "it is empty, or a list or a single value",
+}
 
 # Configs of Detectron2, which is trusted as any installed package is.
 INSTALLED = Path(model_zoo.__file__).with_name("configs")
@@ -56,8 +63,8 @@ class SafeCfgNode(CfgNode):
                 raise
             name = tag[1].replace("tag:yaml.org,2002:", "!!")
             raise UserError(
-                f"{filename}, line {error.problem_mark.line + 1}: {name} is not loaded, since tags "
-                "may run code: write the value itself, a tuple as (1, 2)"
+                f"{filename}, line {error.problem_mark.line + 1}: {name} is not loaded, since YAML "
+                "tags can run code: write the value itself, a tuple as (1, 2)"
             ) from error
 
 
@@ -82,9 +89,13 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         raise UserError(
             f"{args.config_file} is a LazyConfig: run it by Detectron2's lazyconfig_train_net.py"
         )
+    if os.path.isdir(args.config_file):
+        raise UserError(f"--config-file must be a file, got the folder {args.config_file}")
     cfg = SafeCfgNode(get_cfg())
     add_dcn_config(cfg)
     options = args.opts or []
+    if late := [word for word in options if word.startswith("--")]:
+        raise UserError(f"options must stand before the config keys and be known, got {late[0]}")
     with _naming(args.config_file, cfg):
         cfg.merge_from_file(args.config_file)
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
@@ -126,10 +137,11 @@ def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except NOT_A_CONFIG as error:
+    except tuple(NOT_A_CONFIG) as error:
+        reason = next(text for kind, text in NOT_A_CONFIG.items() if isinstance(error, kind))
         raise UserError(
             f"{source} must have sections and keys in YAML, such as MODEL: {{DEVICE: cpu}}, but "
-            f"Detectron2 cannot read it: {type(error).__name__}: {_shortened(error)}"
+            f"{reason}"
         ) from error
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
         message = _shortened(error)
@@ -137,6 +149,8 @@ def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
         hint = (
             "" if isinstance(error, ValueError) else nearest(message.rpartition(" ")[2], _keys(cfg))
         )
+        if message.startswith("Type mismatch"):
+            hint = "; the second is the type found: write 1.0 for a float, ('name',) for a tuple"
         raise UserError(f"{source}: {message}{hint}") from error
 
 

@@ -435,9 +435,12 @@ class RestrictedCheckpointer(DetectionCheckpointer, _TorchFiles):
                 raise UserError(f"{rejection(filename, found[1])}; {instead}") from error
             if "weights_only" in message:  # PyTorch advises to switch it off
                 message = "it has no tensors and plain containers alone: save model.state_dict()"
-            raise UserError(
-                f"{filename} must be a checkpoint, {type(error).__name__}: {_printable(message)}"
-            ) from error
+            reason = f"{type(error).__name__}: {_printable(message)}"
+            if isinstance(error, EOFError):
+                reason = "but it is empty or cut off"
+            elif isinstance(error, (AssertionError, AttributeError, TypeError)):
+                reason = "but it has no dict of tensors"
+            raise UserError(f"{filename} must be a checkpoint, {reason}") from error
 
 
 # What reading another file raises.

@@ -56,8 +56,12 @@ def test_only_cuda_in_the_file_is_replaced_without_a_gpu(device, tmp_path, monke
         (["SOLVER.BASE_LR"], r"odd length: \['SOLVER\.BASE_LR'\]; it must be a list of pairs"),
         (["SOLVER.BASELR", "1"], r"key: SOLVER\.BASELR; the nearest: SOLVER\.BASE_LR"),
         (["MODEL.RESNET.DEPTH", "1"], r"key: MODEL\.RESNET\.DEPTH; the nearest: .*RESNETS\.DEPTH"),
-        (["SOLVER.MAX_ITER", "many"], r"Type mismatch .* many\) for config key: SOLVER\.MAX_ITER"),
+        (
+            ["SOLVER.MAX_ITER", "many"],
+            r"Type mismatch .* many\) for config key: SOLVER\.MAX_ITER; the",
+        ),
         (["DATASETS.TRAIN", "('a'"], r"Type mismatch .* for config key: DATASETS\.TRAIN"),
+        (["SOLVER.MAX_ITER", "2", "--resume"], "must stand before the config keys .*--resume"),
     ],
 )
 def test_wrong_keys_and_values_are_errors(words: list[str], message: str) -> None:
@@ -73,6 +77,7 @@ def test_wrong_keys_and_values_are_errors(words: list[str], message: str) -> Non
         ("MODEL:", "config key: MODEL"),
         ("MODEL: {RESNETS: {DEPTH: deep}}", "Type mismatch .* key: MODEL.RESNETS.DEPTH"),
         ("_BASE_: nowhere.yaml", r"nowhere\.yaml"),
+        ("_BASE_: bad.yaml", "a _BASE_ leads back to the file"),
         (None, r"Config file '.*bad\.yaml' does not exist"),
     ],
 )
