@@ -135,9 +135,13 @@ def are_blocks(value: Any, cfg: CfgNode) -> bool:
     return len(value) == 4 and each(whole(0))(value, cfg)
 
 
-def are_out_features(value: Any, cfg: CfgNode) -> bool:
+def are_pyramid_inputs(value: Any, cfg: CfgNode) -> bool:
     """Returns whether a feature pyramid can be built on these features of the ResNet."""
-    return len(value) > 0 and set(value) <= set(cfg.MODEL.RESNETS.OUT_FEATURES)
+    resnets = cfg.MODEL.RESNETS
+    strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32 if resnets.RES5_DILATION == 1 else 16}
+    given = [strides[name] for name in value if name in resnets.OUT_FEATURES]
+    doubled = [2 * stride for stride in given[:-1]]
+    return len(given) == len(value) > 0 and given[1:] == doubled
 
 
 def are_channels(value: Any, cfg: CfgNode) -> bool:
@@ -349,7 +353,11 @@ RULES: Rules = {
         "MODEL.RESNETS.REDUCED_NORM": NORM,
     },
     "fpn": {
-        "MODEL.FPN.IN_FEATURES": Must("some of MODEL.RESNETS.OUT_FEATURES", are_out_features),
+        "MODEL.FPN.IN_FEATURES": Must(
+            "some of MODEL.RESNETS.OUT_FEATURES, each with twice the stride of the one before (if "
+            "RES5_DILATION is above 1, res5 has the stride of res4)",
+            are_pyramid_inputs,
+        ),
         "MODEL.FPN.OUT_CHANNELS": POSITIVE,
         "MODEL.FPN.NORM": NORM,
         "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),

@@ -83,6 +83,8 @@ WRONG = [
     ("MODEL.BACKBONE.FREEZE_AT", None, "a whole number", ALL),
     ("MODEL.FPN.NORM", "Batch", "a name that detectron2", ("fpn", "cascade", "retinanet")),
     ("MODEL.FPN.IN_FEATURES", ["res9"], "some of MODEL.RESNETS.OUT_FEATURES", ("fpn",)),
+    ("MODEL.FPN.IN_FEATURES", ["res4", "res3"], "twice the stride", ("fpn", "retinanet")),
+    ("MODEL.FPN.IN_FEATURES", ["res3", "res5"], "twice the stride", ("fpn", "retinanet")),
     ("MODEL.FPN.FUSE_TYPE", "max", "one of sum, avg", ("fpn", "cascade", "retinanet")),
     ("MODEL.ANCHOR_GENERATOR.SIZES", [[]], "positive numbers", (*TWO_STAGES, "ca_rpn")),
     ("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16]], "one for each", ("rfcn", "fpn", "retinanet")),
@@ -145,6 +147,11 @@ SWITCHED = [
     ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, "INPUT.MIN_SIZE_TRAIN", (800,)),
     ({"MODEL.ROI_BOX_HEAD.NUM_CONV": 1}, "MODEL.ROI_BOX_HEAD.NORM", "Batch"),
     ({"MODEL.ROI_MASK_HEAD.NUM_CONV": 1}, "MODEL.ROI_MASK_HEAD.NORM", "Batch"),
+    (
+        {"MODEL.RESNETS.RES5_DILATION": 2},
+        "MODEL.FPN.IN_FEATURES",
+        ["res2", "res3", "res4", "res5"],
+    ),
     ({"MODEL.KEYPOINT_ON": True}, "TEST.KEYPOINT_OKS_SIGMAS", [0.1]),
     ({"MODEL.ROI_HEADS.OHEM": 0}, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0),
     (
@@ -158,7 +165,7 @@ SWITCHED = [
 
 @pytest.mark.parametrize(("on", "key", "value"), SWITCHED)
 def test_keys_are_checked_only_if_they_are_read(on, key, value, files) -> None:
-    network = "cascade" if "NORM" in key or "KEYPOINT" in key else "rfcn"
+    network = "cascade" if re.search("NORM|KEYPOINT|FPN", key) else "rfcn"
     with pytest.raises(UserError, match=f"{re.escape(key)} must be"):
         switches = [part for pair in on.items() for part in pair]
         cfg = config(files[network], *switches, key, value)
