@@ -94,7 +94,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     cfg = SafeCfgNode(get_cfg())
     add_dcn_config(cfg)
     options = args.opts or []
-    if late := [word for word in options if word.startswith("--")]:
+    if late := [word for word in options if str(word).startswith("--")]:
         raise UserError(f"options must stand before the config keys and be known, got {late[0]}")
     with _naming(args.config_file, cfg):
         cfg.merge_from_file(args.config_file)

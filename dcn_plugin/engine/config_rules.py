@@ -73,12 +73,20 @@ def is_norm(value: Any, cfg: CfgNode) -> bool:
     return True
 
 
+def channels_of(image_format: str | None) -> int:
+    """Returns the number of channels of INPUT.FORMAT; an error if PIL has no such mode."""
+    mode = "RGB" if image_format in (None, "BGR", "YUV-BT.601") else image_format
+    return len(Image.new("RGB", (1, 1)).convert(mode).getbands())
+
+
 def is_image_format(value: Any, cfg: CfgNode) -> bool:
-    """Returns whether images can be read in a format, with a mean for each of their channels."""
-    mode = "RGB" if value in (None, "BGR", "YUV-BT.601") else value
-    channels = len(Image.new("RGB", (1, 1)).convert(mode).getbands())
-    # Of the modes with one channel Detectron2 takes L only. A custom mapper may add channels.
-    return channels <= len(cfg.MODEL.PIXEL_MEAN) and (channels > 1 or value == "L")
+    """Returns whether Detectron2 can read images in a format."""
+    return channels_of(value) > 1 or value == "L"  # of the modes with one channel
+
+
+def are_means(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether there is a mean for each channel; a custom mapper may add channels."""
+    return each(number())(value, cfg) and len(value) >= channels_of(cfg.INPUT.FORMAT)
 
 
 def is_period(value: Any, cfg: CfgNode) -> bool:
@@ -307,12 +315,8 @@ RULES: Rules = {
         "TEST.AUG.MAX_SIZE": POSITIVE,
     },
     "images": {
-        "INPUT.FORMAT": Must(
-            "BGR, YUV-BT.601 or a mode of PIL such as RGB or L, with no more channels than "
-            "MODEL.PIXEL_MEAN has numbers",
-            is_image_format,
-        ),
-        "MODEL.PIXEL_MEAN": Must("a finite number for each channel", each(number())),
+        "INPUT.FORMAT": Must("BGR, YUV-BT.601 or a mode of PIL such as RGB or L", is_image_format),
+        "MODEL.PIXEL_MEAN": Must("a finite number for each channel of INPUT.FORMAT", are_means),
         "MODEL.PIXEL_STD": Must(
             "finite numbers other than 0", each(lambda v, cfg: v != 0 and math.isfinite(v))
         ),
