@@ -33,6 +33,7 @@ from .checkpoint_files import (
     damage,
     iteration_in_name,
     not_finite,
+    other_run,
     save_atomically,
 )
 from .restricted_pickle import RestrictedCheckpointer
@@ -75,6 +76,7 @@ class Checkpointer(RestrictedCheckpointer):
         self.allow_unmatched = allow_unmatched
         self.trained = trained
         self._filename = ""  # of the weights that are being loaded
+        self._resuming = False
         # Such as a mask of -inf: no sign of divergence.
         self._not_finite_at_start = set(not_finite(self.model.state_dict()))
 
@@ -135,7 +137,11 @@ class Checkpointer(RestrictedCheckpointer):
             ValueError: if no checkpoint is whole, or the processes do not find the same one.
         """
         if resume and (name := self._agree_on_checkpoint()):
-            return self.load(os.path.join(self.save_dir, name))
+            self._resuming = True
+            try:
+                return self.load(os.path.join(self.save_dir, name))
+            finally:
+                self._resuming = False
         return super().resume_or_load(path, resume=False)
 
     def get_checkpoint_file(self) -> str:
@@ -298,6 +304,8 @@ class Checkpointer(RestrictedCheckpointer):
             scale_box_deltas(weights, origin.box_stds, box_reg_weights(self.model))
         incompatible = super()._load_model(checkpoint)
         missing = set(incompatible.missing_keys)
+        if self._resuming and incompatible.incorrect_shapes:
+            raise other_run(self._other_shape(incompatible))
         if backbone and backbone <= missing and not self.allow_unmatched:
             raise UserError(self._nothing_matches(backbone, weights, incompatible))
         if self.trained and not self.allow_unmatched:
@@ -335,8 +343,7 @@ class Checkpointer(RestrictedCheckpointer):
         self, backbone: Iterable[str], weights: Iterable[str], incompatible: Any
     ) -> str:
         if incompatible.incorrect_shapes:
-            name, theirs, ours = incompatible.incorrect_shapes[0]
-            what = f"{name} has the shape {tuple(theirs)} there and {tuple(ours)} in the model"
+            what = self._other_shape(incompatible)
         else:
             theirs, ours = sorted(weights)[:3], sorted(backbone)[:3]
             what = (
@@ -347,6 +354,10 @@ class Checkpointer(RestrictedCheckpointer):
             f"{self._filename} has no weight that fits the backbone: {what}; name other weights in "
             "MODEL.WEIGHTS, or set MODEL.ALLOW_UNMATCHED_WEIGHTS to True to load what fits"
         )
+
+    def _other_shape(self, incompatible: Any) -> str:
+        name, theirs, ours = incompatible.incorrect_shapes[0]
+        return f"{name} has the shape {tuple(theirs)} there and {tuple(ours)} in the model"
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Counts in one line what does not match, instead of listing all keys."""

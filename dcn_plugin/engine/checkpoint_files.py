@@ -30,6 +30,18 @@ class CheckpointWriteError(UserError, OSError):
     """A checkpoint cannot be written, such as on a full disk."""
 
 
+def other_run(difference: str) -> UserError:
+    """Returns the error for a checkpoint that a run cannot resume from.
+
+    Args:
+        difference: between the checkpoint and the run.
+    """
+    return UserError(
+        f"the checkpoint to resume from is of another model or optimizer: {difference}. Resume "
+        "with the config that it was trained with, or train in a new OUTPUT_DIR with MODEL.WEIGHTS"
+    )
+
+
 def save_atomically(path: Path, write: Callable[[Any], object]) -> None:
     """Writes a file that is either whole or not there.
 

@@ -32,6 +32,7 @@ from detectron2.utils.serialize import PicklableWrapper
 
 from dcn_plugin.compat import INNER_TRAINER, saves_inner_trainer
 
+from .optimizer import check_state
 from .restricted_pickle import restricted
 from .sigterm import ignore_sigterm_of_others, sigterm_blocked
 
@@ -202,7 +203,9 @@ class ExactResume(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loader.seed = state["seed"]
         if INNER_TRAINER in state:
-            self.trainer._trainer.load_state_dict(state[INNER_TRAINER])
+            inner = state[INNER_TRAINER]
+            check_state(self.trainer.optimizer, inner["optimizer"], self.trainer.model)
+            self.trainer._trainer.load_state_dict(inner)
 
 
 def _is_wide(record: dict[str, Any]) -> bool:

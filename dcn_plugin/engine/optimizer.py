@@ -16,7 +16,11 @@ from dcn_plugin.config import with_dcn_defaults
 from dcn_plugin.layers import OffsetBranch, OffsetLinear
 from dcn_plugin.messages import UserError, got
 
+from .checkpoint_files import other_run
+
 OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+# Tensors in their states that have the shape of the parameter.
+MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -84,6 +88,44 @@ def get_offset_optimizer_params(
             lr = group.get("lr", base_lr) * factors[kind]
             split.append({**group, "params": params, "lr": lr})
     return split
+
+
+def check_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], model: nn.Module) -> None:
+    """Checks that the state of a checkpoint fits, since fused optimizers crash if it does not.
+
+    Args:
+        optimizer: that shall load the state.
+        saved: the state.
+        model: for the names of parameters.
+
+    Raises:
+        UserError: if the groups have other numbers of parameters or lack an option, or a tensor
+            has another shape than its parameter.
+    """
+    groups = optimizer.param_groups, saved["param_groups"]
+    ours, theirs = ([len(group["params"]) for group in part] for part in groups)
+    if ours != theirs:
+        raise other_run(
+            f"its optimizer has {sum(theirs)} parameters in groups of {theirs}, this one "
+            f"{sum(ours)} in groups of {ours}"
+        )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group, other in zip(*groups, strict=True):
+        # PyTorch adds flags that its earlier versions have not saved.
+        numbers = {k for k, v in optimizer.defaults.items() if not isinstance(v, bool | None)}
+        if missing := sorted(numbers - other.keys()):
+            raise other_run(
+                f"its optimizer has no {' and '.join(missing)}, which {type(optimizer).__name__} "
+                "needs"
+            )
+        for parameter, index in zip(group["params"], other["params"], strict=True):
+            state = saved["state"].get(index, {})
+            for shape in (state[key].shape for key in MOMENTS if state.get(key) is not None):
+                if shape != parameter.shape:
+                    raise other_run(
+                        f"{names.get(parameter, 'a parameter')} has the shape {tuple(shape)} there "
+                        f"and {tuple(parameter.shape)} in the model"
+                    )
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:

@@ -35,7 +35,7 @@ from .divergence import DivergenceReport, without_traceback
 from .exact_resume import ExactResume, ResumableTrainLoader
 from .model import set_memory_format
 from .offset_monitor import OffsetMonitor
-from .optimizer import build_optimizer, match_memory_format
+from .optimizer import build_optimizer, check_state, match_memory_format
 from .restricted_pickle import restricted
 from .sigterm import StopOnSigterm, ignore_sigterm_of_others
 
@@ -190,6 +190,8 @@ class Trainer(DefaultTrainer):
         if "seed" in state_dict:  # of dcn_plugin 0.1
             state = {"ExactResume": {"seed": state_dict["seed"]}}
             state_dict = {**state_dict, "hooks": {**state_dict.get("hooks", {}), **state}}
+        if INNER_TRAINER in state_dict:
+            check_state(self.optimizer, state_dict[INNER_TRAINER]["optimizer"], self.model)
         rates = [group.get("initial_lr") for group in self.optimizer.param_groups]
         # Not DefaultTrainer's, which on Detectron2's main needs the state that 0.6 does not save.
         TrainerBase.load_state_dict(self, state_dict)

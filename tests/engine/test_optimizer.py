@@ -12,8 +12,9 @@ from detectron2.config import get_cfg
 
 from dcn_plugin import add_dcn_config
 from dcn_plugin.engine import build_optimizer
-from dcn_plugin.engine.optimizer import match_memory_format
+from dcn_plugin.engine.optimizer import check_state, match_memory_format
 from dcn_plugin.layers import DeformConv2dPack, DeformPSRoIPool, DeformRoIPool
+from dcn_plugin.messages import UserError
 
 
 def build_model() -> nn.ModuleDict:
@@ -144,3 +145,44 @@ def test_gradient_clipping() -> None:
     layer.weight.grad, layer.bias.grad = torch.zeros(1, 1), torch.full((1,), 9.0)
     optimizer.step()
     assert layer.bias.item() == pytest.approx(before - 0.25)
+
+
+def trained(kind: type[torch.optim.Optimizer], *sizes: int, **options: object) -> tuple:
+    """Returns a model of linear layers and its optimizer after a step, with a group per layer."""
+    model = nn.Sequential(*(nn.Linear(2, size) for size in sizes))
+    groups = [{"params": list(layer.parameters())} for layer in model]
+    optimizer = kind(groups, lr=0.1, **options)
+    sum(layer(torch.ones(2)).sum() for layer in model).backward()
+    optimizer.step()
+    return model, optimizer
+
+
+SGD, ADAMW = (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {"fused": True})
+
+
+@pytest.mark.parametrize("kind, options", [SGD, ADAMW])
+def test_the_state_of_the_same_model_fits(kind, options) -> None:
+    model, optimizer = trained(kind, 3, 4, **options)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:  # as of an earlier PyTorch
+        for flag in ("fused", "foreach", "maximize", "decoupled_weight_decay"):
+            group.pop(flag, None)
+    check_state(optimizer, saved, model)
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "saved, message",
+    [
+        ((*ADAMW, (3, 5)), r"1.weight has the shape \(5, 2\) there and \(4, 2\) in the model"),
+        ((*ADAMW, (3,)), r"2 parameters in groups of \[2\], this one 4 in groups of \[2, 2\]"),
+        ((*SGD, (3, 4)), "no betas and eps, which AdamW needs"),
+    ],
+)
+def test_the_state_of_another_run_is_refused(saved, message) -> None:
+    kind, options, sizes = saved
+    _, other = trained(kind, *sizes, **options)
+    model, optimizer = trained(ADAMW[0], 3, 4, **ADAMW[1])
+    with pytest.raises(UserError, match=message):
+        check_state(optimizer, other.state_dict(), model)

@@ -22,19 +22,23 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from dcn_plugin.engine import Trainer, read_config
 from dcn_plugin.evaluation import DetectionEvaluator
+from dcn_plugin.messages import UserError
 from tests.test_train_net import ITERATIONS, arguments, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = Path(__file__).parent / "data/model_0.1.pth"
 
 
-def train(kind: type[DefaultTrainer], data: str, output: Path, iterations: int) -> DefaultTrainer:
+def train(
+    kind: type[DefaultTrainer], data: str, output: Path, iterations: int, **keys: object
+) -> DefaultTrainer:
     """Trains for some iterations in all, and resumes if there is a checkpoint."""
     more = {
         "SOLVER.MAX_ITER": iterations,
         "TEST.EVAL_PERIOD": 0,
         "DATASETS.TEST": "()",
         "SOLVER.WARMUP_ITERS": 0,
+        **keys,
     }
     cfg = read_config(arguments(data, output, **more))
     output.mkdir(exist_ok=True)
@@ -48,7 +52,8 @@ def train(kind: type[DefaultTrainer], data: str, output: Path, iterations: int) 
 @pytest.fixture
 def documented() -> type[DefaultTrainer]:
     """The trainer of docs/training.md."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "class Trainer(DefaultTrainer)" in block]
     names: dict = {}
     exec(code.replace("period=20", "period=2"), names)
     return names["Trainer"]
@@ -65,6 +70,24 @@ def test_the_documented_trainer_resumes_exactly(documented, tiny_coco, tmp_path)
     ):
         assert torch.equal(value, other), name
     assert any("offsets/backbone" in key for m in read_metrics(tmp_path / "whole") for key in m)
+
+
+@pytest.mark.parametrize(
+    "stock, key, value, message",
+    [
+        (False, "MODEL.ROI_HEADS.NUM_CLASSES", 3, r"cls_score.weight has the shape \(3, 64\)"),
+        (True, "MODEL.ROI_HEADS.NUM_CLASSES", 3, r"cls_score.weight has the shape \(3, 64\)"),
+        (False, "MODEL.RESNETS.DEFORM_LAST", "[0,0,0,0]", "parameters in groups of"),
+        (False, "SOLVER.OPTIMIZER", "AdamW", "no betas and eps, which AdamW needs"),
+    ],
+)
+def test_another_model_or_optimizer_is_not_resumed(
+    stock, key, value, message, documented, tiny_coco, tmp_path
+) -> None:
+    kind = documented if stock else Trainer
+    train(kind, tiny_coco, tmp_path, 1)
+    with pytest.raises(UserError, match=message):
+        train(kind, tiny_coco, tmp_path, 2, **{key: value})
 
 
 def test_a_trainer_with_a_stock_loader_trains_and_resumes(tiny_coco, tmp_path) -> None:
