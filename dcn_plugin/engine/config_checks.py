@@ -25,7 +25,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT
-from dcn_plugin.data.dataset_checks import find_faults
+from dcn_plugin.data.dataset_checks import find_faults, is_loaded_from_json
 from dcn_plugin.data.file_checks import is_missing
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
@@ -213,8 +213,24 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
                 raise UserError(f"{message}no stuff_classes, and so no labels of pixels")
         elif training and number < len(classes):
             raise UserError(f"{message}{len(classes)} classes: it must be at least as many")
+        elif number > len(classes) and not training and _needs_all_known(name, attribute):
+            raise UserError(
+                f"{message}{len(classes)} classes, and its evaluation fails on predictions of "
+                f"others: set it to {len(classes)}, or train without evaluation, {key} '()'"
+            )
         elif number != len(classes):
             logging.getLogger(__name__).warning("%s%d classes", message, len(classes))
+
+
+def _needs_all_known(name: str, attribute: str) -> bool:
+    """Returns whether evaluation fails, or is wrong, with predictions of unknown classes."""
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    if attribute == "stuff_classes":
+        return kind in ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
+    # VOC's evaluator leaves them out, and COCO's and LVIS's if they need not map classes to ids.
+    maps = "thing_dataset_id_to_contiguous_id" in metadata.as_dict() or is_loaded_from_json(name)
+    return kind == "cityscapes_instance" or (kind in ("coco", "coco_panoptic_seg", "lvis") and maps)
 
 
 def is_sem_seg(cfg: CfgNode) -> bool:

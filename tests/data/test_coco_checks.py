@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -30,7 +32,13 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from dcn_plugin.data.checked_mapper import CheckedMapper
-from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT, check_annotations, read_coco
+from dcn_plugin.data.coco_checks import (
+    NO_IMAGE_LEFT,
+    check_annotations,
+    decode_runs,
+    read_coco,
+    rle_fault,
+)
 from dcn_plugin.data.dataset_checks import check_records, find_faults
 from dcn_plugin.data.faults import DataError, Faults
 from dcn_plugin.evaluation import DetectionEvaluator
@@ -168,6 +176,29 @@ ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "no image": (remover("annotations", "image_id"), "image_id that is neither a number nor text"),
     "other images": (all_annotations(image_id=99), "no image left|of other images only"),
 }
+
+
+@pytest.mark.parametrize(
+    "counts",
+    ["~~~~~~~~~~zzz0000", "", "o" * 50, "o" * 50 + "1", "é0", "@", "PS9P", "`", "1\n", "00"],
+)
+def test_compressed_masks_that_pycocotools_must_not_read(counts: str, content: dict) -> None:
+    content["annotations"][0]["segmentation"] = {"size": [96, 96], "counts": counts}
+    (line,) = faults_of(content, "test").lines()
+    assert line.startswith("error: annotations have a segmentation whose RLE has ")
+
+
+@given(seed=st.integers(0, 2**32 - 1), height=st.integers(1, 300), width=st.integers(1, 300))
+@settings(max_examples=60, deadline=None)
+def test_compressed_masks_are_decoded_as_by_pycocotools(seed: int, height: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = cv2.resize(rng.random((3, 5)), (width, height)) + 0.2 * rng.random((height, width)) > 0.6
+    rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle["counts"] = rle["counts"].decode()
+    assert rle_fault(rle, (height, width)) is None
+    flat, runs = mask.ravel(order="F"), decode_runs(rle["counts"])
+    assert np.array_equal(np.repeat(np.arange(len(runs)) % 2 == 1, runs), flat)
+    assert "do not add up" in rle_fault({**rle, "size": [height + 1, width]}, (height + 1, width))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

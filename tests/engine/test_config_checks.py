@@ -245,9 +245,19 @@ def test_the_model_needs_all_classes_of_the_training_set(
     assert check(2) == ""
     with pytest.raises(ValueError, match=f"{section}.NUM_CLASSES is 1, tiny_coco in .* 2 classes"):
         check(1)
-    # What Detectron2 accepts passes with a warning.
-    assert f"{section}.NUM_CLASSES is 80, tiny_coco in DATASETS.TEST has 2 classes" in check(80)
     assert "NUM_CLASSES is 1" in check(1, training=False)
+    kinds = ("coco",) if attribute == "thing_classes" else ("sem_seg", "cityscapes_sem_seg")
+    for kind in ("coco", "pascal_voc", "sem_seg", "cityscapes_sem_seg", "own"):
+        # What Detectron2 accepts passes with a warning.
+        MetadataCatalog.get(tiny_coco).__dict__["evaluator_type"] = kind
+        message = f"{section}.NUM_CLASSES is 80, tiny_coco in DATASETS.TEST has 2 classes"
+        if kind in kinds:
+            for training in (True, False):
+                with pytest.raises(ValueError, match=f"{message}, and its evaluation fails"):
+                    check(80, training=training)
+            assert "in DATASETS.TRAIN has 2 classes" in caplog.text or not training
+        elif kind != "pascal_voc":  # it is not VOC's format
+            assert message in check(80)
 
 
 def test_masks_and_keypoints_are_for_architectures_that_read_them(tiny_coco) -> None:
