@@ -102,7 +102,7 @@ def invoke_main() -> None:
     args = argument_parser().parse_args()
     with exit_on_error("train_net"):
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun has started several processes
-            processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
+            processes = int(os.environ.get("WORLD_SIZE", max(args.num_gpus, 1) * args.num_machines))
             check_config(
                 read_config(args), not args.eval_only, args.resume, processes, stock_trainer=True
             )

@@ -206,6 +206,17 @@ def test_resumes_with_the_learning_rates_of_the_config(tiny_coco, tmp_path) -> N
     assert trainer.scheduler.base_lrs == expected
 
 
+@pytest.mark.parametrize("gpus, processes", [(0, 2), (1, 2), (4, 8)])
+def test_no_gpus_are_one_process_per_machine(gpus, processes, monkeypatch) -> None:
+    found = []
+    monkeypatch.setattr(train_net, "check_config", lambda *arguments, **k: found.append(arguments))
+    monkeypatch.setattr(train_net, "launch", lambda *arguments: None)
+    monkeypatch.setattr(train_net, "read_config", lambda args: None)
+    monkeypatch.setattr(sys, "argv", ["x", "--num-gpus", str(gpus), "--num-machines", "2"])
+    train_net.invoke_main()
+    assert found[0][3] == processes
+
+
 def test_only_errors_before_training_are_one_line(tiny_coco, tmp_path, monkeypatch) -> None:
     def train(self: Trainer) -> None:
         raise ValueError("in training")
