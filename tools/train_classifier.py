@@ -237,7 +237,7 @@ class ClassifierCheckpointer(Checkpointer):
         for name, expected in self.network.items():
             saved = checkpoint.get("network", {}).get(name)
             if saved != expected:
-                raise UserError(f"{self._filename} was saved with {name} {saved}, got {expected}")
+                raise UserError(f"{self.filename} was saved with {name} {saved}, got {expected}")
         return super()._load_model(checkpoint)
 
 

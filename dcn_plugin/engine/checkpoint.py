@@ -50,6 +50,9 @@ class Checkpointer(RestrictedCheckpointer):
 
     In a local folder it writes files atomically, never saves weights that are not finite, and
     resumes from the newest checkpoint that is whole.
+
+    Attributes:
+        filename (str): of the weights that were loaded last.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Checkpointer(RestrictedCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.allow_unmatched = allow_unmatched
         self.trained = trained
-        self._filename = ""  # of the weights that are being loaded
+        self.filename = ""
         self._resuming = False
         # Such as a mask of -inf: no sign of divergence.
         self._not_finite_at_start = set(not_finite(self.model.state_dict()))
@@ -284,7 +287,7 @@ class Checkpointer(RestrictedCheckpointer):
             self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        self._filename = filename
+        self.filename = filename
         return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -292,9 +295,9 @@ class Checkpointer(RestrictedCheckpointer):
         try:
             weights, origin = to_detectron2(checkpoint, keys)
         except ValueError as error:
-            raise UserError(f"{self._filename}: {error}") from error
+            raise UserError(f"{self.filename}: {error}") from error
         if origin.project:
-            self.logger.info(f"{self._filename} contains {origin.project} weights")
+            self.logger.info(f"{self.filename} contains {origin.project} weights")
         if origin.project and not any(key.endswith(BATCH_COUNT) for key in keys):
             # FrozenBatchNorm2d has none.
             weights = {k: value for k, value in weights.items() if not k.endswith(BATCH_COUNT)}
@@ -309,9 +312,9 @@ class Checkpointer(RestrictedCheckpointer):
         if backbone and backbone <= missing and not self.allow_unmatched:
             raise UserError(self._nothing_matches(backbone, weights, incompatible))
         if self.trained and not self.allow_unmatched:
-            check_parts(self.model, missing, self._filename)
+            check_parts(self.model, missing, self.filename)
         for mismatch in mismatches(self.model, origin):
-            self.logger.warning(f"{self._filename}: {mismatch}")
+            self.logger.warning(f"{self.filename}: {mismatch}")
         new = offset_parameters(self.model) & missing
         new -= {name for name, *_ in incompatible.incorrect_shapes}
         incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in new]
@@ -337,7 +340,7 @@ class Checkpointer(RestrictedCheckpointer):
         except ValueError as error:  # a key that matches several of the model
             if self.allow_unmatched:
                 return weights
-            raise UserError(f"{self._filename}: {error}") from error
+            raise UserError(f"{self.filename}: {error}") from error
 
     def _nothing_matches(
         self, backbone: Iterable[str], weights: Iterable[str], incompatible: Any
@@ -351,7 +354,7 @@ class Checkpointer(RestrictedCheckpointer):
                 f"{', '.join([*ours, '...'])}"
             )
         return (
-            f"{self._filename} has no weight that fits the backbone: {what}; name other weights in "
+            f"{self.filename} has no weight that fits the backbone: {what}; name other weights in "
             "MODEL.WEIGHTS, or set MODEL.ALLOW_UNMATCHED_WEIGHTS to True to load what fits"
         )
 
@@ -377,10 +380,10 @@ class Checkpointer(RestrictedCheckpointer):
             unused = incompatible.unexpected_keys
             parts.append(f"{len(unused)} keys of the file are unused: {names_of(unused)}")
         if parts:
-            self.logger.warning(f"Weights of {self._filename}: {'; '.join(parts)}")
+            self.logger.warning(f"Weights of {self.filename}: {'; '.join(parts)}")
         else:
             self.logger.info(
-                f"All keys of {self._filename} match the model, and no other weight is missing"
+                f"All keys of {self.filename} match the model, and no other weight is missing"
             )
 
 

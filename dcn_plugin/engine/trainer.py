@@ -156,6 +156,19 @@ class Trainer(DefaultTrainer):
                 self.cfg.OUTPUT_DIR,
             )
         super().resume_or_load(resume)
+        if comm.is_main_process() and 0 < self.start_iter >= self.max_iter:
+            self._end_again()
+
+    def _end_again(self) -> None:
+        """Does what remains of a run that resumes at its end, where no hook sees a step."""
+        file = self.checkpointer.filename
+        if self.start_iter > self.max_iter:
+            logging.getLogger(__name__).warning(
+                "%s has been trained for %d iterations, SOLVER.MAX_ITER is %d: nothing is trained",
+                *(file, self.start_iter, self.max_iter),
+            )
+        elif os.path.basename(file) != "model_final.pth":  # the run was killed while it wrote it
+            self.checkpointer.save("model_final", iteration=self.iter)
 
     def train(self) -> dict[str, Any] | None:
         """Trains, and writes the results of the last evaluation to OUTPUT_DIR/results.json.
@@ -173,6 +186,12 @@ class Trainer(DefaultTrainer):
         if results is not None:  # it may be empty, such as on COCO's test-dev
             write_results(self.cfg, results)
         return results
+
+    def after_train(self) -> None:
+        """Runs the hooks, after an error in the last step without Detectron2's `EvalHook`s."""
+        if self.iter < self.max_iter:
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, hooks.EvalHook)]
+        super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of Detectron2's main, which has the optimizer's."""
@@ -199,7 +218,8 @@ class Trainer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict[INNER_TRAINER])
             match_memory_format(self.optimizer)
         # Other schedulers may compute learning rates from the last ones, which are loaded.
-        if isinstance(self.scheduler, LRMultiplier):
+        # Beyond MAX_ITER, where nothing is trained, there are no rates.
+        if isinstance(self.scheduler, LRMultiplier) and self.iter < self.max_iter:
             self.scheduler.base_lrs = rates
             now = self.scheduler.get_lr()
             for group, rate, lr in zip(self.optimizer.param_groups, rates, now, strict=True):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from argparse import Namespace
@@ -248,3 +249,37 @@ def test_resumes_a_checkpoint_of_version_0_1(tiny_coco, tmp_path) -> None:
     assert trainer.iter == ITERATIONS + 1
     again = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]
     assert again["hooks"]["ExactResume"] == {"seed": 1}
+
+
+def test_a_final_checkpoint_that_was_not_written_is_written_at_the_end(
+    tiny_coco, tmp_path, caplog
+) -> None:
+    period = {"SOLVER.CHECKPOINT_PERIOD": 1}
+    train(Trainer, tiny_coco, tmp_path, 1, **period)  # its model_final.pth stays
+    train(Trainer, tiny_coco, tmp_path, 2, **period)
+    final = tmp_path / "model_final.pth"
+    whole = torch.load(final, weights_only=True)
+    final.write_bytes(final.read_bytes()[:100])
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    assert train(Trainer, tiny_coco, tmp_path, 2, **period).start_iter == 2
+    again = torch.load(final, weights_only=True)
+    assert again["iteration"] == 1 and again["trainer"].keys() == whole["trainer"].keys()
+    assert all(torch.equal(again["model"][name], value) for name, value in whole["model"].items())
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert "nothing is trained" not in caplog.text
+    train(Trainer, tiny_coco, tmp_path, 1, **period)
+    assert "trained for 2 iterations, SOLVER.MAX_ITER is 1: nothing is trained" in caplog.text
+
+
+def test_an_error_in_the_last_step_is_followed_by_no_evaluation(
+    tiny_coco, tmp_path, monkeypatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    keys = {"SOLVER.MAX_ITER": 1, "TEST.EVAL_PERIOD": 0}
+    trainer = Trainer(read_config(arguments(tiny_coco, tmp_path, **keys)))
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Trainer, "test", lambda *arguments: pytest.fail("evaluated"))
+    with pytest.raises(UserError, match=r"model_final\.pth cannot be written, No space left"):
+        trainer.train()
