@@ -169,6 +169,13 @@ def names_of_images(batches: Iterable[Any]) -> list[str]:
     ]
 
 
+def contexts(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, and those during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
 @contextmanager
 def without_traceback() -> Iterator[None]:
     """Makes Detectron2's trainers log the message alone of errors that need no traceback."""
@@ -184,10 +191,11 @@ def without_traceback() -> Iterator[None]:
     logger.addFilter(shorten)
     try:
         yield
-    except OSError as error:
-        # A full disk refuses the last metrics too.
-        if isinstance(error.__context__, EXPECTED):
-            raise error.__context__ from None
+    except (OSError, RuntimeError) as error:
+        # A full disk refuses the last metrics too, and the RuntimeError of torch.save hides it.
+        for context in contexts(error):
+            if isinstance(context, EXPECTED):
+                raise context from None
         raise
     finally:
         logger.removeFilter(shorten)

@@ -16,8 +16,9 @@ from detectron2.data import DatasetMapper
 from detectron2.engine import HookBase, SimpleTrainer, TrainerBase
 
 from dcn_plugin.engine import Checkpointer, DivergenceReport
-from dcn_plugin.engine.divergence import scalars
+from dcn_plugin.engine.divergence import scalars, without_traceback
 from dcn_plugin.layers import DeformConv2dPack
+from dcn_plugin.messages import UserError
 from tests.test_train_net import run
 
 STEPS = {"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 2, "DATASETS.TEST": "()"}
@@ -228,3 +229,19 @@ def test_a_wrong_last_checkpoint_does_not_hide_the_report(tmp_path) -> None:
     trainer.register_hooks([DivergenceReport()])
     with pytest.raises(FloatingPointError, match=r"for --resume: none, .*/elsewhere/"):
         trainer.train(0, 1)
+
+
+def test_errors_that_follow_do_not_hide_the_expected_one() -> None:
+    def chain(*errors: Exception) -> None:
+        try:
+            raise errors[0]
+        finally:
+            if errors[1:]:
+                chain(*errors[1:])
+
+    full = UserError("the disk is full")
+    with pytest.raises(UserError, match="the disk is full"), without_traceback():
+        chain(full, ValueError("closed"), OSError(28, "No space"), RuntimeError("writing failed"))
+    assert full.__suppress_context__
+    with pytest.raises(RuntimeError, match="writing failed"), without_traceback():
+        chain(ValueError("a defect"), RuntimeError("writing failed"))
