@@ -31,7 +31,7 @@ LAYERS = 8  # whose offsets are listed
 class DivergenceReport(HookBase):
     """Describes the iteration in Detectron2's FloatingPointError, which stops training.
 
-    Its message becomes a block with iteration, losses, learning rates, offsets and images of the
+    So does that of weights that `Checkpointer` does not save. Its message becomes a block with iteration, losses, learning rates, offsets and images of the
     batch, as far as the trainer has them. The offsets need another forward pass, which a single
     process alone runs: of several, those whose losses are finite would not join its collectives,
     such as SyncBN's. Each process whose own losses are not finite reports its own batch: the main
@@ -48,6 +48,8 @@ class DivergenceReport(HookBase):
     def before_train(self) -> None:
         self._inner = getattr(self.trainer, "_trainer", self.trainer)
         self._inner.run_step = partial(self._run_step, self._inner.run_step)
+        # Where a Checkpointer finds weights that are not finite.
+        self.trainer.after_step = partial(self._after_step, self.trainer.after_step)
         if hasattr(self._inner, "_write_metrics"):
             self._inner._write_metrics = partial(self._write_metrics, self._inner._write_metrics)
         model = getattr(self.trainer, "model", None)
@@ -59,6 +61,7 @@ class DivergenceReport(HookBase):
             return
         for name in ("run_step", "_write_metrics"):
             vars(self._inner).pop(name, None)  # the method of its class
+        vars(self.trainer).pop("after_step", None)
         if self._handle is not None:
             self._handle.remove()
 
@@ -69,15 +72,28 @@ class DivergenceReport(HookBase):
             self._call = inputs, options
 
     def _run_step(self, run_step: Callable[[], None]) -> None:
+        self._call = None
         try:
-            run_step()
-        except FloatingPointError as error:  # of the losses, or of Detectron2's RPN
+            with self._reporting():  # of the losses, or of Detectron2's RPN
+                run_step()
+        finally:
+            self._losses = None
+
+    def _after_step(self, after_step: Callable[[], None]) -> None:
+        with self._reporting():
+            after_step()
+        self._call = None
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except FloatingPointError as error:
             report = self._report(error)
+            self._call = None
             if not comm.is_main_process():  # its log is a file only
                 print(report, file=sys.stderr, flush=True)
             raise FloatingPointError(report) from error
-        finally:
-            self._call = self._losses = None
 
     def _write_metrics(
         self, write: Callable[..., None], losses: Mapping[str, Tensor], *args: Any, **options: Any

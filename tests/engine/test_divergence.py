@@ -84,6 +84,12 @@ def test_weights_that_diverge_in_the_last_step_are_not_saved(
     assert caught.value.code == 1
     printed = capsys.readouterr().out
     assert "model_0000005.pth is not saved" in printed and "Traceback" not in printed
+    block = printed[printed.index("Training diverged at iteration 5, in process 0 of 1") :]
+    block = block[block.index("model_0000005.pth is not saved") : block.index("CLIP_GRADIENTS")]
+    assert re.search(r"learning rate: .*\n  offsets of this batch", block)
+    assert re.search(r"images: \d+ .*, \d+ ", block)
+    assert f"last checkpoint, for --resume: {tmp_path}/model_0000003.pth" in block
+    assert "reports its own images" not in block
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
     assert not (tmp_path / "model_final.pth").exists()
 
@@ -144,6 +150,7 @@ def test_nothing_is_left_after_training() -> None:
     trainer.register_hooks([hook])
     trainer.train(0, 1)
     assert "run_step" not in vars(trainer) and "_write_metrics" not in vars(trainer)
+    assert "after_step" not in vars(trainer)
     assert not trainer.model._forward_pre_hooks and hook._call is None
 
 
