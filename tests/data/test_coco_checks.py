@@ -428,6 +428,8 @@ def test_a_file_is_rejected_in_one_line_or_can_be_used(
     content = json.loads((folder / "annotations.json").read_text())
     for (part, key), index, value in changes:
         item = content[part][min(index, len(content[part]) - 1)]
+        if key == "bbox" and isinstance(value, list) and len(value) == 5:
+            continue  # rotated boxes need a mapper of their own
         if value == "remove":
             item.pop(key, None)
         else:
