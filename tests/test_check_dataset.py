@@ -40,8 +40,24 @@ def check(capsys: pytest.CaptureFixture[str], *words: object, code: int) -> list
     return out.splitlines()
 
 
-def test_good_data_sets_have_no_faults(root: Path, tiny_coco, capsys) -> None:
+def copy_labels(voc: Path) -> None:
+    """Copies labels as tools/prepare_sbd.py does: without VOC's palette."""
+    (voc / "SegmentationClassAug").mkdir()
+    for path in (voc / "SegmentationClass").iterdir():
+        labels = Image.fromarray(np.asarray(Image.open(path)))
+        labels.save(voc / "SegmentationClassAug" / path.name)
+
+
+def test_palettes_are_for_evaluation_only(root: Path, capsys) -> None:
     shutil.copytree(root / "VOC2012/SegmentationClass", root / "VOC2012/SegmentationClassAug")
+    name = "voc_2012_sem_seg_val"
+    assert check(capsys, name, "--split", "test", code=0) == [f"{name}: no faults"]
+    (line,) = check(capsys, name, code=1)
+    assert "is a palette image, whose indices Detectron2's mapper does not read" in line
+
+
+def test_good_data_sets_have_no_faults(root: Path, tiny_coco, capsys) -> None:
+    copy_labels(root / "VOC2012")
     names = [tiny_coco, "voc_2007_trainval", "voc_2007_trainval_no_difficult", CITYSCAPES]
     names.append("voc_2012_sem_seg_val")
     for more in ((), ("--annotations-only",)):

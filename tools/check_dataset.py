@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import partial
 
 from tqdm import tqdm
@@ -56,7 +56,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def check(name: str, splits: Iterable[str], args: argparse.Namespace) -> list[Faults]:
+def check(name: str, splits: Collection[str], args: argparse.Namespace) -> list[Faults]:
     """Checks a data set for its uses: its annotations, and then its files if these are right."""
     if name not in DatasetCatalog.list():
         raise UserError(f"data sets must be registered, {got(name, DatasetCatalog.list())}")
@@ -69,7 +69,7 @@ def check(name: str, splits: Iterable[str], args: argparse.Namespace) -> list[Fa
             return found
         check_records(records, contents, metadata.as_dict(), outside)
         progress = partial(tqdm, desc=name, total=len(records), unit="image", disable=None)
-        read_all_files(records, contents, metadata.as_dict(), progress)
+        read_all_files(records, contents, metadata.as_dict(), progress, splits)
         found.append(contents)
     return found
 

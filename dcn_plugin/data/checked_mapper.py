@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .faults import DataError
-from .file_checks import image_fault, label_map_fault, labels_fault
+from .file_checks import image_fault, label_map_fault, labels_fault, seen_fault
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 
@@ -57,6 +57,10 @@ class CheckedMapper:
         labels, path = mapped["sem_seg"], record.get("sem_seg_file_name", "sem_seg")
         if labels.shape != mapped["image"].shape[-2:]:
             return self._find_fault(record) or f"{path} has another size than its image"
+        if "sem_seg_file_name" in record:
+            fault = seen_fault(path, labels.numpy(), self.ignored)
+            if fault:
+                return fault
         if self.num_labels is None:
             return None
         return labels_fault(labels.numpy(), path, self.num_labels, self.ignored)
@@ -65,5 +69,5 @@ class CheckedMapper:
         """Reads the files again, and returns what is wrong with them."""
         fault = image_fault(record) if record.get("file_name") else None
         if fault is None and record.get("sem_seg_file_name"):
-            fault, _ = label_map_fault(record, self.num_labels, self.ignored)
+            fault, _ = label_map_fault(record, self.num_labels, self.ignored, splits=())
         return fault

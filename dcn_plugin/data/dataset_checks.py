@@ -9,7 +9,7 @@ every image and label map.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -150,6 +150,7 @@ def read_all_files(
     faults: Faults,
     metadata: Mapping[str, Any],
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    splits: Container[str] = ("train", "test"),
 ) -> None:
     """Reads every image and label map, in threads.
 
@@ -158,6 +159,7 @@ def read_all_files(
         faults: where to add faults.
         metadata: of the data set.
         progress: wraps an iterable of the same length as the records.
+        splits: how the data set is used, as for `label_map_fault`.
     """
     classes, ignored = metadata.get("stuff_classes"), metadata.get("ignore_label", 255)
     count = None if classes is None else len(classes)
@@ -167,7 +169,7 @@ def read_all_files(
         labels = record.get("sem_seg_file_name")
         return (
             image_fault(record) if record.get("file_name") else None,
-            label_map_fault(record, count, ignored) if labels else None,
+            label_map_fault(record, count, ignored, splits) if labels else None,
         )
 
     with ThreadPoolExecutor() as pool:

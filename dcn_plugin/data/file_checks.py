@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,10 @@ def image_fault(record: Mapping[str, Any]) -> str | None:
 
 
 def label_map_fault(
-    record: Mapping[str, Any], classes: int | None, ignore_label: int
+    record: Mapping[str, Any],
+    classes: int | None,
+    ignore_label: int,
+    splits: Container[str] = ("train", "test"),
 ) -> tuple[str | None, bool]:
     """Reads the label map of a record.
 
@@ -101,15 +104,20 @@ def label_map_fault(
         record: in Detectron2's format, with `sem_seg_file_name`.
         classes: number of classes, None if it is not known.
         ignore_label: label of pixels that do not count.
+        splits: its uses, train (Detectron2's mapper reads its grey values) or test (its values).
 
     Returns:
         what is wrong with it, in one line; whether all its pixels are ignored.
     """
     path = record["sem_seg_file_name"]
     try:
-        labels = read_label_map(path)
+        image = open_label_map(path)
+        labels, greys = np.asarray(image), read_greys(image, path)
     except DataError as error:
         return str(error), False
+    if labels.ndim != 2 and "test" not in splits:
+        colours = np.asarray(image.convert("RGB"))
+        labels = greys if (colours == greys[..., None]).all() else labels
     if labels.ndim != 2:
         return f"{path} must be a label map of one channel, got {labels.shape[2]}", False
     size, expected = labels.shape, (record.get("height"), record.get("width"))
@@ -118,7 +126,9 @@ def label_map_fault(
             f"{path} has {size[1]} x {size[0]} pixels (width x height), but its image has "
             f"{expected[1]} x {expected[0]}"
         ), False
-    fault = None if classes is None else labels_fault(labels, path, classes, ignore_label)
+    fault = misread_fault(image, labels, greys, path) if "train" in splits else None
+    if fault is None and classes is not None:
+        fault = labels_fault(labels, path, classes, ignore_label)
     return fault, bool((labels == ignore_label).all())
 
 
@@ -132,13 +142,78 @@ def read_label_map(path: str, dtype: DTypeLike = None) -> np.ndarray:
     Raises:
         DataError: if it cannot be read.
     """
+    return np.asarray(open_label_map(path), dtype=dtype)
+
+
+def open_label_map(path: str) -> Image.Image:
+    """Reads an image of labels; arguments and errors are those of `read_label_map`."""
     try:
         with PathManager.open(path, "rb") as file:
             image = Image.open(file)
             image.load()
     except Exception as error:  # Pillow raises many kinds
         raise DataError(f"{path} cannot be read as a label map: {_cause(error)}") from error
-    return np.asarray(image, dtype=dtype)
+    return image
+
+
+def read_greys(image: Image.Image, path: str) -> np.ndarray:
+    """Returns what Detectron2's mapper reads from an image of labels.
+
+    Args:
+        image: of labels.
+        path: of its file.
+
+    Raises:
+        DataError: if Pillow cannot convert it.
+    """
+    try:
+        return np.asarray(image.convert("L"))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as a label map: {_cause(error)}") from error
+
+
+def misread_fault(
+    image: Image.Image, labels: np.ndarray, greys: np.ndarray, path: str
+) -> str | None:
+    """Returns that Detectron2's mapper reads other labels than an image has, in one line.
+
+    Args:
+        image: of labels.
+        labels: its values, of one channel.
+        greys: what the mapper reads.
+        path: of its file.
+    """
+    if np.array_equal(labels, greys):
+        return None
+    at = tuple(np.argwhere(labels != greys)[0])
+    kind = "a palette image" if image.mode == "P" else f"an image of mode {image.mode}"
+    values = "indices" if image.mode == "P" else "values"
+    return (
+        f"{path} is {kind}, whose {values} Detectron2's mapper does not read: it reads the grey "
+        f"value {greys[at]} for {int(labels[at])}. Save it in mode L, with labels from 0 to 255"
+    )
+
+
+def seen_fault(path: str, seen: np.ndarray, ignore_label: int) -> str | None:
+    """Returns that a mapper has read the grey values of a label map, which are not its labels.
+
+    Args:
+        path: of the file.
+        seen: labels that the mapper returned, perhaps of a part of the image.
+        ignore_label: label of pixels that do not count, also of those that the mapper added.
+    """
+    with PathManager.open(path, "rb") as file, Image.open(file) as header:
+        if header.mode == "L":
+            return None
+    image = open_label_map(path)
+    labels, greys = np.asarray(image), read_greys(image, path)
+    if labels.ndim != 2:
+        return None
+    added = [] if ignore_label in greys and ignore_label not in labels else [ignore_label]
+    values = np.setdiff1d(seen, added)
+    if np.isin(values, labels).all() or not np.isin(values, greys).all():
+        return None
+    return misread_fault(image, labels, greys, path)
 
 
 def labels_fault(labels: np.ndarray, path: str, classes: int, ignore_label: int) -> str | None:

@@ -18,6 +18,7 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 
 from dcn_plugin.data.checked_mapper import CheckedMapper
 from dcn_plugin.data.faults import DataError
+from dcn_plugin.data.file_checks import label_map_fault, read_label_map
 
 
 def write_record(folder: Path) -> dict:
@@ -106,6 +107,63 @@ def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
     Image.fromarray(labels).save(record["sem_seg_file_name"])
     assert set(mapper(2)(record)["sem_seg"].unique().tolist()) == {0, 1, 255}
     assert mapper(None)(record) is not None
+
+
+def in_mode(mode: str) -> Image.Image:
+    """Returns labels 0, 1 and 2 in a mode of Pillow."""
+    labels = np.arange(2400, dtype=np.uint8).reshape(40, 60) % 3
+    if mode in ("P", "grey P"):
+        image = Image.fromarray(labels, mode="P")
+        grey = [value for value in range(256) for _ in range(3)]
+        image.putpalette(grey if mode == "grey P" else [0, 0, 0, 128, 0, 0, 0, 128, 0])
+        return image
+    if mode == "colours":
+        return Image.fromarray(np.stack([labels * 100, labels, labels], axis=2))
+    if mode.startswith("I;16"):
+        return Image.fromarray(labels.astype(np.uint16) * (400 if mode == "I;16 large" else 1))
+    return Image.fromarray(labels % 2 * 255 if mode == "1" else labels).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("P", "labels.png is a palette image, whose indices .*: it reads the grey value 38 for 1"),
+        ("1", "labels.png is an image of mode 1, whose values .* the grey value 255 for 1"),
+        ("I;16 large", "labels.png is an image of mode I;16, .* the grey value 255 for 400"),
+        ("grey P", None),
+        ("RGB", None),
+        ("LA", None),
+        ("I;16", None),
+        ("L", None),
+    ],
+)
+def test_labels_that_are_read_in_grey(mode: str, message: str | None, tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    in_mode(mode).save(record["sem_seg_file_name"])
+    fault, _ = label_map_fault(record, None, 255, ("train",))
+    if message is None:
+        assert fault is None and set(mapper(3)(record)["sem_seg"].unique().tolist()) == {0, 1, 2}
+        return
+    assert re.search(message, fault)
+    for num_labels in (3, 256):
+        with pytest.raises(DataError, match=message):
+            mapper(num_labels)(record)
+
+    def own_mapper(dataset_dict: dict) -> dict:
+        labels = read_label_map(dataset_dict["sem_seg_file_name"], dtype=int)
+        return {"image": torch.zeros(3, 40, 60), "sem_seg": torch.from_numpy(labels)}
+
+    assert CheckedMapper(own_mapper, 1000)(record) is not None
+
+
+def test_colours_are_no_labels(tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    in_mode("colours").save(record["sem_seg_file_name"])
+    for splits in (("train",), ("test",)):
+        fault, _ = label_map_fault(record, None, 255, splits)
+        assert "must be a label map of one channel, got 3" in fault
+    in_mode("RGB").save(record["sem_seg_file_name"])
+    assert "one channel" in label_map_fault(record, None, 255, ("test",))[0]
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
