@@ -203,7 +203,8 @@ def test_errors_of_evaluation_stay_errors(tmp_path) -> None:
 
 def test_workers_end_by_their_parents_signal_alone() -> None:
     loader = DataLoader(range(200), num_workers=2, worker_init_fn=ignore_sigterm_of_others)
-    batches = iter(loader)
+    with sigterm_blocked():  # until the workers' own threads wait for it
+        batches = iter(loader)
     workers = batches._workers
     taken = [int(next(batches))]
     for worker in workers:  # from another process, as by a scheduler
