@@ -34,11 +34,10 @@ class DivergenceReport(HookBase):
     So does that of weights that `Checkpointer` does not save. Its message becomes a block with
     iteration, losses, learning rates, offsets and images of the batch, as far as the trainer has
     them. The offsets need another forward pass, which a single process alone runs: of several,
-    those whose losses are finite would not join its collectives,
-    such as SyncBN's. Each process whose own losses are not finite reports its own batch: the main
-    process in the log, the others on standard error too. Until then a process keeps the batch of
-    the current step, and reads its losses where Detectron2 has read them, so that it waits for the
-    GPU no more often.
+    those whose losses are finite would not join its collectives, such as SyncBN's. Each process
+    whose own losses are not finite reports its own batch: the main process in the log, the others
+    on standard error too. Until then a process keeps the batch of the current step, and reads its
+    losses where Detectron2 has read them, so that it waits for the GPU no more often.
     """
 
     _inner: Any = None
