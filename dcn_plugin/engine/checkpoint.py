@@ -164,9 +164,10 @@ class Checkpointer(RestrictedCheckpointer):
 
     def _last_name(self) -> str:
         name = self._tag()
-        if name != os.path.basename(name):
+        if name != os.path.basename(name) or len(name) > 255 or not name.isprintable():
+            shown = repr(name) if len(name) <= 100 else f"{name[:100]!r}..."
             raise UserError(
-                f"{self.save_dir}/last_checkpoint must name a file of its folder, got {name!r}: "
+                f"{self.save_dir}/last_checkpoint must name a file of its folder, got {shown}: "
                 "write the name of the checkpoint to resume from, such as model_final.pth"
             )
         return name

@@ -81,6 +81,9 @@ def check_config(
     check_values(cfg, training, stock_trainer=stock_trainer)
     if training:
         _check_training(cfg, processes)
+    output = cfg.OUTPUT_DIR
+    if not output or ("://" not in output and not can_write(Path(output))):
+        raise UserError(f"OUTPUT_DIR must be a folder that can be written to, got {output!r}")
     check_datasets(cfg, training)
     _check_backbone(cfg)
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
@@ -94,13 +97,11 @@ def check_config(
 
 
 def _check_training(cfg: CfgNode, processes: int) -> None:
-    batch, output = cfg.SOLVER.IMS_PER_BATCH, cfg.OUTPUT_DIR
+    batch = cfg.SOLVER.IMS_PER_BATCH
     if not cfg.SOLVER.REFERENCE_WORLD_SIZE and batch % processes:  # else it is scaled
         raise UserError(
             f"SOLVER.IMS_PER_BATCH must be a multiple of the {processes} processes, got {batch}"
         )
-    if not output or ("://" not in output and not can_write(Path(output))):
-        raise UserError(f"OUTPUT_DIR must be a folder that can be written to, got {output!r}")
 
 
 def check_datasets(cfg: CfgNode, training: bool) -> None:
@@ -251,9 +252,10 @@ def _check_backbone(cfg: CfgNode) -> None:
 
 
 def check_weights(key: str, path: str) -> None:
-    """Raises FileNotFoundError if a path is neither empty, nor a file, nor an address."""
+    """Raises MissingFileError if a path is neither empty, nor a file, nor an address."""
     # Detectron2's main accepts model.pth?matching_heuristics=True.
-    if path and is_missing(urlparse(path)._replace(query="").geturl()):
+    file = urlparse(path)._replace(query="").geturl()
+    if path and (is_missing(file) or os.path.isdir(file)):
         raise MissingFileError(f"{key} must be a file or an address, got {path!r}")
 
 

@@ -49,6 +49,11 @@ def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namesp
             f"--num-gpus is {args.num_gpus}, but PyTorch finds {gpus} GPUs; "
             "torchrun starts several processes on CPUs"
         )
+    if not 0 <= args.machine_rank < args.num_machines:
+        sys.exit(
+            f"--machine-rank must be at least 0 and below --num-machines, {args.num_machines}, got "
+            f"{args.machine_rank}"
+        )
     previous = set_handler(forward_sigterm if args.num_gpus > 1 else exit_on_sigterm)
     try:
         detectron2_launch(

@@ -49,6 +49,8 @@ def lock_output_dir(folder: str) -> Iterator[None]:
 def _lock(folder: str, stack: ExitStack) -> None:
     logger = logging.getLogger(__name__)
     not_protected = f"OUTPUT_DIR {folder} is not protected from a second training run"
+    if not folder:
+        raise UserError("OUTPUT_DIR must be a folder that can be written to, got ''")
     if "://" in folder:
         logger.warning("%s: only local folders have locks", not_protected)
         return

@@ -20,7 +20,7 @@ from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 
-from dcn_plugin.engine import Checkpointer
+from dcn_plugin.engine import Checkpointer, UserError
 from dcn_plugin.engine.checkpoint_files import CheckpointWriteError, remove_unfinished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,3 +313,11 @@ def test_whole_checkpoints_are_resumed_in_silence(tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         assert resume(tmp_path) == (2, 2)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("text", ["model_final.pth\nmodel_0000001.pth", "x" * 9999, "a/" * 9999])
+def test_a_last_checkpoint_that_is_no_name_is_one_short_line(text, tmp_path) -> None:
+    (tmp_path / "last_checkpoint").write_text(text)
+    with pytest.raises(UserError, match="must name a file of its folder") as caught:
+        resume(tmp_path)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path)) and "\n" not in str(caught.value)

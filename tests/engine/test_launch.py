@@ -24,6 +24,13 @@ def test_more_gpus_than_there_are_is_one_line(monkeypatch) -> None:
         launch(lambda args: None, Namespace(num_gpus=3))
 
 
+@pytest.mark.parametrize("rank", [-1, 2, 5])
+def test_a_machine_rank_beyond_the_machines_is_one_line(rank) -> None:
+    arguments = Namespace(num_gpus=1, num_machines=2, machine_rank=rank, dist_url="")
+    with pytest.raises(SystemExit, match=f"below --num-machines, 2, got {rank}"):
+        launch(lambda args: None, arguments)
+
+
 @pytest.mark.parametrize(("code", "status"), [(1, 1), (143, 143), (-signal.SIGTERM, 143)])
 def test_the_exit_code_is_that_of_the_process(code, status, monkeypatch) -> None:
     def fail(*arguments: object, **options: object) -> None:

@@ -84,3 +84,10 @@ def test_what_is_not_protected_is_said_once(case, tmp_path, monkeypatch, caplog)
     (line,) = caplog.messages
     assert line.startswith(f"OUTPUT_DIR {folder} is not protected from a second training run: ")
     assert case != "no locks" or "No locks available" in line
+
+
+def test_an_empty_name_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="OUTPUT_DIR must be a folder"), lock_output_dir(""):
+        pass
+    assert not list(tmp_path.iterdir())
