@@ -28,6 +28,7 @@ NO_IMAGE_LEFT = (
     "training sets have no image left, none has an annotation that is not a crowd, or enough "
     "keypoints"
 )
+RLE_MASKS = "annotations have a segmentation in RLE, which needs INPUT.MASK_FORMAT bitmask"
 BOMS = {
     codecs.BOM_UTF8: "UTF-8",
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -195,6 +196,7 @@ class AnnotationChecks:
         *,
         loaded: bool = True,
         min_keypoints: int = 0,
+        mask_format: str | None = None,
     ) -> None:
         """Stores what annotations refer to.
 
@@ -207,17 +209,19 @@ class AnnotationChecks:
             faults: where to add faults.
             loaded: as for `check_annotations`.
             min_keypoints: likewise.
+            mask_format: likewise.
         """
         self.testing, self.loaded = split == "test", loaded
         self.sizes = {key: _size(item) for key, item in images.items()}
         self.categories = categories
         self.required, self.unique_ids, self.faults = required, unique_ids, faults
-        self.min_keypoints = min_keypoints
+        self.min_keypoints, self.mask_format = min_keypoints, mask_format
         self.ids: set[Any] = set()
         self.boxes = self.empty_boxes = 0
         self.labelled: set[Any] = set()  # images with an annotation that is not a crowd
         self.keypoints: Counter[Any] = Counter()  # visible ones, by image
         self.incomplete: list[tuple[int, dict[str, Any], str]] = []  # and the key that is absent
+        self.encoded: list[tuple[int, dict[str, Any]]] = []  # masks in RLE, not of crowds
 
     def add(self, index: int, item: dict[str, Any]) -> None:
         """Checks an annotation, the one at `index` in the file."""
@@ -252,6 +256,8 @@ class AnnotationChecks:
                 self.incomplete.append((index, item, key))
         if self.testing and "area" in item and not (is_number(item["area"]) and item["area"] >= 0):
             self._error("annotations have an area that is not a number from 0 on")
+        if isinstance(item.get("segmentation"), dict) and not crowd:
+            self.encoded.append((index, item))
         if item.get("segmentation"):
             self._check_segmentation(item["segmentation"], size)
         if item.get("keypoints"):
@@ -270,6 +276,12 @@ class AnnotationChecks:
         for index, item, key in self.incomplete:
             if item["image_id"] in used:
                 self.faults.error(f"annotations have no {key}", describe_annotation(index, item))
+        masks = not self.testing and "segmentation" in self.required
+        if masks and self.mask_format != "bitmask":
+            report = self.faults.error if self.mask_format else self.faults.warning
+            for index, item in self.encoded:
+                if item["image_id"] in used:
+                    report(RLE_MASKS, describe_annotation(index, item))
         return used
 
     def _error(self, kind: str) -> None:
@@ -380,6 +392,7 @@ def check_annotations(
     loaded: bool = True,
     unique_ids: bool = True,
     min_keypoints: int = 0,
+    mask_format: str | None = None,
 ) -> list[dict[str, Any]]:
     """Checks the content of a file in COCO's format; the files of images are not looked up.
 
@@ -392,6 +405,8 @@ def check_annotations(
         loaded: whether Detectron2 loads images from the file, or evaluates by it only.
         unique_ids: whether ids of annotations must be unique.
         min_keypoints: number of visible keypoints, below which an image is left out of training.
+        mask_format: INPUT.MASK_FORMAT, with which training reads the masks that are required; None
+            if it is not known.
 
     Returns:
         the images that are used.
@@ -406,6 +421,7 @@ def check_annotations(
         faults,
         loaded=loaded,
         min_keypoints=min_keypoints,
+        mask_format=mask_format,
     )
     annotations = content.get("annotations", [])
     for index, item in enumerate(annotations):

@@ -32,6 +32,7 @@ def find_faults(
     required: Sequence[str] = ("bbox",),
     filter_empty: bool = True,
     min_keypoints: int = 0,
+    mask_format: str | None = None,
     outside: bool = False,
 ) -> Faults:
     """Checks annotations, and that files exist, in seconds; images are not read.
@@ -46,6 +47,7 @@ def find_faults(
         required: keys that annotations in COCO's format must have.
         filter_empty: whether training leaves out images without annotations.
         min_keypoints: number of visible keypoints, below which training leaves out an image.
+        mask_format: INPUT.MASK_FORMAT, None if it is not known.
         outside: whether files may be outside the folders of the data set.
     """
     faults, metadata = Faults(), MetadataCatalog.get(name)
@@ -54,7 +56,7 @@ def find_faults(
         return faults
     if kind == "pascal_voc":
         folder = os.fspath(metadata.dirname)
-        check_voc(folder, metadata.split, metadata.thing_classes, faults, outside)
+        check_voc(folder, metadata.split, metadata.thing_classes, faults, outside, split == "test")
     elif kind == "lvis" or "://" in json_file:
         pass
     elif (
@@ -73,6 +75,7 @@ def find_faults(
                 loaded=is_loaded_from_json(name),
                 unique_ids="minival" not in json_file,  # as Detectron2
                 min_keypoints=min_keypoints,
+                mask_format=mask_format,
             )
         _check_images(name, images, faults, outside)
     else:

@@ -20,7 +20,12 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def check_voc(
-    folder: str, split: str, classes: Sequence[str], faults: Faults, outside: bool = False
+    folder: str,
+    split: str,
+    classes: Sequence[str],
+    faults: Faults,
+    outside: bool = False,
+    testing: bool = False,
 ) -> None:
     """Checks the list, the XML files, and that the images exist; addresses are not read.
 
@@ -30,6 +35,7 @@ def check_voc(
         classes: names.
         faults: where to add faults.
         outside: whether the list may name files outside the folder.
+        testing: whether the split is evaluated, which reads difficult and truncated as numbers.
     """
     if "://" in folder:
         return
@@ -38,7 +44,7 @@ def check_voc(
     files = [os.path.join(folder, "Annotations", f"{name}.xml") for name in names]
     check_files(images, faults, os.path.join(folder, "JPEGImages"), outside)
     check_files(files, faults, os.path.join(folder, "Annotations"), outside)
-    empty = [_check_annotation(path, classes, faults) for path in files]
+    empty = [_check_annotation(path, classes, faults, testing) for path in files]
     boxes = [is_empty for found in empty for is_empty in found]
     if boxes and all(boxes):
         faults.error("splits have no box with width and height", split)
@@ -61,7 +67,9 @@ def _read_list(path: str, faults: Faults) -> list[str]:
     return names
 
 
-def _check_annotation(path: str, classes: Sequence[str], faults: Faults) -> list[bool]:
+def _check_annotation(
+    path: str, classes: Sequence[str], faults: Faults, testing: bool
+) -> list[bool]:
     """Checks an XML file; returns for each box whether it has no width or height."""
     try:
         with PathManager.open(path) as file:
@@ -75,18 +83,23 @@ def _check_annotation(path: str, classes: Sequence[str], faults: Faults) -> list
         if not _is_size(tree.findtext(f"./size/{side}")):
             faults.error("files have no size of the image, in whole pixels above 0", path)
     return [
-        _check_object(item, f"{path}, object {number}", classes, faults)
+        _check_object(item, f"{path}, object {number}", classes, faults, testing)
         for number, item in enumerate(tree.findall("object"), start=1)
     ]
 
 
 def _check_object(
-    item: ElementTree.Element, place: str, classes: Sequence[str], faults: Faults
+    item: ElementTree.Element, place: str, classes: Sequence[str], faults: Faults, testing: bool
 ) -> bool:
     """Checks an object; returns whether its box has no width or height."""
     name = item.findtext("name")
     if name not in classes:
         faults.error("objects have an unknown class", f"{place}: {got(name, classes)}")
+    for flag in ("difficult", "truncated"):
+        text = (item.findtext(flag) or "").strip()
+        if text and not _is_whole(text):
+            report = faults.error if testing else faults.warning  # training does not read it
+            report(f"objects have a {flag} that is neither 0 nor 1", f"{place}: {short(text)}")
     texts = [item.findtext(f"bndbox/{side}") for side in SIDES]
     values = [_number(text) for text in texts]
     place = f"{place}: {', '.join(f'{s} {short(t)}' for s, t in zip(SIDES, texts, strict=True))}"
@@ -103,10 +116,16 @@ def _check_object(
 
 def _is_size(text: str | None) -> bool:
     """Returns whether Detectron2 can read a number of pixels, with `int`."""
+    return text is not None and _is_whole(text) and int(text) > 0
+
+
+def _is_whole(text: str) -> bool:
+    """Returns whether text is a whole number for Detectron2, which reads it with `int`."""
     try:
-        return int(text or "") > 0
+        int(text)
     except ValueError:
         return False
+    return True
 
 
 def _number(text: str | None) -> float:

@@ -176,6 +176,7 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
             required=required,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE * model.KEYPOINT_ON,
+            mask_format=cfg.INPUT.MASK_FORMAT,
             outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
         )
         for name in names

@@ -34,6 +34,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from dcn_plugin.data.checked_mapper import CheckedMapper
 from dcn_plugin.data.coco_checks import (
     NO_IMAGE_LEFT,
+    RLE_MASKS,
     check_annotations,
     decode_runs,
     read_coco,
@@ -257,6 +258,20 @@ def test_images_with_few_keypoints_need_not_be_complete(content: dict) -> None:
     assert f"annotations have no keypoints ({len(others)}): annotations[2]" in line
     options["min_keypoints"] = 2
     assert NO_IMAGE_LEFT in faults_of(content, **options).errors
+
+
+def test_masks_in_rle_need_the_format_bitmask(content: dict) -> None:
+    mask = {"size": [96, 96], "counts": [96 * 96]}
+    content["annotations"][0]["segmentation"] = mask
+    masks = {"required": ("bbox", "segmentation")}
+    kind = RLE_MASKS
+    assert list(faults_of(content, **masks, mask_format="polygon").errors) == [kind]
+    assert list(faults_of(content, **masks).warnings) == [kind]
+    assert faults_of(content, **masks, mask_format="bitmask").lines() == []
+    assert faults_of(content, mask_format="polygon").lines() == []
+    assert faults_of(content, "test", **masks, mask_format="polygon").lines() == []
+    content["annotations"][0]["iscrowd"] = 1
+    assert faults_of(content, **masks, mask_format="polygon").lines() == []
 
 
 def test_what_detectron2_takes_is_at_most_a_warning(content: dict) -> None:

@@ -111,6 +111,15 @@ def test_what_detectron2_takes_passes(change: Callable, voc: Path) -> None:
     assert len(DatasetCatalog.get(f"{NAME}_no_difficult")) >= 2
 
 
+@pytest.mark.parametrize(("flag", "value"), [("difficult", "yes"), ("truncated", "0.0")])
+def test_flags_that_evaluation_cannot_read(flag: str, value: str, voc: Path) -> None:
+    replace(f"<{flag}>0</{flag}>", f"<{flag}>{value}</{flag}>")(voc)
+    (line,) = find_faults(NAME, "test").lines()
+    assert line.startswith(f"error: objects have a {flag} that is neither 0 nor 1 (1): ")
+    assert f"{FIRST}.xml, object 1: '{value}'" in line
+    assert not find_faults(NAME, "train").errors
+
+
 def test_folders_at_an_address_are_not_read() -> None:
     faults = Faults()  # no handler knows the address: reading it would fail
     check_voc("s3://bucket/VOC2007", "trainval", ["car"], faults)
