@@ -130,12 +130,15 @@ def test_a_torch_data_set_is_not_checked(capsys) -> None:
         unregister("torch_data")
 
 
-def test_wrong_names(capsys) -> None:
+def test_wrong_names(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit, match=r"check_dataset: .* got 'coco_2017_tarin'; the nearest: "):
         check_dataset.main(["coco_2017_tarin"])
     with pytest.raises(SystemExit, match="2"):
         check_dataset.main([])
     with pytest.raises(SystemExit, match="--train-data must be a JSON file and a folder"):
         check_dataset.main(["--train-data", "none.json", "none"])
+    path = write_json(tmp_path / "data.json", {"categories": [{"id": 1, "name": 5}]})
+    with pytest.raises(SystemExit, match=r"categories have a name that is not text .* 'name': 5}$"):
+        check_dataset.main(["--train-data", str(path), str(tmp_path)])
     (line,) = check(capsys, "coco_2017_val", code=1)
     assert line.startswith("coco_2017_val: error: ") and "instances_val2017.json" in line

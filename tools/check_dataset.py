@@ -31,7 +31,7 @@ from dcn_plugin.data.dataset_checks import (
     load_records,
     read_all_files,
 )
-from dcn_plugin.data.faults import DataError, Faults
+from dcn_plugin.data.faults import HINT, DataError, Faults
 from dcn_plugin.messages import UserError, exit_on_error, got
 
 SPLITS = ("train", "test")
@@ -83,7 +83,10 @@ def main(words: list[str] | None = None) -> None:
     for split in SPLITS:
         paths = getattr(args, f"{split}_data")
         if paths:
-            register_custom_data(split, *paths)
+            try:
+                register_custom_data(split, *paths)
+            except DataError as error:
+                raise DataError(str(error).removesuffix(HINT)) from error
             uses[f"custom_{split}"] = (split,)
     for name, splits in uses.items():
         try:

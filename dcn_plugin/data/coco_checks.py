@@ -62,6 +62,8 @@ def read_json(path: str) -> Any:
     """
     with PathManager.open(path, "rb") as file:
         data: bytes = file.read()
+    if not data.strip():
+        raise DataError(f"{path} must be JSON, but is empty")
     for mark, encoding in BOMS.items():
         if data.startswith(mark):
             raise DataError(
@@ -79,7 +81,7 @@ def read_json(path: str) -> Any:
             f"byte {column}"
         ) from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if data.strip() else "an empty file"
+        place = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{path} must be JSON, got {error.msg} in {place}") from error
     except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise DataError(f"{path} must be JSON that Python can read, got: {error}") from error
@@ -149,7 +151,8 @@ def check_categories(content: dict[str, Any], faults: Faults) -> set[int]:
             if seen[item["id"]] > 1:
                 faults.error("categories have the id of another one", place)
         if not isinstance(item.get("name"), str):
-            faults.error("categories have no name", place)
+            kind = "no name" if item.get("name") is None else "a name that is not text"
+            faults.error(f"categories have {kind}", place)
     return set(seen)
 
 
@@ -172,8 +175,11 @@ def check_images(
         if not loaded:
             continue
         name = item.get("file_name")
-        if not isinstance(name, str) or not name or "\0" in name:
+        if name is None or name == "":
             faults.error("images have no file_name", place, item)
+        elif not isinstance(name, str) or "\0" in name:
+            kind = "images have a file_name that is not text, or has a NUL character"
+            faults.error(kind, place, item)
         if not (is_size(item.get("height")) and is_size(item.get("width"))):
             faults.error("images have no height and width, in whole pixels above 0", place, item)
     if len({isinstance(number, str) for number in images}) > 1:
@@ -252,7 +258,8 @@ class AnnotationChecks:
         if box is not None or "bbox" in item:
             self._check_box(box, size)
         for key in self.required:
-            if not item.get(key) and (self.testing or not crowd):
+            absent = not item.get(key) and not (key == "bbox" and key in item)  # has its fault
+            if absent and (self.testing or not crowd):
                 self.incomplete.append((index, item, key))
         if self.testing and "area" in item and not (is_number(item["area"]) and item["area"] >= 0):
             self._error("annotations have an area that is not a number from 0 on")

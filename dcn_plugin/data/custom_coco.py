@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.messages import MissingFileError, UserError
 
@@ -83,6 +84,11 @@ def register_custom_data(split: str, json_file: str, image_root: str) -> list[st
     if is_missing(json_file) or is_missing(image_root):
         raise MissingFileError(
             f"{option} must be a JSON file and a folder of images, got {json_file} and {image_root}"
+        )
+    if "://" not in json_file and PathManager.isdir(json_file):
+        raise UserError(
+            f"{option} must be a JSON file and a folder of images, got the folder "
+            f"{json_file} as JSON"
         )
     if name in DatasetCatalog.list():  # of an earlier call in this process
         DatasetCatalog.remove(name)

@@ -10,6 +10,7 @@ from typing import Any
 from dcn_plugin.messages import UserError
 
 EXAMPLES = 3  # of each kind
+HINT = ". tools/check_dataset.py lists all faults"
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 
@@ -87,9 +88,7 @@ class Faults:
         if self.errors:
             first, *others = self.errors.items()
             more = f"; other kinds of errors: {len(others)}" if others else ""
-            raise DataError(
-                f"{source}: {self._describe(*first)}{more}. tools/check_dataset.py lists all faults"
-            )
+            raise DataError(f"{source}: {self._describe(*first)}{more}{HINT}")
 
 
 def _add(faults: dict[str, list[str]], kind: str, place: str, value: Any) -> None:

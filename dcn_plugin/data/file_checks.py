@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import Image
+from PIL import ExifTags, Image
 
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
@@ -85,9 +85,12 @@ def image_fault(record: Mapping[str, Any]) -> str | None:
         return fault
     expected = record.get("width", size[0]), record.get("height", size[1])
     if size != expected:
+        turned = size == expected[::-1] and _is_turned(path)
         return (
             f"{path} has {size[0]} x {size[1]} pixels (width x height), but its annotation says "
             f"{expected[0]} x {expected[1]}"
+            + ", as before the rotation in its EXIF data, which Detectron2 applies"
+            * turned
         )
     return None
 
@@ -245,6 +248,12 @@ def _read_size(path: str) -> tuple[tuple[int, int], str | None]:
     except Exception as error:  # Pillow raises many kinds
         return (0, 0), f"{path} cannot be read as an image: {_cause(error)}"
     return (width, height), None
+
+
+def _is_turned(path: str) -> bool:
+    """Returns whether the EXIF data of an image say that it is shown with its sides exchanged."""
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
 
 
 def _cause(error: Exception) -> str:

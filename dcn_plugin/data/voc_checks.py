@@ -79,9 +79,8 @@ def _check_annotation(
     except (OSError, ElementTree.ParseError, UnicodeDecodeError) as error:
         faults.error("files cannot be read as XML", f"{path}: {error}")
         return []
-    for side in ("width", "height"):
-        if not _is_size(tree.findtext(f"./size/{side}")):
-            faults.error("files have no size of the image, in whole pixels above 0", path)
+    if not all(_is_size(tree.findtext(f"./size/{side}")) for side in ("width", "height")):
+        faults.error("files have no size of the image, in whole pixels above 0", path)
     return [
         _check_object(item, f"{path}, object {number}", classes, faults, testing)
         for number, item in enumerate(tree.findall("object"), start=1)

@@ -109,6 +109,15 @@ def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
     assert mapper(None)(record) is not None
 
 
+def test_a_size_before_rotation_is_named(tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: a quarter turn
+    Image.new("RGB", (60, 40)).save(record["file_name"], exif=exif)
+    with pytest.raises(DataError, match=r"has 40 x 60 pixels .* 60 x 40, as before .* EXIF data"):
+        mapper()(record)
+
+
 def in_mode(mode: str) -> Image.Image:
     """Returns labels 0, 1 and 2 in a mode of Pillow."""
     labels = np.arange(2400, dtype=np.uint8).reshape(40, 60) % 3

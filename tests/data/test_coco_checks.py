@@ -78,7 +78,7 @@ TEXT = b'{"images": [],\n "annotations": [{"id": 1, "bbox": [1, 2}]}'
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "must be JSON, got Expecting value in an empty file"),
+        (b" \n", "must be JSON, but is empty"),
         (b"not JSON", "must be JSON, got Expecting value in line 1, column 1"),
         (TEXT, "must be JSON, got .* in line 2, column 41"),
         (b'\xef\xbb\xbf{"images": []}', r"byte order mark \(BOM\) of UTF-8.*without BOM.*sed"),
@@ -172,6 +172,9 @@ ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "no image id": (remover("images", "id"), "images have an id that is neither"),
     "no size": (remover("images", "height"), "images have no height and width"),
     "null size": (setter("images", "width", None), "images have no height and width"),
+    "name": (setter("images", "file_name", 5), "file_name that is not text"),
+    "NUL": (setter("images", "file_name", "a\0"), "file_name that is not text, or has a NUL"),
+    "category name": (setter("categories", "name", 5), "categories have a name that is not text"),
     "no name": (remover("images", "file_name"), "images have no file_name"),
     "no images": (lambda content: content.update(images=[]), "lists of images are empty"),
     "no image": (remover("annotations", "image_id"), "image_id that is neither a number nor text"),
@@ -210,6 +213,11 @@ def test_faults_are_errors(fault: str, split: str, content: dict) -> None:
     errors = [line for line in faults_of(content, split).lines() if line.startswith("error: ")]
     assert [line for line in errors if re.search(message, line)], errors
     assert all("\n" not in line and len(line) < 1000 for line in errors)
+
+
+def test_a_box_that_is_null_is_one_fault(content: dict) -> None:
+    setter("annotations", "bbox", None)(content)
+    assert len(faults_of(content).lines()) == 1
 
 
 def test_faults_of_one_use_only(content: dict) -> None:

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dcn_plugin.data import add_custom_data_option, use_custom_data
+from dcn_plugin.data.custom_coco import register_custom_data
 from dcn_plugin.data.dataset_checks import find_faults
 from tests.datasets import unregister
 from tests.tiny_coco import write_json, write_tiny_coco
@@ -139,3 +140,8 @@ def test_categories_must_agree(tmp_path: Path) -> None:
     test = write(tmp_path, "b", categories=[CATEGORY, {"id": 2, "name": "cube"}])
     with pytest.raises(ValueError, match=r"same categories .* got \['disc', 'square'\] and"):
         used(train=train, test=test)
+
+
+def test_a_folder_is_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--train-data must be .* got the folder .* as JSON"):
+        register_custom_data("train", str(tmp_path), str(tmp_path))

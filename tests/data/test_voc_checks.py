@@ -70,7 +70,10 @@ ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda voc: (voc / f"Annotations/{FIRST}.xml").write_bytes(b"<annotation>\xe4"),
         "cannot be read as XML",
     ),
-    "no size": (replace("<width>96</width>", ""), "no size of the image"),
+    "no size": (
+        replace("<width>96</width><height>96</height>", ""),
+        r"no size of the image, in whole pixels above 0 \(1\)",
+    ),
     "size": (replace("<width>96<", "<width>many<"), "no size of the image"),
     "fractional size": (replace("<width>96<", "<width>96.0<"), "no size of the image"),
     "empty": (write_list("\n"), "lists have fewer than the two images"),
