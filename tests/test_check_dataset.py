@@ -133,6 +133,8 @@ def test_a_torch_data_set_is_not_checked(capsys) -> None:
 def test_wrong_names(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit, match=r"check_dataset: .* got 'coco_2017_tarin'; the nearest: "):
         check_dataset.main(["coco_2017_tarin"])
+    with pytest.raises(SystemExit, match=r"got '~'; DatasetCatalog.list\(\) has all$"):
+        check_dataset.main(["~"])
     with pytest.raises(SystemExit, match="2"):
         check_dataset.main([])
     with pytest.raises(SystemExit, match="--train-data must be a JSON file and a folder"):

@@ -59,7 +59,10 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def check(name: str, splits: Collection[str], args: argparse.Namespace) -> list[Faults]:
     """Checks a data set for its uses: its annotations, and then its files if these are right."""
     if name not in DatasetCatalog.list():
-        raise UserError(f"data sets must be registered, {got(name, DatasetCatalog.list())}")
+        raise UserError(
+            f"data sets must be registered, {got(name, DatasetCatalog.list())}; "
+            "DatasetCatalog.list() has all"
+        )
     required = ("bbox", "segmentation") if args.masks else ("bbox",)
     outside = args.allow_files_outside
     found = [find_faults(name, split, required=required, outside=outside) for split in splits]
