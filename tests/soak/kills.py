@@ -42,6 +42,7 @@ class Runs:
         self.folder = folder
         self.data = folder / "datasets"
         self.seconds = 0.0  # that a run without kills takes
+        self.started: list[int] = []  # process groups
 
     def start(
         self, output: Path, *flags: str, data: Path | None = None, **more: object
@@ -52,7 +53,7 @@ class Runs:
         words += [str(word) for pair in keys.items() for word in pair]
         variables = {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data or self.data)}
         with output.with_suffix(".txt").open("ab") as messages:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 words,
                 cwd=ROOT,
                 env={**os.environ, **variables, "CUDA_VISIBLE_DEVICES": ""},
@@ -60,6 +61,8 @@ class Runs:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.started.append(process.pid)
+        return process
 
     def finish(self, output: Path, *flags: str, **more: object) -> str:
         """Runs to the end; returns what went wrong."""
@@ -71,6 +74,20 @@ class Runs:
             return f"it did not end within {RUN_SECONDS} s"
         lines = output.with_suffix(".txt").read_text(errors="replace").splitlines()
         return f"exit code {code}: {' | '.join(lines[-3:])}" if code else ""
+
+
+def running_in(groups: list[int]) -> list[int]:
+    """Returns the processes of these groups that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (name) state parent group ...
+            state, _, group, *_ = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(group) in groups and state != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -110,6 +127,11 @@ def run(progress: Progress, seed: int, folder: Path) -> None:
             output = folder / "killed"
             kill(progress, runs, output, rng)
             progress.count(kind)
+            if left := running_in(runs.started):
+                progress.fail(f"{kind}: {len(left)} processes of killed runs still run")
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+            runs.started.clear()
             shutil.rmtree(output, ignore_errors=True)
             output.with_suffix(".txt").unlink()
             if progress.is_over() and all(progress.counts[kind] for kind in kinds):

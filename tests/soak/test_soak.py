@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,12 +30,16 @@ def test_ops_are_called_and_compared(restore_threads: None) -> None:
 
 
 def test_results_that_depend_on_threads_fail(monkeypatch, restore_threads: None, capsys) -> None:
-    monkeypatch.setattr(ops, "call", lambda number: ("op", str(torch.get_num_threads())))
+    def call(number: int) -> tuple[str, str]:
+        time.sleep(0.01)
+        return "op", str(torch.get_num_threads())
+
+    monkeypatch.setattr(ops, "call", call)
     torch.set_num_threads(2)
     done = Progress("ops", 0.1, bounded=False)
     ops.run(done, seed=1)
-    assert done.failures[0] == "call 1: its results depend on the threads"
-    assert "FAILED: ops: call 1" in capsys.readouterr().out
+    assert "call 1: its results depend on the threads" in done.failures
+    assert "FAILED: ops: call 1: " in capsys.readouterr().out
 
 
 def test_models_run_on_random_sizes(monkeypatch) -> None:
@@ -98,6 +104,22 @@ def test_a_process_is_killed_when_something_happens() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert not kills.kill_when(process, lambda: True)
+
+
+def test_processes_that_are_left_are_found() -> None:
+    code = "import os, time; os.fork(); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        while len(kills.running_in([process.pid])) < 2:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        (left,) = kills.running_in([process.pid])
+        assert left != process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    while kills.running_in([process.pid]):
+        time.sleep(0.01)
 
 
 def test_other_weights_fail(tmp_path: Path, capsys) -> None:
