@@ -19,6 +19,17 @@ class UserError(ValueError):
     it without a traceback, see `exit_on_error`.
     """
 
+    def __init__(self, message: str = "") -> None:
+        """Stores the message.
+
+        Args:
+            message: or the traceback with which PyTorch raises the error of a DataLoader's worker
+                again, whose last line is kept.
+        """
+        if "\nOriginal Traceback" in message:
+            message = message.rpartition(f"{type(self).__name__}: ")[2].strip()
+        super().__init__(message)
+
 
 class MissingFileError(UserError, FileNotFoundError):
     """A `UserError` about a file that does not exist."""
@@ -38,10 +49,7 @@ def exit_on_error(program: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error)
-        if "\nOriginal Traceback" in message:  # of a process of a DataLoader
-            message = message.rpartition(f"{type(error).__name__}: ")[2]
-        sys.exit(f"{program}: {' '.join(message.splitlines())}")
+        sys.exit(f"{program}: {' '.join(str(error).splitlines())}")
     except URLError as error:
         sys.exit(f"{program}: a download failed, {error}: name a local file instead")
     except OSError as error:

@@ -18,15 +18,6 @@ SHORT.maxstring = SHORT.maxother = 80
 class DataError(UserError):
     """A file of a data set is faulty. The message is one line, which names the file."""
 
-    def __init__(self, message: str) -> None:
-        """Stores the message.
-
-        Args:
-            message: one line; or the traceback with which PyTorch raises the error of a DataLoader
-                worker again, whose last line is kept.
-        """
-        super().__init__(message.rpartition(f"{DataError.__name__}: ")[2].strip())
-
 
 class Faults:
     """Collects the faults of a data set.
