@@ -134,6 +134,8 @@ def _fake_backward(
     mask: Tensor | None,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    others = {"grad_output": grad_output, "offset": offset, "weight": weight, "mask": mask}
+    check_same_device("deform_conv2d", input, **others)
     return (
         empty_gradient(input, output_mask[0], input),
         empty_gradient(offset, output_mask[1], offset),

@@ -224,6 +224,7 @@ def _fake_backward(
     mode: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor]:
+    check_same_device("deform_roi_pool", input, grad_output=grad_output, boxes=boxes, offset=offset)
     return (
         empty_gradient(input, output_mask[0], input),
         empty_gradient(offset, output_mask[1], boxes),

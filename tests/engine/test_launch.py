@@ -45,6 +45,7 @@ def test_the_exit_code_is_that_of_the_process(code, status, monkeypatch) -> None
 
 
 def test_sigterm_is_forwarded_to_the_processes_that_were_started() -> None:
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not that of another test
     children = [multiprocessing.Process(target=time.sleep, args=(60,)) for _ in range(2)]
     for child in children:
         child.start()
@@ -52,7 +53,6 @@ def test_sigterm_is_forwarded_to_the_processes_that_were_started() -> None:
     for child in children:
         child.join(10)
         assert child.exitcode == -signal.SIGTERM
-    previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:  # none to wait for
         forward_sigterm(signal.SIGTERM, None)
     assert caught.value.code == 143

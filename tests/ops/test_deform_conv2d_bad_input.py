@@ -65,6 +65,7 @@ def test_arguments_of_a_wrong_type_raise(stride):
         (lambda t: t[:, 1:], ValueError, r"grad_output .*\[2, 4, 3, 5\], got \[2, 3, 3, 5\]"),
         (lambda t: t[..., None], ValueError, r"grad_output .* 4-dim.*got .*\[2, 4, 3, 5, 1\]"),
         (lambda t: t.float(), TypeError, r"grad_output .*Double, got Float"),
+        (lambda t: t.to("meta"), ValueError, r"grad_output .* device .*, got meta"),
     ],
 )
 def test_backward_checks_grad_output(changed, error, message, device):

@@ -79,6 +79,7 @@ def test_arguments_of_a_wrong_type_raise(bad):
         (lambda t: t[1:], ValueError, r"grad_output .*\[12, 6, 3, 2\], got \[11, 6, 3, 2\]"),
         (lambda t: t[..., None], ValueError, r"grad_output .* 4-dim.*got .*\[12, 6, 3, 2, 1\]"),
         (lambda t: t.float(), TypeError, r"grad_output .*Double, got Float"),
+        (lambda t: t.to("meta"), ValueError, r"grad_output .* device .*, got meta"),
     ],
 )
 def test_backward_checks_grad_output(changed, error, message, device):
