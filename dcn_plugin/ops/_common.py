@@ -34,10 +34,12 @@ def check_same_device(op: str, input: Tensor, **others: Tensor | None) -> None:
             )
 
 
-def check_dims(op: str, **tensors: tuple[Tensor | None, int]) -> None:
-    """Checks numbers of dimensions in a fake kernel: each tensor with what it must have."""
-    for name, (tensor, dim) in tensors.items():
-        if tensor is not None and tensor.dim() != dim:
+def check_dims(op: str, dim: int, **tensors: Tensor) -> None:
+    """Checks in a fake kernel that these are tensors with `dim` dimensions."""
+    for name, tensor in tensors.items():
+        if tensor is None:  # what PyTorch makes of None depends on the device
+            raise TypeError(f"{op}: {name} must be a tensor, got None")
+        if tensor.dim() != dim:
             raise ValueError(
                 f"{op}: {name} must have {dim} dimensions, got shape {tuple(tensor.shape)}"
             )

@@ -111,9 +111,11 @@ def _fake(
     dilation: list[int],
     mask: Tensor | None,
 ) -> Tensor:
-    op, dims = "deform_conv2d", {"input": input, "offset": offset, "weight": weight, "mask": mask}
+    op = "deform_conv2d"
+    check_dims(op, 4, input=input, offset=offset, weight=weight)
+    check_dims(op, 4, **({} if mask is None else {"mask": mask}))
+    check_dims(op, 1, **({} if bias is None else {"bias": bias}))
     check_same_device(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
-    check_dims(op, bias=(bias, 1), **{name: (tensor, 4) for name, tensor in dims.items()})
     check_pairs(op, 1, stride=stride, dilation=dilation, kernel_size=weight.shape[2:])
     check_pairs(op, 0, padding=padding)
     check_channels(input, offset, weight, mask)

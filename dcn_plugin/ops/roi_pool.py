@@ -202,8 +202,9 @@ def _fake(
     *settings: Any,
 ) -> Tensor:
     op = "deform_roi_pool"
+    check_dims(op, 4, input=input, **({} if offset is None else {"offset": offset}))
+    check_dims(op, 2, boxes=boxes)
     check_same_device(op, input, boxes=boxes, offset=offset)
-    check_dims(op, input=(input, 4), boxes=(boxes, 2), offset=(offset, 4))
     check_pairs(op, 1, output_size=output_size, part_size=part_size, group_size=group_size)
     channels = input.shape[1] // (group_size[0] * group_size[1])
     return empty_output(input, boxes.shape[0], channels, *output_size)

@@ -336,8 +336,9 @@ def _changed(draw: st.DrawFn, key: str, value: Any) -> Any:
     """Draws another value of an argument."""
     if isinstance(value, Tensor):
         change = draw(st.sampled_from(_TENSOR_CHANGES))
-        # The time of RoI pooling is linear in the images of a batch, here 2**31 for one in memory.
-        return draw(_layout(value) if change is _huge_size and key == "input" else change(value))
+        # The time of RoI pooling is linear in images and boxes, here 2**31 for one in memory.
+        linear = change is _huge_size and key in ("input", "boxes")
+        return draw(_layout(value) if linear else change(value))
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         index = draw(st.integers(0, len(value) - 1))
         return [*value[:index], draw(_changed(key, value[index])), *value[index + 1 :]]

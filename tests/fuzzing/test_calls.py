@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dcn_plugin import ops
 from tests.fuzzing.calls import Call, calls, limited_memory
@@ -80,6 +81,21 @@ SPARSE, NESTED = torch.zeros(2, 4).to_sparse(), torch.nested.nested_tensor([torc
 def test_boxes_that_are_not_tensors_are_named(boxes: Any) -> None:
     with pytest.raises(TypeError, match=r"deform_roi_pool: .* boxes a tensor or a list of tensors"):
         ops.roi_pool(torch.rand(3, 4, 5, 6), boxes, 2)
+
+
+@pytest.mark.parametrize("name", ["input", "offset", "weight"])
+def test_fake_convolution_names_missing_tensors(name: str) -> None:
+    arguments = {**ASYMMETRIC.draw(), name: None}
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(TypeError, match=f"2d: {name}"):
+        torch.ops.dcn_plugin.deform_conv2d(**arguments)
+
+
+@pytest.mark.parametrize("name", ["input", "boxes"])
+def test_fake_roi_pooling_names_missing_tensors(name: str) -> None:
+    case = roi_cases.ASYMMETRIC["align"]
+    arguments = {**case.to_ps(case.draw()), name: None}
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(TypeError, match=f"l: {name}"):
+        torch.ops.dcn_plugin.deform_roi_pool(**arguments)
 
 
 @pytest.mark.parametrize("size", [2**31 - 1, (2**31 - 1, 1)])
