@@ -16,6 +16,8 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dcn_plugin.messages import one_line
+
 from .coco_checks import are_finite, check_annotations, collection_paused, read_coco
 from .faults import DataError, Faults, short
 from .file_checks import FILES, check_files, image_fault, is_missing, label_map_fault
@@ -111,7 +113,7 @@ def load_records(name: str) -> Records:
     try:
         return DatasetCatalog.get(name)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise DataError(f"{name} cannot be loaded: {one_line(error)}") from error
 
 
 def check_records(

@@ -16,6 +16,8 @@ from PIL import ExifTags, Image
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 
+from dcn_plugin.messages import one_line
+
 from .faults import DataError, Faults
 
 # Keys of Detectron2's records that are files, and the metadata that name their folders.
@@ -39,12 +41,12 @@ def check_files(paths: Iterable[str], faults: Faults, root: str | None, outside:
     Args:
         paths: of the files.
         faults: where to add faults.
-        root: the folder; None or empty if there is none.
+        root: the folder; with None or an empty text files may be anywhere.
         outside: whether files may be outside it.
     """
     folders: dict[str, list[str]] = defaultdict(list)
     for path in paths:
-        if root and not outside and leaves(root, path):
+        if root and not outside and is_outside(root, path):
             faults.error(
                 "files are outside the folder of the data set, which DATASETS.ALLOW_FILES_OUTSIDE "
                 "allows",
@@ -67,7 +69,7 @@ def _list_folder(folder: str) -> set[str]:
         return set()
 
 
-def leaves(root: str, path: str) -> bool:
+def is_outside(root: str, path: str) -> bool:
     """Returns whether a path is outside a folder, by its text: links in the folder may lead out."""
     inside = os.path.abspath(root).rstrip(os.sep) + os.sep
     return not os.path.abspath(path).startswith(inside)
@@ -262,4 +264,4 @@ def _cause(error: Exception) -> str:
         return error.strerror
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is empty, cut off or of an unknown format"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

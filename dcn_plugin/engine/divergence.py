@@ -112,10 +112,10 @@ class DivergenceReport(HookBase):
         losses = scalars(self._losses or {})
         if losses:
             lines.append(f"losses: {', '.join(f'{k} {v:.4g}' for k, v in losses.items())}")
-        if not losses or all(map(math.isfinite, losses.values())):
+        if all(map(math.isfinite, losses.values())):
             lines.append(one_line(error))
-        if losses and all(map(math.isfinite, losses.values())):
-            lines.append("the process whose losses are not finite reports its own images")
+            if losses:
+                lines.append("the process whose losses are not finite reports its own images")
         if optimizer := getattr(self.trainer, "optimizer", None):
             rates = sorted({group["lr"] for group in optimizer.param_groups})
             lines.append(f"learning rate: {', '.join(f'{rate:.4g}' for rate in rates)}")

@@ -113,8 +113,10 @@ def _fake(
 ) -> Tensor:
     op = "deform_conv2d"
     check_dims(op, 4, input=input, offset=offset, weight=weight)
-    check_dims(op, 4, **({} if mask is None else {"mask": mask}))
-    check_dims(op, 1, **({} if bias is None else {"bias": bias}))
+    if mask is not None:
+        check_dims(op, 4, mask=mask)
+    if bias is not None:
+        check_dims(op, 1, bias=bias)
     check_same_device(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
     check_pairs(op, 1, stride=stride, dilation=dilation, kernel_size=weight.shape[2:])
     check_pairs(op, 0, padding=padding)

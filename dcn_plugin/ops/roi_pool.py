@@ -202,7 +202,9 @@ def _fake(
     *settings: Any,
 ) -> Tensor:
     op = "deform_roi_pool"
-    check_dims(op, 4, input=input, **({} if offset is None else {"offset": offset}))
+    check_dims(op, 4, input=input)
+    if offset is not None:
+        check_dims(op, 4, offset=offset)
     check_dims(op, 2, boxes=boxes)
     check_same_device(op, input, boxes=boxes, offset=offset)
     check_pairs(op, 1, output_size=output_size, part_size=part_size, group_size=group_size)
