@@ -60,13 +60,18 @@ class Faults:
         """Returns a line for each kind, errors first."""
         parts = (("error", self.errors), ("warning", self.warnings))
         return [
-            f"{level}: {self._describe(kind, places)}"
+            f"{level}: {self.describe(kind, places)}"
             for level, faults in parts
             for kind, places in faults.items()
         ]
 
-    def _describe(self, kind: str, places: list[str]) -> str:
-        """Returns one line: the file, the kind, the count and the first places."""
+    def describe(self, kind: str, places: list[str]) -> str:
+        """Returns one line: the file, the kind, the count and the first places.
+
+        Args:
+            kind: of `errors` or `warnings`.
+            places: its value there.
+        """
         file = f"{self.path}: " if self.path else ""
         return f"{file}{kind} ({len(places)}): {'; '.join(places[:EXAMPLES])}"
 
@@ -79,7 +84,7 @@ class Faults:
         if self.errors:
             first, *others = self.errors.items()
             more = f"; other kinds of errors: {len(others)}" if others else ""
-            raise DataError(f"{source}: {self._describe(*first)}{more}{HINT}")
+            raise DataError(f"{source}: {self.describe(*first)}{more}{HINT}")
 
 
 def _add(faults: dict[str, list[str]], kind: str, place: str, value: Any) -> None:

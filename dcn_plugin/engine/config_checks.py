@@ -162,12 +162,7 @@ def _check_files(name: str, key: str) -> None:
 
 def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
     model, required = cfg.MODEL, ["bbox"]
-    architecture = modeling.META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
-    if (
-        split == "train"
-        and isinstance(architecture, type)
-        and issubclass(architecture, GeneralizedRCNN)  # others ignore masks and keypoints
-    ):
+    if split == "train" and _has_architecture(cfg, GeneralizedRCNN):  # others ignore both
         required += ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
     found = [
         find_faults(
@@ -186,9 +181,8 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
     for name, faults in zip(names, found, strict=True):
         if not all_empty:
             faults.make_warning(NO_IMAGE_LEFT)
-        for line in faults.lines():
-            if line.startswith("warning: "):
-                logging.getLogger(__name__).warning("%s: %s", name, line.removeprefix("warning: "))
+        for kind, places in faults.warnings.items():
+            logging.getLogger(__name__).warning("%s: %s", name, faults.describe(kind, places))
         faults.raise_error(f"DATASETS.{split.upper()}: {name}")
 
 
@@ -203,10 +197,9 @@ def _check_evaluator(name: str, key: str) -> None:
 
 
 def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
-    architecture = modeling.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     metadata, training = MetadataCatalog.get(name), key == "DATASETS.TRAIN"
     for base, section, attribute in CLASSES:
-        if not (isinstance(architecture, type) and issubclass(architecture, base)):
+        if not _has_architecture(cfg, base):
             continue
         classes, number = metadata.get(attribute), cfg.MODEL[section].NUM_CLASSES
         message = f"MODEL.{section}.NUM_CLASSES is {number}, {name} in {key} has "
@@ -237,8 +230,12 @@ def _needs_all_known(name: str, attribute: str) -> bool:
 
 def is_sem_seg(cfg: CfgNode) -> bool:
     """Returns whether a model is trained on label maps by one of Detectron2's architectures."""
+    return _has_architecture(cfg, SEM_SEG)
+
+
+def _has_architecture(cfg: CfgNode, base: type | tuple[type, ...]) -> bool:
     architecture = modeling.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    return isinstance(architecture, type) and issubclass(architecture, SEM_SEG)
+    return isinstance(architecture, type) and issubclass(architecture, base)
 
 
 def _check_backbone(cfg: CfgNode) -> None:
