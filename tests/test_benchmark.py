@@ -474,7 +474,8 @@ class TestCommandLine:
         assert ("roi", "tf32") not in dtypes
 
     @pytest.mark.parametrize(
-        "arguments", [["--dtypes", "int8"], ["--only", "all"], ["--threads", "0"]]
+        "arguments",
+        [["--dtypes", "int8"], ["--only", "all"], ["--threads", "0"], ["--seconds", "nan"]],
     )
     def test_unknown_values_are_errors(self, arguments, capsys):
         with pytest.raises(SystemExit) as error:

@@ -57,6 +57,7 @@ def test_weights_are_loaded_for_each(tmp_path: Path, capsys) -> None:
     ("words", "message"),
     [
         (("--size", "8", "64"), r"--size must be at least 32 32, got 8 64"),
+        (("--seconds", "-1"), r"--seconds must be a finite number above 0, got -1"),
         (("--weights", "a", "--weights", "b"), r"--weights must be given for each of the 1 models"),
         (("--weights", "none.pth"), r"none.pth"),
         (("--config-file", "nothing.yaml"), r"nothing.yaml' does not exist"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -64,6 +65,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--quick", action="store_true", help="one small case of each kind")
     options = parser.parse_args(arguments)
+    if not 0 <= options.seconds < math.inf:
+        parser.error(f"--seconds must be a finite number, 0 or more, got {options.seconds:g}")
     gpu = torch.cuda.is_available()
     options.device = options.device or ("cuda" if gpu else "cpu")
     every = torch.get_num_threads()

@@ -14,6 +14,7 @@ keys, of all models, can be overridden at the end of the command line.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import warnings
 from functools import partial
@@ -54,6 +55,8 @@ def configs_of(args: argparse.Namespace) -> dict[str, CfgNode]:
     """Reads and checks the configs; returns them by folder and file name."""
     if min(args.size) < 32:
         raise UserError(f"--size must be at least 32 32, got {args.size[0]} {args.size[1]}")
+    if not 0 < args.seconds < math.inf:
+        raise UserError(f"--seconds must be a finite number above 0, got {args.seconds:g}")
     if args.weights and len(args.weights) != len(args.configs):
         raise UserError(
             f"--weights must be given for each of the {len(args.configs)} models, or for none, "

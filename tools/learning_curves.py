@@ -59,8 +59,10 @@ def read_curves(folder: Path, metric: str) -> list[Curve]:
         known |= {name for row in rows for name in row}
         if curve:
             curves.append(curve)
+    if not known:
+        raise UserError(f"--runs must be a folder with seed_*/{METRICS}, got {folder}")
     if not curves:
-        has = ", ".join(sorted(known)) or "no seed_*/metrics.json"
+        has = ", ".join(sorted(known))
         raise UserError(f"--metric must be one of {folder}, got {metric}; it has {has}")
     if not set.intersection(*map(set, curves)):
         raise UserError(f"the seeds of {folder} have {metric} at no common iteration")

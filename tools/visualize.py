@@ -97,6 +97,8 @@ def main(words: list[str] | None = None) -> None:
     setup_logger()
     if args.limit < 1:
         raise UserError(f"--limit must be at least 1, got {args.limit}")
+    if not 0 <= args.score <= 1:
+        raise UserError(f"--score must be from 0 to 1, got {args.score:g}")
     cfg = read_trained_config(args)
     images = read_inputs(args.input, args.limit)
     first = next(images)  # without images, fails before the model is built
