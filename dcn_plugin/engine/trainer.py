@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from detectron2 import data
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -215,7 +215,11 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's, which on Detectron2's main needs the state that 0.6 does not save.
         TrainerBase.load_state_dict(self, state_dict)
         if INNER_TRAINER in state_dict:
-            self._trainer.load_state_dict(state_dict[INNER_TRAINER])
+            inner = state_dict[INNER_TRAINER]
+            if isinstance(self._trainer, AMPTrainer) and "grad_scaler" not in inner:
+                # Of a run without SOLVER.AMP.
+                inner = {**inner, "grad_scaler": self._trainer.grad_scaler.state_dict()}
+            self._trainer.load_state_dict(inner)
             match_memory_format(self.optimizer)
         # Other schedulers may compute learning rates from the last ones, which are loaded.
         # Beyond MAX_ITER, where nothing is trained, there are no rates.

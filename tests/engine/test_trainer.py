@@ -91,6 +91,14 @@ def test_another_model_or_optimizer_is_not_resumed(
         train(kind, tiny_coco, tmp_path, 2, **{key: value})
 
 
+@pytest.mark.filterwarnings("ignore:.*GradScaler")
+def test_a_run_without_amp_is_resumed_with_it(tiny_coco, tmp_path) -> None:
+    train(Trainer, tiny_coco, tmp_path, 1)
+    resumed = Trainer(read_config(arguments(tiny_coco, tmp_path, **{"SOLVER.AMP.ENABLED": True})))
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 1
+
+
 def test_a_trainer_with_a_stock_loader_trains_and_resumes(tiny_coco, tmp_path) -> None:
     class StockLoader(Trainer):
         @classmethod
