@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from urllib.error import URLError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the quota of a user
+
 
 class UserError(ValueError):
     """An error in a config, a command line or a file.
@@ -53,7 +55,7 @@ def exit_on_error(program: str) -> Iterator[None]:
     except URLError as error:
         sys.exit(f"{program}: a download failed, {error}: name a local file instead")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:  # in a flush
+        if error.errno in DISK_FULL and not error.filename:  # in a flush
             sys.exit(f"{program}: {error.strerror}: free some where it writes, as in OUTPUT_DIR")
         if not error.filename or not error.strerror:
             raise

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dcn_plugin.files import FileLockedError, file_lock
+from dcn_plugin.messages import DISK_FULL, UserError
 
 from .classes import NAMES
 from .drawing import draw_image
@@ -44,7 +45,8 @@ def generate_split(folder: Path, name: str, settings: Settings, split: str) -> N
         split: train, val or test.
 
     Raises:
-        OSError: if it cannot be written, or its file system does not support locks.
+        UserError: if the disk is full, or the file system does not support locks.
+        OSError: if it cannot be written for another reason.
     """
     annotations = folder / ANNOTATIONS
     start, report_after = time.monotonic(), 0.0
@@ -110,9 +112,15 @@ def _write(folder: Path, name: str, settings: Settings, split: str) -> None:
         (unfinished / ANNOTATIONS).write_text(json.dumps(content))
         shutil.rmtree(folder, ignore_errors=True)  # incomplete
         unfinished.replace(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise UserError(
+                f"{folder} cannot be generated, {error.strerror}: free some there, or set "
+                "DETECTRON2_DATASETS to a folder on another disk"
+            ) from error
         raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_images(folder: Path, settings: Settings, split: str, title: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dcn_plugin import files
 from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
 from dcn_plugin.data.shapes.drawing import draw_image
 from dcn_plugin.data.shapes.registration import split_folder
+from dcn_plugin.messages import UserError
 
 TINY = replace(SETS["tiny"], train=6, val=3)
 
@@ -170,6 +171,17 @@ def test_a_killed_process_leaves_no_split(tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not split_folder(str(tmp_path), "custom", MANY, "train").exists()
+
+
+def test_a_full_disk_is_explained(tmp_path: Path, monkeypatch) -> None:
+    def write_bytes(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # write(2) names no file
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    message = f"{tmp_path}.* cannot be generated, No space left .* DETECTRON2_DATASETS to a folder"
+    with pytest.raises(UserError, match=message):
+        generate(tmp_path, TINY, "val")
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_files_left_by_a_killed_process_are_removed(tmp_path: Path) -> None:
