@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dcn_plugin.messages import one_line
 
-from .coco_checks import are_finite, check_annotations, collection_paused, read_coco
+from .coco_checks import are_finite, check_annotations, class_names, collection_paused, read_coco
 from .faults import DataError, Faults, short
 from .file_checks import FILES, check_files, image_fault, is_missing, label_map_fault
 from .voc_checks import check_voc
@@ -80,6 +80,13 @@ def find_faults(
                 mask_format=mask_format,
             )
         _check_images(name, images, faults, outside)
+        if (
+            not faults.errors
+            and is_loaded_from_json(name)
+            and "thing_classes" not in metadata.as_dict()
+        ):
+            # As Detectron2 does when it loads them.
+            metadata.thing_classes = class_names(content, json_file)
     else:
         check_records(load_records(name), faults, metadata.as_dict(), outside)
     return faults

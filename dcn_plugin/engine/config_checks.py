@@ -125,10 +125,11 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
             if name not in DatasetCatalog.list():
                 raise UserError(f"{key} must be registered, {got(name, DatasetCatalog.list())}")
             _check_files(name, key)
-            _check_classes(cfg, name, key)
             if part == "TEST":
                 _check_evaluator(name, key)
         _check_contents(cfg, names, part.lower())
+        for name in names:
+            _check_classes(cfg, name, key)
         if cfg.MODEL.LOAD_PROPOSALS:
             files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
             if len(files) != len(names):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
@@ -111,11 +111,14 @@ def test_unregistered_names_end_the_program_with_one_line(
 
 def checked(*words: str, training: bool = True, resume: bool = False, processes: int = 1) -> None:
     weights = "" if training else "https://example.org/model.pth"
-    given = ["MODEL.WEIGHTS", weights, *ON_RES5, *words]
+    given = ["MODEL.WEIGHTS", weights, *DEFAULTS, *words]
     check_config(read_config(arguments(*given)), training, resume, processes)
 
 
-ON_RES5 = ["MODEL.RETINANET.IN_FEATURES", "['res5']", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res5']"]
+DEFAULTS = [
+    *("MODEL.RETINANET.IN_FEATURES", "['res5']", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res5']"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.RETINANET.NUM_CLASSES", "2"),
+]
 
 
 def on(data: str, *words: str) -> list[str]:
@@ -125,6 +128,7 @@ def on(data: str, *words: str) -> list[str]:
 def test_a_correct_config_passes(tiny_coco) -> None:
     cfg = get_cfg()  # without add_dcn_config
     cfg.MODEL.DEVICE, cfg.DATASETS.TRAIN = "cpu", (tiny_coco,)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     check_config(cfg, training=True)
     checked(*on(tiny_coco))
     checked(*on(tiny_coco, "DATASETS.TRAIN", "('coco_2017_train',)"), training=False)
@@ -259,6 +263,14 @@ def test_the_model_needs_all_classes_of_the_training_set(
             assert "in DATASETS.TRAIN has 2 classes" in caplog.text or not training
         elif kind != "pascal_voc":  # it is not VOC's format
             assert message in check(80)
+
+
+def test_classes_are_those_in_the_json_file(tiny_coco) -> None:
+    assert "thing_classes" not in MetadataCatalog.get(tiny_coco).as_dict()  # not loaded yet
+    with pytest.raises(UserError, match=r"NUM_CLASSES is 1, tiny_coco in DATASETS\.TRAIN has 2"):
+        checked(*on(tiny_coco, "MODEL.ROI_HEADS.NUM_CLASSES", "1"))
+    DatasetCatalog.get(tiny_coco)  # an error if its classes were others
+    assert MetadataCatalog.get(tiny_coco).thing_classes == ["disc", "square"]
 
 
 def test_masks_and_keypoints_are_for_architectures_that_read_them(tiny_coco) -> None:
