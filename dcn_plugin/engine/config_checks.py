@@ -71,8 +71,8 @@ def check_config(
         training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
         resume: whether MODEL.WEIGHTS is not needed if OUTPUT_DIR has a checkpoint.
         processes: number of processes that train.
-        stock_trainer: whether samplers, schedulers and clipping are built as by `DefaultTrainer`,
-            which knows no other names of them.
+        stock_trainer: whether mappers, samplers, schedulers and clipping are built as by
+            `DefaultTrainer`, which knows no other names of them.
 
     Raises:
         UserError: if a value is wrong, or a file does not exist (then a FileNotFoundError too).
@@ -171,7 +171,9 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
             split,
             required=required,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE * model.KEYPOINT_ON,
+            min_keypoints=(
+                model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
+            ),
             mask_format=cfg.INPUT.MASK_FORMAT,
             outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
         )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 
 from detectron2.config import CfgNode
@@ -64,13 +65,25 @@ def none_or(must: Must) -> Must:
     return Must(f"None or {must.text}", lambda v, cfg: v is None or must.holds(v, cfg))
 
 
-def is_norm(value: Any, cfg: CfgNode) -> bool:
-    """Returns whether `get_norm` knows a norm, which may be a function of a LazyConfig."""
-    try:
-        get_norm(value, 32)
-    except KeyError:
-        return False
-    return True
+def norm(section: str = "", channels: str = "") -> Must:
+    """Requires a norm that `get_norm` can build; it may be a function of a LazyConfig.
+
+    Args:
+        section: of MODEL.
+        channels: key in the section with the number of channels, by default one that suits all.
+    """
+
+    def holds(value: Any, cfg: CfgNode) -> bool:
+        with torch.device("meta"):
+            get_norm(value, cfg.MODEL[section][channels] if channels else 32)
+        return True
+
+    multiple = f", with GN if 32 divides MODEL.{section}.{channels}" if channels else ""
+    return Must(
+        'a name that detectron2.layers.get_norm knows, such as BN, FrozenBN, SyncBN, GN or ""'
+        + multiple,
+        holds,
+    )
 
 
 def channels_of(image_format: str | None) -> int:
@@ -87,6 +100,11 @@ def is_image_format(value: Any, cfg: CfgNode) -> bool:
 def are_means(value: Any, cfg: CfgNode) -> bool:
     """Returns whether there is a mean for each channel; a custom mapper may add channels."""
     return each(number())(value, cfg) and len(value) >= channels_of(cfg.INPUT.FORMAT)
+
+
+def is_mean_per_channel(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether there are as many means as channels that Detectron2's mapper reads."""
+    return len(value) == channels_of(cfg.INPUT.FORMAT)
 
 
 def is_period(value: Any, cfg: CfgNode) -> bool:
@@ -217,9 +235,6 @@ NOT_NEGATIVE = Must("a finite number, 0 or more", number(0))
 ABOVE_0 = Must("a finite number above 0", positive)
 FRACTION = Must("from 0 to 1", number(0, 1))
 PERIOD = Must("a whole number of iterations (0: never)", whole())
-NORM = Must(
-    'a name that detectron2.layers.get_norm knows, such as BN, FrozenBN, SyncBN, GN or ""', is_norm
-)
 THRESHOLDS = Must("ascending numbers above 0, at least one", are_thresholds)
 LABELS = "one more than IOU_THRESHOLDS, each -1, 0 or 1"
 BOX_WEIGHTS = Must("four finite numbers other than 0 (five for rotated boxes)", are_box_weights)
@@ -321,13 +336,16 @@ RULES: Rules = {
             "finite numbers other than 0", each(lambda v, cfg: v != 0 and math.isfinite(v))
         ),
     },
+    "stock mapper": {
+        "MODEL.PIXEL_MEAN": Must("a number for each channel of INPUT.FORMAT", is_mean_per_channel)
+    },
     "normalization": {
         "MODEL.PIXEL_STD": Must(
             "as long as MODEL.PIXEL_MEAN", lambda v, cfg: len(v) == len(cfg.MODEL.PIXEL_MEAN)
         )
     },
     "resnet": {
-        "MODEL.RESNETS.NORM": NORM,
+        "MODEL.RESNETS.NORM": norm(),
         "MODEL.RESNETS.STEM_OUT_CHANNELS": POSITIVE,
         "MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP": POSITIVE,
         "MODEL.RESNETS.DEFORM_NUM_GROUPS": POSITIVE,
@@ -354,7 +372,7 @@ RULES: Rules = {
     },
     "reduced": {
         "MODEL.RESNETS.REDUCED_CHANNELS": POSITIVE,
-        "MODEL.RESNETS.REDUCED_NORM": NORM,
+        "MODEL.RESNETS.REDUCED_NORM": norm("RESNETS", "REDUCED_CHANNELS"),
     },
     "fpn": {
         "MODEL.FPN.IN_FEATURES": Must(
@@ -363,7 +381,7 @@ RULES: Rules = {
             are_pyramid_inputs,
         ),
         "MODEL.FPN.OUT_CHANNELS": POSITIVE,
-        "MODEL.FPN.NORM": NORM,
+        "MODEL.FPN.NORM": norm("FPN", "OUT_CHANNELS"),
         "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
     },
     "rpn": {
@@ -431,7 +449,10 @@ RULES: Rules = {
         "MODEL.ROI_BOX_HEAD.NUM_FC": Must("above 0 if NUM_CONV is 0", has_layers),
     },
     "box fcs": {"MODEL.ROI_BOX_HEAD.FC_DIM": POSITIVE},
-    "box convs": {"MODEL.ROI_BOX_HEAD.CONV_DIM": POSITIVE, "MODEL.ROI_BOX_HEAD.NORM": NORM},
+    "box convs": {
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": POSITIVE,
+        "MODEL.ROI_BOX_HEAD.NORM": norm("ROI_BOX_HEAD", "CONV_DIM"),
+    },
     "masks": {
         "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION MODEL.ROI_MASK_HEAD.CONV_DIM": POSITIVE,
@@ -439,8 +460,9 @@ RULES: Rules = {
         "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLER,
     },
-    "mask convs": {"MODEL.ROI_MASK_HEAD.NORM": NORM},
+    "mask convs": {"MODEL.ROI_MASK_HEAD.NORM": norm("ROI_MASK_HEAD", "CONV_DIM")},
     "keypoints": {
+        "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": COUNT,
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": POSITIVE,
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": POSITIVE,
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
@@ -461,7 +483,7 @@ RULES: Rules = {
         "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": FINITE,
         "MODEL.RETINANET.BBOX_REG_WEIGHTS": BOX_WEIGHTS,
         "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": LOSS,
-        "MODEL.RETINANET.NORM": NORM,
+        "MODEL.RETINANET.NORM": norm(),
         **anchor_rules("RETINANET"),
     },
     "semantic segmentation": {
@@ -472,7 +494,7 @@ RULES: Rules = {
     },
     "sem seg fpn": {
         "MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.COMMON_STRIDE": POSITIVE,
-        "MODEL.SEM_SEG_HEAD.NORM": NORM,
+        "MODEL.SEM_SEG_HEAD.NORM": norm("SEM_SEG_HEAD", "CONVS_DIM"),
     },
 }
 # Values that work, though hardly as meant.

@@ -33,7 +33,7 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.utils.registry import Registry
 
-from dcn_plugin.messages import UserError
+from dcn_plugin.messages import UserError, got, one_line
 from dcn_plugin.modeling import DeformROIHeads, RFCNROIHeads
 from dcn_plugin.modeling.backbone.reduced import REDUCED
 from dcn_plugin.modeling.model_config_checks import check_features
@@ -57,7 +57,8 @@ def check_values(cfg: CfgNode, training: bool, *, stock_trainer: bool = False) -
     Args:
         cfg: the config; `add_dcn_config` is not needed.
         training: whether the keys of training are read.
-        stock_trainer: whether samplers, schedulers and clipping are built as by `DefaultTrainer`.
+        stock_trainer: whether mappers, samplers, schedulers and clipping are built as by
+            `DefaultTrainer`.
 
     Raises:
         UserError: if a value would crash, or the model could not be trained with it.
@@ -119,10 +120,12 @@ def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
         if cfg.TEST.AUG.ENABLED:
             yield "tta"
     yield from _backbone_readers(cfg)
-    architecture = _stock(modeling.META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    architecture = _stock(modeling.META_ARCH_REGISTRY, cfg, "META_ARCHITECTURE")
     if architecture is None:  # custom
         return
     yield "images"
+    if stock_trainer:
+        yield "stock mapper"
     if issubclass(architecture, (GeneralizedRCNN, RetinaNet)):
         yield "normalization"
     if issubclass(architecture, (GeneralizedRCNN, ProposalNetwork)):
@@ -130,7 +133,7 @@ def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
     if issubclass(architecture, RetinaNet):
         yield "retinanet"
     if issubclass(architecture, (SemanticSegmentor, PanopticFPN)):
-        head = _stock(modeling.SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME)
+        head = _stock(modeling.SEM_SEG_HEADS_REGISTRY, cfg, "SEM_SEG_HEAD.NAME")
         if head is not None:
             yield "semantic segmentation"
         if head is SemSegFPNHead:
@@ -138,7 +141,7 @@ def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
 
 
 def _backbone_readers(cfg: CfgNode) -> Iterator[str]:
-    backbone = _stock(modeling.BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME)
+    backbone = _stock(modeling.BACKBONE_REGISTRY, cfg, "BACKBONE.NAME")
     name = backbone.__name__ if backbone else ""
     if "resnet" in name:
         yield "backbone"
@@ -153,20 +156,20 @@ def _backbone_readers(cfg: CfgNode) -> Iterator[str]:
 def _detector_readers(cfg: CfgNode, architecture: type) -> Iterator[str]:
     generator = getattr(architecture, "generator", None)  # of CategoryAwareRPN
     if generator is None and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
-        generator = _stock(modeling.PROPOSAL_GENERATOR_REGISTRY, cfg.MODEL.PROPOSAL_GENERATOR.NAME)
+        generator = _stock(modeling.PROPOSAL_GENERATOR_REGISTRY, cfg, "PROPOSAL_GENERATOR.NAME")
     if generator is not None and issubclass(generator, RPN):
         yield "rpn"
         if generator is not CategoryDetector:
             yield "proposals"
-        if _stock(RPN_HEAD_REGISTRY, cfg.MODEL.RPN.HEAD_NAME):
+        if _stock(RPN_HEAD_REGISTRY, cfg, "RPN.HEAD_NAME"):
             yield "rpn head"
-        if _stock(ANCHOR_GENERATOR_REGISTRY, cfg.MODEL.ANCHOR_GENERATOR.NAME):
+        if _stock(ANCHOR_GENERATOR_REGISTRY, cfg, "ANCHOR_GENERATOR.NAME"):
             yield "rpn anchors"
     if generator is CategoryDetector:
         yield "classes"
         yield "detections"
     elif issubclass(architecture, GeneralizedRCNN):
-        heads = _stock(modeling.ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME)
+        heads = _stock(modeling.ROI_HEADS_REGISTRY, cfg, "ROI_HEADS.NAME")
         if heads is not None:
             yield from _heads_readers(cfg, heads)
 
@@ -186,26 +189,30 @@ def _heads_readers(cfg: CfgNode, heads: type[ROIHeads]) -> Iterator[str]:
     if issubclass(heads, (DeformROIHeads, RFCNROIHeads)):
         yield "deform pooler"
     if issubclass(heads, StandardROIHeads) and _stock(
-        ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME
+        ROI_BOX_HEAD_REGISTRY, cfg, "ROI_BOX_HEAD.NAME"
     ):
         yield "fc box head"
         if model.ROI_BOX_HEAD.NUM_FC:
             yield "box fcs"
         if model.ROI_BOX_HEAD.NUM_CONV:
             yield "box convs"
-    if model.MASK_ON and _stock(modeling.ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME):
+    if model.MASK_ON and _stock(modeling.ROI_MASK_HEAD_REGISTRY, cfg, "ROI_MASK_HEAD.NAME"):
         yield "masks"
         if model.ROI_MASK_HEAD.NUM_CONV:
             yield "mask convs"
     if model.KEYPOINT_ON and _stock(
-        modeling.ROI_KEYPOINT_HEAD_REGISTRY, model.ROI_KEYPOINT_HEAD.NAME
+        modeling.ROI_KEYPOINT_HEAD_REGISTRY, cfg, "ROI_KEYPOINT_HEAD.NAME"
     ):
         yield "keypoints"
 
 
-def _stock(registry: Registry, name: str) -> Any:
-    """Returns a component of Detectron2 or of this package; None for others."""
-    component = registry.get(name)  # a KeyError says that it is unknown
+def _stock(registry: Registry, cfg: CfgNode, key: str) -> Any:
+    """Returns the component that a key of MODEL names; None if it is not Detectron2's or ours."""
+    name = reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL)
+    if name not in registry:
+        known = [name for name, _ in registry]
+        raise UserError(f"MODEL.{key} must be registered, {got(name, known)}")
+    component = registry.get(name)
     return component if component.__module__.startswith(STOCK) else None
 
 
@@ -213,7 +220,22 @@ def _check_in_features(cfg: CfgNode, read: list[str]) -> None:
     sections = [IN_FEATURES[name] for name in read if name in IN_FEATURES]
     if "backbone" not in read or not sections:
         return
-    with torch.device("meta"):  # computes and allocates nothing
-        known = build_backbone(cfg).output_shape()
+    try:
+        with torch.device("meta"):  # computes and allocates nothing
+            known = build_backbone(cfg).output_shape()
+    except UserError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:  # of Detectron2 and PyTorch
+        raise UserError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} cannot be built with these numbers of "
+            f"channels and groups in MODEL.RESNETS: {one_line(repr(error))}"
+        ) from error
     for section in sections:
         check_features(f"MODEL.{section}.IN_FEATURES", cfg.MODEL[section].IN_FEATURES, known, False)
+    if "box pooler" in read:
+        strides = [known[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
+        if strides[1:] != [2 * stride for stride in strides[:-1]]:
+            raise UserError(
+                "MODEL.ROI_HEADS.IN_FEATURES must be features each with twice the stride of the "
+                f"one before, got {cfg.MODEL.ROI_HEADS.IN_FEATURES} with the strides {strides}"
+            )

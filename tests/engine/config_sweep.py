@@ -5,7 +5,8 @@
     python -m tests.engine.config_sweep [--every 20] [--only SOLVER] [--list]
 
 Each case is a process of its own that reads and checks the config, builds the model, trains two
-iterations and evaluates. It ends with one line ("error"), with a traceback, or it runs.
+iterations and evaluates. It ends with one line ("error"), with a loss that is not finite
+("diverges"), with a traceback, or it runs.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def cases(cfgs: dict[str, CfgNode]) -> list[Case]:
 
 
 def answer(file: str, case: Case) -> tuple[str, str]:
-    """Reads, checks, builds, trains and evaluates; returns "error", "traceback" or "runs"."""
+    """Reads, checks, builds, trains and evaluates; returns the kind of the answer, and its text."""
     args = argparse.Namespace(config_file=file, opts=[case.key, case.value], eval_only=False)
     try:
         cfg = read_config(args)
@@ -198,9 +199,9 @@ def answer(file: str, case: Case) -> tuple[str, str]:
         trainer.train()
     except UserError as error:
         return "error", str(error)
+    except FloatingPointError as error:  # train_net.py ends after the report in the log
+        return "diverges", str(error)
     except Exception as error:
-        if isinstance(error, KeyError) and "registry" in str(error):  # as in `exit_on_error`
-            return "error", str(error)
         where = traceback.extract_tb(error.__traceback__)[-1]
         return "traceback", f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
     return "runs", ""

@@ -74,14 +74,18 @@ WRONG = [
     ("TEST.EXPECTED_RESULTS", ["AP"], "lists of task, metric, number and tolerance", ALL),
     ("MODEL.PIXEL_MEAN", [1.0, 2.0], "a finite number for each channel of INPUT.FORMAT", ALL),
     ("MODEL.PIXEL_MEAN", ["a", 1, 1], "a finite number for each channel", ALL),
+    ("MODEL.PIXEL_MEAN", [1.0] * 6, "a number for each channel of INPUT.FORMAT", ALL),
     ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], "finite numbers other than 0", ALL),
     ("MODEL.PIXEL_STD", [1.0, 1.0], "as long as MODEL.PIXEL_MEAN", (*TWO_STAGES, "retinanet")),
     ("MODEL.RESNETS.NORM", "Batch", "a name that detectron2.layers.get_norm knows", ALL),
+    ("MODEL.RESNETS.NORM", "GN", r"cannot be built with these .*must be divisible by", ALL),
+    ("MODEL.RESNETS.STEM_OUT_CHANNELS", 2**62, "cannot be built with these numbers", ALL),
     ("MODEL.RESNETS.REDUCED_NORM", "Batch", "a name that detectron2", ("rfcn", "deeplab")),
     ("MODEL.RESNETS.DEFORM_LAST", ["a", 0, 0, 1], "four whole numbers", ALL),
     ("MODEL.RESNETS.OUT_FEATURES", ["res6"], "some of stem, res2", ALL),
     ("MODEL.BACKBONE.FREEZE_AT", None, "a whole number", ALL),
     ("MODEL.FPN.NORM", "Batch", "a name that detectron2", ("fpn", "cascade", "retinanet")),
+    ("MODEL.FPN.NORM", "GN", "GN if 32 divides MODEL.FPN.OUT_CHANNELS", ("fpn", "cascade")),
     ("MODEL.FPN.IN_FEATURES", ["res9"], "some of MODEL.RESNETS.OUT_FEATURES", ("fpn",)),
     ("MODEL.FPN.IN_FEATURES", ["res4", "res3"], "twice the stride", ("fpn", "retinanet")),
     ("MODEL.FPN.IN_FEATURES", ["res3", "res5"], "twice the stride", ("fpn", "retinanet")),
@@ -102,6 +106,10 @@ WRONG = [
     ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0, "a whole number above 0", ("fpn", "cascade")),
     ("MODEL.ROI_HEADS.POSITIVE_FRACTION", 2.0, "from 0 to 1", ("fpn", "cascade")),
     ("MODEL.ROI_HEADS.IN_FEATURES", ["p9"], "some of the backbone's features", TWO_STAGES),
+    ("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p2"], "twice the stride", ("cascade",)),
+    ("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p2"], "twice the stride", ("cascade",)),
+    ("MODEL.BACKBONE.NAME", "build_deform", "registered, got .*; the nearest: build_def", ALL),
+    ("MODEL.ROI_HEADS.NAME", "Standard", "registered, got 'Standard'", TWO_STAGES),
     ("MODEL.ROI_HEADS.OHEM", -1, "a whole number, 0 or more", ("rfcn",)),
     ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 0, "a whole number above 0", TWO_STAGES),
     ("MODEL.ROI_BOX_HEAD.POOLER_MODE", "max", "one of align, bin, msra", ("faster_rcnn", "rfcn")),
@@ -128,7 +136,11 @@ def test_wrong_values_are_errors(
 ) -> None:
     others = {"SOLVER.MAX_ITER": 10, "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR", key: value}
     pairs = [part for pair in others.items() for part in pair]
-    named = message if "must" in message else f"(MODEL.DEVICE|{re.escape(key)}) must be .*{message}"
+    named = (
+        message
+        if re.search("must|cannot", message)
+        else f"(MODEL.DEVICE|{re.escape(key)}) must be .*{message}"
+    )
     for network in networks[:: max(1, len(networks) - 1)]:  # the first and the last
         with pytest.raises(UserError, match=named):
             cfg = config(files[network], *pairs)
@@ -153,6 +165,7 @@ SWITCHED = [
         ["res2", "res3", "res4", "res5"],
     ),
     ({"MODEL.KEYPOINT_ON": True}, "TEST.KEYPOINT_OKS_SIGMAS", [0.1]),
+    ({"MODEL.KEYPOINT_ON": True}, "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", None),
     ({"MODEL.ROI_HEADS.OHEM": 0}, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0),
     (
         {"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler"},
