@@ -54,7 +54,8 @@ def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namesp
             f"--machine-rank must be at least 0 and below --num-machines, {args.num_machines}, got "
             f"{args.machine_rank}"
         )
-    previous = set_handler(forward_sigterm if args.num_gpus > 1 else exit_on_sigterm)
+    starts_processes = args.num_gpus * args.num_machines > 1
+    previous = set_handler(forward_sigterm if starts_processes else exit_on_sigterm)
     try:
         detectron2_launch(
             run,

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,8 +28,12 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 def set_handler(handler: Handler) -> Handler:
-    """Sets the handler of SIGTERM if this is the main thread, and returns the earlier one."""
-    if threading.current_thread() is threading.main_thread():
+    """Sets the handler of SIGTERM if this is the main thread, and returns the earlier one.
+
+    Args:
+        handler: None, which stands for one that was not installed from Python, changes nothing.
+    """
+    if handler is not None and threading.current_thread() is threading.main_thread():
         return signal.signal(signal.SIGTERM, handler)
     return handler
 
@@ -59,8 +65,8 @@ def ignore_sigterm_of_others(worker_id: int = 0) -> None:
 
     Schedulers signal all processes of a job, but training needs its workers until the next step
     boundary. A `worker_init_fn`; on systems without `sigwaitinfo`, such as macOS, it does nothing.
-    Workers that are spawned rather than forked have other threads already, which the signal must
-    not reach either: start them in `sigterm_blocked`.
+    It is for forked workers, started in `sigterm_blocked`: with other start methods the signal also
+    reaches threads that exist before this is called, and ends the worker.
 
     Args:
         worker_id: not used.
@@ -68,8 +74,10 @@ def ignore_sigterm_of_others(worker_id: int = 0) -> None:
     if not hasattr(signal, "sigwaitinfo"):
         return
 
+    parent = multiprocessing.parent_process().pid  # not getppid, which may be a fork server's
+
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)  # as PyTorch's own handler
 
@@ -81,13 +89,16 @@ class StopOnSigterm(HookBase):
     """Saves a checkpoint and exits with code 143 at the next step boundary after SIGTERM.
 
     All processes stop at the same step, whichever of them get the signal: they agree by a
-    collective on the CPU before each step. An evaluation is interrupted, and none runs after the
-    signal; during it, each process stops once it gets the signal itself. The checkpoint is named
-    and counted as one of the trainer's `PeriodicCheckpointer`. Further signals are ignored. With
-    `ExactResume`, a resumed run gets the same weights as one without interruption.
+    collective on the CPU before each step. A step whose DataLoader the signal has ended does not
+    count. An evaluation is interrupted, and none runs after the signal; during it, each process
+    stops once it gets the signal itself. If another process has ended, the main one saves before it
+    raises the error of the collective. The checkpoint is named and counted as one of the trainer's
+    `PeriodicCheckpointer`. Further signals are ignored. With `ExactResume`, a resumed run gets the
+    same weights as one without interruption.
     """
 
     GRACE = 20.0  # seconds for the main process to save, where another waits in a collective
+    SIGNAL_DELAY = 2.0  # seconds between the signals to workers and to their parent
 
     def before_train(self) -> None:
         self._received = self._evaluating = False
@@ -102,15 +113,34 @@ class StopOnSigterm(HookBase):
             saved = any(isinstance(other, PeriodicCheckpointer) for other in earlier)
             hook._do_eval = self._interruptible(hook._do_eval, saved)
         self._previous = set_handler(self._receive)
+        self._step = self.trainer.run_step
+        self.trainer.run_step = self._run_step
         self.trainer.after_train = self._after_train
 
     def before_step(self) -> None:
-        if self._agree_to_stop():
+        try:
+            stop = self._agree_to_stop()
+        except RuntimeError:  # another process has ended, such as in an evaluation
+            self._save(self.trainer.iter - 1, saved=True, cause="an error in another process")
+            raise
+        if stop:
             self._stop(self.trainer.iter - 1, saved=True, agreed=True)
+
+    def _run_step(self) -> None:
+        try:
+            self._step()
+        except RuntimeError as error:
+            if f"signal: {signal.strsignal(signal.SIGTERM)}" in str(error):  # of a worker
+                time.sleep(self.SIGNAL_DELAY)
+            if not self._received:
+                raise
+            # Without workers, the step has not changed the weights.
+            self._stop(self.trainer.iter - 1, saved=True, agreed=False)
 
     def _after_train(self) -> None:
         # Around the hooks, of which one may evaluate, or raise.
-        del self.trainer.after_train  # the method of its class
+        for name in ("run_step", "after_train"):
+            vars(self.trainer).pop(name, None)  # the method of its class
         try:
             self.trainer.after_train()
         finally:
@@ -147,13 +177,15 @@ class StopOnSigterm(HookBase):
                     raise SystemExit(EXIT_CODE)
                 evaluate()
                 self._evaluating = False
-            except BaseException:
+            except BaseException as error:
                 self._evaluating = False
+                saved_now = saved or self.trainer.iter >= self.trainer.max_iter
                 if not self._received:
+                    if self._group is not None and isinstance(error, RuntimeError):
+                        # Perhaps of a collective, since another process has ended.
+                        self._save(self.trainer.iter, saved_now, cause="an error")
                     raise
-                # Also where a collective failed since another process has stopped.
-                ended = self.trainer.iter >= self.trainer.max_iter
-                self._stop(self.trainer.iter, saved or ended, agreed=False)
+                self._stop(self.trainer.iter, saved_now, agreed=False)
 
         return run
 
@@ -165,9 +197,7 @@ class StopOnSigterm(HookBase):
             saved: whether the `PeriodicCheckpointer` has seen it.
             agreed: whether all processes call this.
         """
-        if comm.is_main_process():
-            self.trainer.iter = iteration
-            self._save(iteration, saved)
+        self._save(iteration, saved)
         try:
             if agreed and self._group is not None:
                 dist.barrier(self._group)  # until the main process has saved
@@ -180,18 +210,22 @@ class StopOnSigterm(HookBase):
             pass
         raise SystemExit(EXIT_CODE)
 
-    def _save(self, iteration: int, saved: bool) -> None:
+    def _save(self, iteration: int, saved: bool, cause: str = "SIGTERM") -> None:
+        """Saves, if this is the main process; the arguments are those of `_stop`."""
+        if not comm.is_main_process():
+            return
+        self.trainer.iter = iteration
         log = logging.getLogger(__name__)
         if iteration < self.trainer.start_iter:
-            log.warning("Stopped by SIGTERM before the first iteration")
+            log.warning("Stopped by %s before the first iteration", cause)
             return
         periodic = [hook for hook in self.trainer._hooks if isinstance(hook, PeriodicCheckpointer)]
         if not periodic:
-            log.warning("Stopped by SIGTERM: the trainer has no PeriodicCheckpointer to save by")
+            log.warning("Stopped by %s: the trainer has no PeriodicCheckpointer to save by", cause)
         for hook in periodic:
             last = iteration + 1 >= self.trainer.max_iter
             if not (saved and (last or (iteration + 1) % hook.period == 0)):
                 hook.period, hook.max_iter = 1, None
                 hook.step(iteration)
             file = hook.checkpointer.get_checkpoint_file()
-            log.warning("Stopped by SIGTERM after iteration %d: %s", iteration, file)
+            log.warning("Stopped by %s after iteration %d: %s", cause, iteration, file)

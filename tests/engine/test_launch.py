@@ -16,6 +16,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from dcn_plugin.engine import launch
 from dcn_plugin.engine.launch import forward_sigterm
+from dcn_plugin.engine.sigterm import exit_on_sigterm
 
 
 def test_more_gpus_than_there_are_is_one_line(monkeypatch) -> None:
@@ -42,6 +43,23 @@ def test_the_exit_code_is_that_of_the_process(code, status, monkeypatch) -> None
     with pytest.raises(SystemExit) as caught:
         launch(lambda args: None, arguments)
     assert caught.value.code == status and signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machines", "handler"),
+    [(0, 1, exit_on_sigterm), (1, 1, exit_on_sigterm), (1, 2, forward_sigterm)],
+)
+def test_processes_are_started_on_several_machines_too(
+    gpus, machines, handler, monkeypatch
+) -> None:
+    found = []
+
+    def detectron2_launch(*arguments: object, **options: object) -> None:
+        found.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(sys.modules[launch.__module__], "detectron2_launch", detectron2_launch)
+    launch(print, Namespace(num_gpus=gpus, num_machines=machines, machine_rank=0, dist_url=""))
+    assert found == [handler]
 
 
 def test_sigterm_is_forwarded_to_the_processes_that_were_started() -> None:

@@ -105,6 +105,36 @@ def test_the_step_ends_and_is_saved(step, first, tmp_path) -> None:
     assert_resumes_exactly(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_step_without_workers_does_not_count(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(StopOnSigterm, "SIGNAL_DELAY", 0.0)
+
+    def lose_workers(sent: bool = True) -> None:
+        if sent:
+            terminate()
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    trainer = Stock(tmp_path / "a", {5: lose_workers})
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    assert trainer.stopped() == "model_0000004.pth"
+    assert_resumes_exactly(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        Stock(tmp_path, {5: lambda: lose_workers(False)}).train(0, 10)
+
+
+def test_the_main_process_saves_if_another_one_has_ended(tmp_path) -> None:
+    trainer = Stock(tmp_path)
+
+    def agree() -> bool:
+        if trainer.iter == 6:
+            raise RuntimeError("Connection closed by peer")
+        return False
+
+    trainer.stop._agree_to_stop = agree
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        trainer.train(0, 10)
+    assert trainer.checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000005.pth")
+
+
 def test_a_signal_in_the_last_step_skips_the_evaluation(tmp_path) -> None:
     trainer = Stock(tmp_path, {9: terminate})
     assert trainer.stopped() == "model_final.pth"
