@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import threading
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _write_images(folder: Path, settings: Settings, split: str, title: str) -> d
         files,
         batch_size=None,
         num_workers=0 if len(files) < MIN_IMAGES_FOR_WORKERS else min(cpus, 16),
-        worker_init_fn=partial(_initialize_worker, os.getpid()),
+        worker_init_fn=_initialize_worker,
         generator=torch.Generator(),  # do not change the state of the global one
     )
     images, annotations = [], []
@@ -158,13 +158,12 @@ def _encode(suffix: str, image: np.ndarray, parameters: list[int]) -> bytes:
     return data.tobytes()
 
 
-def _initialize_worker(parent: int, worker: int) -> None:
+def _initialize_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
-    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 
-def _exit_after(parent: int) -> None:
+def _exit_after_parent() -> None:
     """Ends a worker whose parent was killed, which otherwise waits to send images to it."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
+    multiprocessing.parent_process().join()
     os._exit(1)
