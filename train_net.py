@@ -20,6 +20,8 @@ import os
 import sys
 from typing import Any
 
+import torch.distributed as dist
+
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -101,8 +103,10 @@ def invoke_main() -> None:
     """Checks the config, once on each machine, and starts one process per GPU."""
     args = argument_parser().parse_args()
     with exit_on_error("train_net"):
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun has started several processes
-            processes = int(os.environ.get("WORLD_SIZE", max(args.num_gpus, 1) * args.num_machines))
+        torchrun = dist.is_torchelastic_launched()  # it has started all processes
+        if not torchrun or int(os.environ["LOCAL_RANK"]) == 0:
+            processes = max(args.num_gpus, 1) * args.num_machines
+            processes = int(os.environ["WORLD_SIZE"]) if torchrun else processes
             check_config(
                 read_config(args), not args.eval_only, args.resume, processes, stock_trainer=True
             )

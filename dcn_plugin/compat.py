@@ -15,6 +15,7 @@ import numpy as np
 import torch.distributed as dist
 from PIL import Image
 
+from detectron2 import data, solver
 from detectron2.engine import TrainerBase, defaults
 from detectron2.evaluation import SemSegEvaluator, sem_seg_evaluation
 from detectron2.utils import comm
@@ -24,6 +25,13 @@ from detectron2.utils import comm
 INNER_TRAINER = "_trainer"
 # Whether Detectron2's `launch` starts several processes on CPUs.
 LAUNCHES_ON_CPU = hasattr(comm, "create_local_process_group")
+# Values of SOLVER.LR_SCHEDULER_NAME and DATALOADER.SAMPLER_TRAIN.
+LR_SCHEDULERS = ["WarmupMultiStepLR", "WarmupCosineLR"]
+if hasattr(solver.build, "StepWithFixedGammaParamScheduler"):
+    LR_SCHEDULERS.append("WarmupStepWithFixedGammaLR")
+TRAIN_SAMPLERS = ["TrainingSampler", "RepeatFactorTrainingSampler"]
+if hasattr(data.build, "_build_weighted_sampler"):
+    TRAIN_SAMPLERS.append("WeightedTrainingSampler")
 
 
 def saves_inner_trainer(trainer: TrainerBase) -> bool:

@@ -200,6 +200,7 @@ class AnnotationChecks:
         unique_ids: bool,
         faults: Faults,
         *,
+        read: Container[str],
         loaded: bool = True,
         min_keypoints: int = 0,
         mask_format: str | None = None,
@@ -213,11 +214,12 @@ class AnnotationChecks:
             required: keys that an annotation must have.
             unique_ids: whether the ids of annotations must be unique.
             faults: where to add faults.
-            loaded: as for `check_annotations`.
+            read: as for `check_annotations`.
+            loaded: likewise.
             min_keypoints: likewise.
             mask_format: likewise.
         """
-        self.testing, self.loaded = split == "test", loaded
+        self.testing, self.loaded, self.read = split == "test", loaded, read
         self.sizes = {key: _size(item) for key, item in images.items()}
         self.categories = categories
         self.required, self.unique_ids, self.faults = required, unique_ids, faults
@@ -270,7 +272,8 @@ class AnnotationChecks:
         if item.get("keypoints"):
             points = item["keypoints"]
             if not isinstance(points, list) or len(points) % 3 or not are_finite(points):
-                self._error("annotations have keypoints that are not triples of numbers")
+                report = self._error if "keypoints" in self.read else self._warning
+                report("annotations have keypoints that are not triples of numbers")
             elif self.min_keypoints:
                 self.keypoints[image] += sum(visible > 0 for visible in points[2::3])
 
@@ -328,14 +331,15 @@ class AnnotationChecks:
             self._warning("annotations have a bbox outside the image")
 
     def _check_segmentation(self, value: Any, size: Size) -> None:
+        report = self._error if "segmentation" in self.read else self._warning
         if isinstance(value, dict):
             fault = rle_fault(value, size)
             if fault:
-                self._error(f"annotations have a segmentation whose {fault}")
+                report(f"annotations have a segmentation whose {fault}")
         elif not isinstance(value, list) or not all(isinstance(p, list) for p in value):
-            self._error("annotations have a segmentation that is not a list of lists")
+            report("annotations have a segmentation that is not a list of lists")
         elif not all(map(are_finite, value)):
-            self._error("annotations have a polygon that is not finite numbers")
+            report("annotations have a polygon that is not finite numbers")
         elif any(len(polygon) % 2 or len(polygon) < 6 for polygon in value):
             self._warning("annotations have a polygon that is not 3 or more points, and is ignored")
 
@@ -395,6 +399,7 @@ def check_annotations(
     split: str,
     *,
     required: Sequence[str] = ("bbox",),
+    read: Container[str] = ("segmentation", "keypoints"),
     filter_empty: bool = True,
     loaded: bool = True,
     unique_ids: bool = True,
@@ -408,6 +413,8 @@ def check_annotations(
         faults: where to add faults.
         split: train, or test, which evaluation reads too.
         required: keys that annotations must have.
+        read: those of segmentation and keypoints whose values are used: wrong ones of the others
+            are warnings.
         filter_empty: whether images without annotations are left out of training.
         loaded: whether Detectron2 loads images from the file, or evaluates by it only.
         unique_ids: whether ids of annotations must be unique.
@@ -426,6 +433,7 @@ def check_annotations(
         required,
         unique_ids,
         faults,
+        read=read,
         loaded=loaded,
         min_keypoints=min_keypoints,
         mask_format=mask_format,

@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dcn_plugin.messages import one_line
 
+from . import voc
 from .coco_checks import are_finite, check_annotations, class_names, collection_paused, read_coco
 from .faults import DataError, Faults, short
 from .file_checks import FILES, check_files, image_fault, is_missing, label_map_fault
@@ -32,6 +33,7 @@ def find_faults(
     split: str,
     *,
     required: Sequence[str] = ("bbox",),
+    read: Container[str] = ("segmentation", "keypoints"),
     filter_empty: bool = True,
     min_keypoints: int = 0,
     mask_format: str | None = None,
@@ -47,6 +49,8 @@ def find_faults(
         name: of a registered data set.
         split: how it is used, train or test.
         required: keys that annotations in COCO's format must have.
+        read: those of segmentation and keypoints whose values are used: wrong ones of the others
+            are warnings.
         filter_empty: whether training leaves out images without annotations.
         min_keypoints: number of visible keypoints, below which training leaves out an image.
         mask_format: INPUT.MASK_FORMAT, None if it is not known.
@@ -56,7 +60,7 @@ def find_faults(
     kind, json_file = metadata.get("evaluator_type"), os.fspath(metadata.get("json_file") or "")
     if metadata.get("generated_in") and is_missing(json_file):
         return faults
-    if kind == "pascal_voc":
+    if is_voc(name):
         folder = os.fspath(metadata.dirname)
         check_voc(folder, metadata.split, metadata.thing_classes, faults, outside, split == "test")
     elif kind == "lvis" or "://" in json_file:
@@ -73,6 +77,7 @@ def find_faults(
                 faults,
                 split,
                 required=required,
+                read=read,
                 filter_empty=filter_empty,
                 loaded=is_loaded_from_json(name),
                 unique_ids="minival" not in json_file,  # as Detectron2
@@ -100,12 +105,21 @@ def _check_images(name: str, images: Records, faults: Faults, outside: bool) -> 
         check_files(files, faults, root, outside)
 
 
+def is_voc(name: str) -> bool:
+    """Returns whether a data set is loaded by Detectron2's or our loader of VOC's format."""
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    loaders = "detectron2.data.datasets.pascal_voc", voc.__name__
+    return kind == "pascal_voc" and _has_loader_of(name, *loaders)
+
+
 def is_loaded_from_json(name: str) -> bool:
     """Returns whether a data set is loaded by Detectron2's or our loader of COCO's format."""
-    module = getattr(DatasetCatalog[name], "__module__", "")
-    return module.startswith("detectron2.data.datasets.") or bool(
-        MetadataCatalog.get(name).get("generated_in")
-    )
+    generated = bool(MetadataCatalog.get(name).get("generated_in"))
+    return generated or _has_loader_of(name, "detectron2.data.datasets.")
+
+
+def _has_loader_of(name: str, *modules: str) -> bool:
+    return getattr(DatasetCatalog[name], "__module__", "").startswith(modules)
 
 
 def load_records(name: str) -> Records:
@@ -115,11 +129,13 @@ def load_records(name: str) -> Records:
         name: of a registered data set.
 
     Raises:
-        DataError: if a file does not exist or a value is wrong.
+        DataError: if a file does not exist or cannot be read.
     """
     try:
         return DatasetCatalog.get(name)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        if error.filename is None:
+            raise
         raise DataError(f"{name} cannot be loaded: {one_line(error)}") from error
 
 

@@ -19,13 +19,13 @@ import torch
 
 from detectron2 import modeling
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT
-from dcn_plugin.data.dataset_checks import find_faults, is_loaded_from_json
+from dcn_plugin.data.dataset_checks import find_faults, is_voc
 from dcn_plugin.data.file_checks import is_missing
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
@@ -150,7 +150,7 @@ def _check_files(name: str, key: str) -> None:
         return
     attributes = IMAGES + GROUND_TRUTH + (EVALUATION if key == "DATASETS.TEST" else ())
     paths = [metadata.get(attribute) for attribute in attributes]
-    if metadata.get("evaluator_type") == "pascal_voc":
+    if is_voc(name):
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
     missing = [str(path) for path in paths if path and is_missing(path)]
     if missing:
@@ -163,13 +163,15 @@ def _check_files(name: str, key: str) -> None:
 
 def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
     model, required = cfg.MODEL, ["bbox"]
+    read = ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
     if split == "train" and _has_architecture(cfg, GeneralizedRCNN):  # others ignore both
-        required += ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
+        required += read
     found = [
         find_faults(
             name,
             split,
             required=required,
+            read=read,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             min_keypoints=(
                 model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
@@ -211,24 +213,20 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
                 raise UserError(f"{message}no stuff_classes, and so no labels of pixels")
         elif training and number < len(classes):
             raise UserError(f"{message}{len(classes)} classes: it must be at least as many")
-        elif number > len(classes) and not training and _needs_all_known(name, attribute):
+        elif number > len(classes) and not training and _counts_pixels(metadata, attribute):
             raise UserError(
                 f"{message}{len(classes)} classes, and its evaluation fails on predictions of "
                 f"others: set it to {len(classes)}, or train without evaluation, {key} '()'"
             )
         elif number != len(classes):
+            # Evaluation fails on predictions of unknown classes, if the model makes any.
             logging.getLogger(__name__).warning("%s%d classes", message, len(classes))
 
 
-def _needs_all_known(name: str, attribute: str) -> bool:
-    """Returns whether evaluation fails, or is wrong, with predictions of unknown classes."""
-    metadata = MetadataCatalog.get(name)
-    kind = metadata.get("evaluator_type")
-    if attribute == "stuff_classes":
-        return kind in ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
-    # VOC's evaluator leaves them out, and COCO's and LVIS's if they need not map classes to ids.
-    maps = "thing_dataset_id_to_contiguous_id" in metadata.as_dict() or is_loaded_from_json(name)
-    return kind == "cityscapes_instance" or (kind in ("coco", "coco_panoptic_seg", "lvis") and maps)
+def _counts_pixels(metadata: Metadata, attribute: str) -> bool:
+    """Returns whether evaluation counts the pixels of each class."""
+    kinds = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
+    return attribute == "stuff_classes" and metadata.get("evaluator_type") in kinds
 
 
 def is_sem_seg(cfg: CfgNode) -> bool:

@@ -17,6 +17,7 @@ from PIL import Image
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 
+from dcn_plugin.compat import LR_SCHEDULERS, TRAIN_SAMPLERS
 from dcn_plugin.layers.roi_pool import MODES
 from dcn_plugin.modeling.backbone.deform_stages import FEATURES
 
@@ -120,6 +121,12 @@ def is_nesterov(value: Any, cfg: CfgNode) -> bool:
 def divides_batch(value: Any, cfg: CfgNode) -> bool:
     """Returns whether SOLVER.IMS_PER_BATCH is a multiple of SOLVER.REFERENCE_WORLD_SIZE."""
     return value == 0 or (value > 0 and cfg.SOLVER.IMS_PER_BATCH % value == 0)
+
+
+def is_sampler(value: Any, cfg: CfgNode) -> bool:
+    """Returns whether Detectron2 can build a sampler; one needs a key that it does not define."""
+    subset = value == "RandomSubsetTrainingSampler" and "RANDOM_SUBSET_RATIO" in cfg.DATALOADER
+    return value in TRAIN_SAMPLERS or subset
 
 
 def are_steps(value: Any, cfg: CfgNode) -> bool:
@@ -271,28 +278,23 @@ RULES: Rules = {
         "SOLVER.BIAS_LR_FACTOR": none_or(NOT_NEGATIVE),
         "SOLVER.NESTEROV": Must("False without SOLVER.MOMENTUM", is_nesterov),
         "SOLVER.WARMUP_ITERS": WHOLE,
-        "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
         "SOLVER.REFERENCE_WORLD_SIZE": Must(
             "0 or a divisor of SOLVER.IMS_PER_BATCH", divides_batch
         ),
         "TEST.EVAL_PERIOD": PERIOD,
-        "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
         "INPUT.MIN_SIZE_TRAIN": Must(
             "whole numbers, 0 or more, at least one; minimum and maximum with the sampling range",
             are_train_sizes,
         ),
         "INPUT.MAX_SIZE_TRAIN": POSITIVE,
-        "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     },
     # Trainers may build others than Detectron2's.
     "stock trainer": {
-        "SOLVER.LR_SCHEDULER_NAME": one_of(
-            "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
-        ),
-        "DATALOADER.SAMPLER_TRAIN": one_of(
-            *("TrainingSampler", "RepeatFactorTrainingSampler"),
-            *("RandomSubsetTrainingSampler", "WeightedTrainingSampler"),
-        ),
+        "SOLVER.LR_SCHEDULER_NAME": one_of(*LR_SCHEDULERS),
+        "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
+        "DATALOADER.SAMPLER_TRAIN": Must(f"one of {', '.join(TRAIN_SAMPLERS)}", is_sampler),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+        "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     },
     "stock clipping": {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm")},
     "steps": {

@@ -251,7 +251,7 @@ def test_the_model_needs_all_classes_of_the_training_set(
     with pytest.raises(ValueError, match=f"{section}.NUM_CLASSES is 1, tiny_coco in .* 2 classes"):
         check(1)
     assert "NUM_CLASSES is 1" in check(1, training=False)
-    kinds = ("coco",) if attribute == "thing_classes" else ("sem_seg", "cityscapes_sem_seg")
+    kinds = () if attribute == "thing_classes" else ("sem_seg", "cityscapes_sem_seg")
     for kind in ("coco", "pascal_voc", "sem_seg", "cityscapes_sem_seg", "own"):
         # What Detectron2 accepts passes with a warning.
         MetadataCatalog.get(tiny_coco).__dict__["evaluator_type"] = kind
@@ -261,7 +261,7 @@ def test_the_model_needs_all_classes_of_the_training_set(
                 with pytest.raises(ValueError, match=f"{message}, and its evaluation fails"):
                     check(80, training=training)
             assert "in DATASETS.TRAIN has 2 classes" in caplog.text or not training
-        elif kind != "pascal_voc":  # it is not VOC's format
+        else:
             assert message in check(80)
 
 
@@ -283,6 +283,20 @@ def test_masks_and_keypoints_are_for_architectures_that_read_them(tiny_coco) -> 
     checked(*words, "MODEL.META_ARCHITECTURE", "RetinaNet")
     with pytest.raises(UserError, match="annotations have no segmentation"):
         checked(*words)
+
+
+def test_values_of_keys_that_are_not_read_are_warnings(tiny_coco, caplog) -> None:
+    path = Path(MetadataCatalog.get(tiny_coco).json_file)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = [[1.0, float("nan"), 2, 2, 3, 3]]
+    content["annotations"][1]["keypoints"] = [1, 2]
+    write_json(path, content)
+    checked(*on(tiny_coco))
+    assert "polygon that is not finite" in caplog.text and "keypoints that are" in caplog.text
+    for split in ("TRAIN", "TEST"):
+        words = ["DATASETS.TRAIN", "('coco_2017_train',)"] * (split == "TEST")
+        with pytest.raises(UserError, match=f"{split}: .*polygon that is not finite numbers"):
+            checked(*on(tiny_coco, *words, "MODEL.MASK_ON", "True"), training=split == "TRAIN")
 
 
 def test_one_training_set_may_have_no_objects(tiny_coco, tmp_path: Path, caplog) -> None:
@@ -328,6 +342,27 @@ def test_custom_architectures_and_data_sets_pass(tiny_coco) -> None:
         checked(*on(tiny_coco, "MODEL.META_ARCHITECTURE", "build_custom_model"))
     finally:
         del META_ARCH_REGISTRY._obj_map["build_custom_model"]
+
+
+def test_a_loader_of_ones_own_may_load_voc(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"")  # not opened
+    record = {"file_name": str(tmp_path / "0.png"), "image_id": "0", "height": 9, "width": 9}
+    DatasetCatalog.register("own_voc", lambda: [{**record, "annotations": []}])
+    MetadataCatalog.get("own_voc").set(thing_classes=["own", "b"], evaluator_type="pascal_voc")
+    try:
+        checked(*on("own_voc"))
+    finally:
+        unregister("own_voc")
+
+
+def test_errors_of_a_loader_keep_their_traceback() -> None:
+    DatasetCatalog.register("buggy", lambda: [int("abc")])
+    try:
+        with pytest.raises(ValueError, match="invalid literal") as caught:
+            checked(*on("buggy"))
+        assert not isinstance(caught.value, UserError)
+    finally:
+        unregister("buggy")
 
 
 def test_custom_data_needs_two_paths_only(tmp_path: Path) -> None:

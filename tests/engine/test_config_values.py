@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from detectron2 import model_zoo
+from detectron2 import data, model_zoo
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.solver import build_lr_scheduler
 
+from dcn_plugin.compat import LR_SCHEDULERS, TRAIN_SAMPLERS
 from dcn_plugin.engine import UserError, read_config
 from dcn_plugin.engine.config_rules import RULES, WARNINGS
 from dcn_plugin.engine.config_values import check_values
@@ -276,6 +280,20 @@ def test_keys_of_custom_components_are_not_checked(files, monkeypatch) -> None:
     words = ["MODEL.META_ARCHITECTURE", "custom", "MODEL.PIXEL_STD", [], "MODEL.RPN.CONV_DIMS", [0]]
     words += ["INPUT.FORMAT", "RGBD"]
     check_values(config(files["rfcn"], *words), training=True)
+
+
+def test_names_are_those_of_this_detectron2(files) -> None:
+    cfg = config(files["fpn"], "SOLVER.MAX_ITER", 10)
+    model = nn.Linear(2, 2)
+    for cfg.SOLVER.LR_SCHEDULER_NAME in LR_SCHEDULERS:
+        build_lr_scheduler(cfg, torch.optim.SGD(model.parameters(), 0.1))
+    for sampler in TRAIN_SAMPLERS:
+        assert f'"{sampler}"' in inspect.getsource(data.build)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    with pytest.raises(UserError, match="SAMPLER_TRAIN must be one of TrainingSampler"):
+        check_values(cfg, training=True, stock_trainer=True)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
+    check_values(cfg, training=True, stock_trainer=True)
 
 
 def test_every_rule_is_about_keys_that_exist() -> None:
