@@ -31,10 +31,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.serialize import PicklableWrapper
 
 from dcn_plugin.compat import INNER_TRAINER, saves_inner_trainer
+from dcn_plugin.data.workers import ignore_sigterm_of_others, sigterm_blocked
 
 from .optimizer import check_state
 from .restricted_pickle import restricted
-from .sigterm import ignore_sigterm_of_others, sigterm_blocked
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 DATA, STEP = 0, 1  # what a seed is for
@@ -96,6 +96,7 @@ class ResumableTrainLoader:
         with sigterm_blocked() if ours else nullcontext():
             first = list(islice(batches, 1))
         yield from first
+        del first  # not kept for the whole run
         yield from batches
 
 

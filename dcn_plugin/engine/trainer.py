@@ -25,6 +25,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.compat import INNER_TRAINER, ddp_on_cpu
 from dcn_plugin.data.checked_mapper import CheckedMapper
+from dcn_plugin.data.workers import ignore_sigterm_of_others
 from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
 from dcn_plugin.modeling import check_deformable
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
@@ -37,7 +38,7 @@ from .model import set_memory_format
 from .offset_monitor import OffsetMonitor
 from .optimizer import build_optimizer, check_state, match_memory_format
 from .restricted_pickle import restricted
-from .sigterm import StopOnSigterm, ignore_sigterm_of_others
+from .sigterm import StopOnSigterm
 
 
 class Trainer(DefaultTrainer):

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dcn_plugin.data.workers import ignore_sigterm_of_others, sigterm_blocked
 from dcn_plugin.files import FileLockedError, file_lock
 from dcn_plugin.messages import DISK_FULL, UserError
 
@@ -135,7 +136,10 @@ def _write_images(folder: Path, settings: Settings, split: str, title: str) -> d
         generator=torch.Generator(),  # do not change the state of the global one
     )
     images, annotations = [], []
-    for index, item in enumerate(tqdm(loader, title, unit="image", mininterval=1)):
+    with sigterm_blocked():  # while the workers start
+        items = iter(loader)
+    progress = tqdm(items, title, total=len(files), unit="image", mininterval=1)
+    for index, item in enumerate(progress):
         stem = f"{index:06d}"
         (folder / IMAGES / f"{stem}.jpg").write_bytes(item["image"])
         (folder / LABELS / f"{stem}.png").write_bytes(item["labels"])
@@ -160,6 +164,7 @@ def _encode(suffix: str, image: np.ndarray, parameters: list[int]) -> bytes:
 
 def _initialize_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
+    ignore_sigterm_of_others()
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
@@ -249,6 +250,22 @@ def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
     for worker in left:
         os.kill(int(worker.name), signal.SIGKILL)
     assert not left
+
+
+def generate_in_a_group(folder: Path) -> None:
+    os.setsid()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    generate_large(folder)
+
+
+def test_a_signal_to_all_processes_leaves_no_files(tmp_path: Path) -> None:
+    process = FORK.Process(target=generate_in_a_group, args=(tmp_path,))
+    process.start()
+    while process.is_alive() and len(list(tmp_path.glob("**/*.tmp/images/*"))) < 4:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 143 and not list(tmp_path.glob("**/*.tmp"))
 
 
 def test_waiting_names_the_process_and_the_time(tmp_path: Path, monkeypatch, caplog) -> None:
