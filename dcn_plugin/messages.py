@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from urllib.error import URLError
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the quota of a user
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or a size limit
 
 
 class UserError(ValueError):

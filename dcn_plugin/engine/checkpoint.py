@@ -81,7 +81,7 @@ class Checkpointer(RestrictedCheckpointer):
         self.filename = ""
         self._resuming = False
         # Such as a mask of -inf: no sign of divergence.
-        self._not_finite_at_start = set(not_finite(self.model.state_dict()))
+        self._not_finite_at_start = self._not_finite(self.model.state_dict())
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Saves as `DetectionCheckpointer`; in a local folder the file is written atomically.
@@ -97,7 +97,7 @@ class Checkpointer(RestrictedCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         weights = self.model.state_dict()
-        if wrong := set(not_finite(weights)) - self._not_finite_at_start:
+        if wrong := self._not_finite(weights) - self._not_finite_at_start:
             raise FloatingPointError(
                 f"{name}.pth is not saved, since training has diverged: {len(wrong)} tensors of "
                 f"the model are not finite, {names_of(wrong)}"
@@ -111,6 +111,13 @@ class Checkpointer(RestrictedCheckpointer):
         data = {"model": weights, **states, **kwargs}
         save_atomically(path, lambda file: torch.save(data, file))
         self.tag_last_checkpoint(path.name)
+
+    def _not_finite(self, weights: Mapping[str, Any]) -> set[str]:
+        """Returns the names of trained weights and statistics that are not finite."""
+        trained = {name for name, _ in self.model.named_parameters()}
+        # Other buffers may become infinite by design.
+        trained |= {name for name, _ in self.model.named_buffers() if name.endswith(STATISTICS)}
+        return set(not_finite(weights, trained))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Writes the name of the checkpoint to resume from; atomically if save_dir is local."""
@@ -128,6 +135,8 @@ class Checkpointer(RestrictedCheckpointer):
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resumes from the newest whole checkpoint, chosen by the main process, or loads a file.
+
+        In a distributed job all processes must call it if `resume` is set.
 
         Args:
             path: what to load, without the states of a trainer, if there is no checkpoint.
@@ -209,8 +218,12 @@ class Checkpointer(RestrictedCheckpointer):
             if not problem:
                 self._warn_of_newer(name)
                 return name
-            problems.append(f"{path} cannot be resumed from: {problem}")
-            self.logger.warning(problems[-1])
+            message = f"{path} cannot be resumed from: {problem}"
+            self.logger.warning(message)
+            if last or not problem.startswith(NO_STATE):  # else perhaps pretrained weights
+                problems.append(message)
+        if not problems:
+            return ""
         raise UserError(
             f"{self.save_dir} has no whole checkpoint to resume from: {'; '.join(problems)}. Write "
             "the name of another file to last_checkpoint, or train without --resume"
@@ -250,8 +263,8 @@ class Checkpointer(RestrictedCheckpointer):
             return "it has no weights"
         missing = [key for key in self.checkpointables if key not in content]
         if missing and len(missing) == len(self.checkpointables):
-            return f"it has no state of the {' or the '.join(missing)}"
-        if wrong := set(not_finite(weights)) - self._not_finite_at_start:
+            return f"{NO_STATE}{' or the '.join(missing)}"
+        if wrong := self._not_finite(weights) - self._not_finite_at_start:
             return f"{len(wrong)} of its tensors are not finite, {names_of(wrong)}"
         if missing:  # such as an average of the weights that has been added to the run
             self.logger.warning(
@@ -389,6 +402,8 @@ class Checkpointer(RestrictedCheckpointer):
 
 
 BATCH_COUNT = ".num_batches_tracked"
+STATISTICS = ("running_mean", "running_var")  # of batch normalization
+NO_STATE = "it has no state of the "  # a problem of files of weights alone
 
 
 def offset_parameters(model: nn.Module) -> set[str]:

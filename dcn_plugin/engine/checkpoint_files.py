@@ -10,7 +10,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from dcn_plugin.files import atomic_write
-from dcn_plugin.messages import UserError, one_line
+from dcn_plugin.messages import DISK_FULL, UserError, one_line
 
 # As `PeriodicCheckpointer` names them.
 NAME = re.compile(r".+_(\d{7,}|final)\.pth")
+CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # to be finite
 # What zipfile raises for a damaged file.
 DAMAGED = (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -60,12 +61,14 @@ def save_atomically(path: Path, write: Callable[[Any], object]) -> None:
         cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
         if cause is None:
             raise
-        counter = ByteCounter()
-        write(counter)
-        free = shutil.disk_usage(path.parent).free
+        sizes = ""
+        if cause.errno in DISK_FULL:
+            counter = ByteCounter()
+            write(counter)
+            free = shutil.disk_usage(path.parent).free
+            sizes = f": it needs {counter.size:,} bytes, {free:,} are free on the disk"
         raise CheckpointWriteError(
-            f"{path} cannot be written, {cause.strerror}: it needs {counter.size:,} bytes, "
-            f"{free:,} are free on the disk; earlier checkpoints are unchanged"
+            f"{path} cannot be written, {cause.strerror}{sizes}; earlier checkpoints are unchanged"
         ) from None
 
 
@@ -107,6 +110,8 @@ def damage(path: str) -> str:
             checked.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            return "it is not a regular file"
         with open(path, "rb") as file:
             start = file.read(4)
         if not start:
@@ -124,17 +129,20 @@ def damage(path: str) -> str:
     return ""
 
 
-def not_finite(state: Mapping[str, Any]) -> list[str]:
+def not_finite(state: Mapping[str, Any], names: Container[str]) -> list[str]:
     """Returns the names of tensors that have an infinite element or NaN.
 
     Args:
-        state: of a model, for example.
+        state: of a model.
+        names: of the tensors to check. Those of sparse layouts and 8 bits pass.
     """
     return [
         name
         for name, value in state.items()
-        if isinstance(value, torch.Tensor)
-        and value.is_floating_point()
+        if name in names
+        and isinstance(value, torch.Tensor)
+        and value.dtype in CHECKED
+        and value.layout == torch.strided
         and not is_lazy(value)
         and not value.isfinite().all()
     ]

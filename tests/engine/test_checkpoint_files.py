@@ -49,7 +49,8 @@ def save(folder: Path, *iterations: int, final: bool = False) -> Checkpointer:
     periodic = PeriodicCheckpointer(saving, 1, iterations[-1] + 1 if final else None)
     for iteration in iterations:
         saving.checkpointables["trainer"].iteration = iteration
-        nn.init.constant_(saving.model.weight, iteration)
+        for parameter in saving.model.parameters():
+            nn.init.constant_(parameter, iteration)
         periodic.step(iteration)
     return saving
 
@@ -58,7 +59,8 @@ def resume(folder: Path) -> tuple[int, float]:
     """Resumes, and returns the iteration and the value of the weights."""
     resumed = checkpointer(folder)
     resumed.resume_or_load("", resume=True)
-    return resumed.checkpointables["trainer"].iteration, resumed.model.weight[0, 0].item()
+    (value,) = {value for p in resumed.model.parameters() for value in p.unique().tolist()}
+    return resumed.checkpointables["trainer"].iteration, value
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -179,7 +181,8 @@ DAMAGE = {
         replace_by({"model": {"weight": torch.full((40, 30), torch.nan)}, "trainer": {}}),
         "1 of its tensors are not finite, weight",
     ),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "it is not a regular file"),
+    "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "it is not a regular file"),
 }
 
 
@@ -283,10 +286,10 @@ def test_nothing_to_resume_from_is_no_error(tmp_path, caplog) -> None:
     assert (resumed.model.weight == 1).all()
 
 
-@pytest.mark.parametrize("name", ["weight", "running"])
+@pytest.mark.parametrize("name", ["weight", "running_var"])
 def test_weights_that_are_not_finite_are_not_saved(name, tmp_path) -> None:
     saving = save(tmp_path, 1)
-    saving.model.register_buffer("running", torch.ones(3))
+    saving.model.register_buffer("running_var", torch.ones(3))
     before = content(tmp_path)
     getattr(saving.model, name).data.view(-1)[1] = torch.inf
     with pytest.raises(
@@ -294,6 +297,25 @@ def test_weights_that_are_not_finite_are_not_saved(name, tmp_path) -> None:
     ):
         saving.save("model_0000002")
     assert content(tmp_path) == before and resume(tmp_path) == (1, 1)
+
+
+def test_buffers_that_are_infinite_by_design_are_saved(tmp_path) -> None:
+    saving = save(tmp_path, 1)
+    saving.model.register_buffer("smallest_loss", torch.tensor(torch.inf))
+    saving.model.register_buffer("scales", torch.ones(3).to(torch.float8_e4m3fn))
+    saving.save("model_0000002")
+    assert (tmp_path / "model_0000002.pth").exists()
+
+
+def test_weights_alone_are_not_resumed_from(tmp_path, caplog) -> None:
+    loading = checkpointer(tmp_path)
+    path = tmp_path / "pretrained_final.pth"
+    torch.save({"model": loading.model.state_dict()}, path)
+    loading.resume_or_load(str(path), resume=True)
+    assert loading.filename == str(path) and "it has no state of the trainer" in caplog.text
+    (tmp_path / "last_checkpoint").write_text(path.name)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        loading.resume_or_load(str(path), resume=True)
 
 
 def test_a_buffer_that_starts_as_infinite_is_saved(tmp_path) -> None:
