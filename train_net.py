@@ -40,6 +40,7 @@ from dcn_plugin.engine import (
     write_results,
 )
 from dcn_plugin.engine.launch import git_revision
+from dcn_plugin.engine.output_dir import warn_of_training
 from dcn_plugin.engine.trainer import uses_tta
 
 
@@ -82,6 +83,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates MODEL.WEIGHTS, or with --resume the last checkpoint."""
     cfg = setup(cfg, args)
+    warn_of_training(cfg.OUTPUT_DIR)
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(
         model,
@@ -105,7 +107,7 @@ def invoke_main() -> None:
     with exit_on_error("train_net"):
         torchrun = dist.is_torchelastic_launched()  # it has started all processes
         if not torchrun or int(os.environ["LOCAL_RANK"]) == 0:
-            processes = max(args.num_gpus, 1) * args.num_machines
+            processes = max(args.num_gpus, 1) * max(args.num_machines, 1)
             processes = int(os.environ["WORLD_SIZE"]) if torchrun else processes
             check_config(
                 read_config(args), not args.eval_only, args.resume, processes, stock_trainer=True

@@ -61,7 +61,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def can_write(folder: Path) -> bool:
     """Returns whether a folder can be written to, or created."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    paths = folder, *folder.absolute().parents
+    existing = next(path for path in paths if path.exists() or path.is_symlink())
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 

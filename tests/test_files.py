@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dcn_plugin.files import FileLockedError, atomic_write, file_lock
+from dcn_plugin.files import FileLockedError, atomic_write, can_write, file_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 # Holds the lock, forks a process that survives it, and prints the id of that process.
@@ -103,3 +103,8 @@ def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch
     with atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("content")
     assert len(refused) == 1 and (tmp_path / "file").read_text() == "content"
+
+
+def test_a_link_to_nowhere_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert can_write(tmp_path / "nowhere") and not can_write(tmp_path / "link")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import yaml
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.config import add_dcn_config
 from dcn_plugin.data import use_custom_data
@@ -53,6 +55,7 @@ class SafeCfgNode(CfgNode):
             filename: anything that PathManager opens.
             allow_unsafe: has no effect.
         """
+        _warn_of_repeated_keys(filename)
         path = Path(filename)
         installed = path.is_file() and path.resolve().is_relative_to(INSTALLED.resolve())
         try:
@@ -66,6 +69,24 @@ class SafeCfgNode(CfgNode):
                 f"{filename}, line {error.problem_mark.line + 1}: {name} is not loaded, since YAML "
                 "tags can run code: write the value itself, a tuple as (1, 2)"
             ) from error
+
+
+def _warn_of_repeated_keys(filename: str) -> None:
+    with PathManager.open(filename) as file:
+        root = yaml.compose(file, Loader=yaml.SafeLoader)
+    nodes = [root] if isinstance(root, yaml.MappingNode) else []
+    for node in nodes:  # which grows
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                logging.getLogger(__name__).warning(
+                    "%s: %s in line %d has no effect, since line %d has it again",
+                    *(filename, name, lines[name], line),
+                )
+            lines[name] = line
+            if isinstance(value, yaml.MappingNode) and value not in nodes:  # it may be an alias
+                nodes.append(value)
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -151,6 +172,11 @@ def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
         )
         if message.startswith("Type mismatch"):
             hint = "; the second is the type found: write 1.0 for a float, ('name',) for a tuple"
+            if "CfgNode" in message:
+                message = re.sub(r" with values \(.*\) for config key", " for config key", message)
+                hint = "; it is a section, whose keys are set one by one, as SOLVER.BASE_LR 0.01"
+        if "odd length" in message and "=" in message:
+            hint = ": write KEY VALUE instead of KEY=VALUE"
         raise UserError(f"{source}: {message}{hint}") from error
 
 

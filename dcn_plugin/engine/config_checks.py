@@ -19,19 +19,19 @@ import torch
 
 from detectron2 import modeling
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT
-from dcn_plugin.data.dataset_checks import find_faults, is_voc
+from dcn_plugin.data.dataset_checks import find_faults, is_loaded_from_json, is_voc
 from dcn_plugin.data.file_checks import is_missing
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
 
 from .checkpoint_files import checkpoint_names
-from .config_values import check_values
+from .config_values import STOCK, check_values
 from .restricted_pickle import load as load_pickle
 
 # Attributes of Detectron2's metadata that are paths: of images, of ground truth, and of what only
@@ -45,6 +45,8 @@ EVALUATOR_PACKAGES = {
     "coco_panoptic_seg": "panopticapi",
     "cityscapes_instance": "cityscapesscripts",
 }
+# Values of evaluator_type whose evaluation counts the pixels of each class.
+COUNTS_PIXELS = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
 # Architectures, their section of the config, and the metadata that names their classes.
 SEM_SEG = (SemanticSegmentor, PanopticFPN)
 CLASSES = (
@@ -129,6 +131,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
                 _check_evaluator(name, key)
         _check_contents(cfg, names, part.lower())
         for name in names:
+            _check_task(cfg, name, key)
             _check_classes(cfg, name, key)
         if cfg.MODEL.LOAD_PROPOSALS:
             files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
@@ -201,6 +204,25 @@ def _check_evaluator(name: str, key: str) -> None:
         )
 
 
+def _check_task(cfg: CfgNode, name: str, key: str) -> None:
+    metadata, kind = MetadataCatalog.get(name), MetadataCatalog.get(name).get("evaluator_type")
+    architecture = modeling.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    detects = _has_architecture(cfg, (GeneralizedRCNN, RetinaNet)) and not is_sem_seg(cfg)
+    if not detects or not architecture.__module__.startswith(STOCK):
+        return
+    if key == "DATASETS.TRAIN":
+        without = kind in COUNTS_PIXELS[:2] and (
+            is_loaded_from_json(name) or metadata.get("thing_classes") is None
+        )
+    else:
+        without = kind in COUNTS_PIXELS
+    if without:
+        raise UserError(
+            f"{key}: {name} has labels of pixels, which {cfg.MODEL.META_ARCHITECTURE} neither "
+            "learns nor predicts: name a data set with boxes"
+        )
+
+
 def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
     metadata, training = MetadataCatalog.get(name), key == "DATASETS.TRAIN"
     for base, section, attribute in CLASSES:
@@ -213,7 +235,12 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
                 raise UserError(f"{message}no stuff_classes, and so no labels of pixels")
         elif training and number < len(classes):
             raise UserError(f"{message}{len(classes)} classes: it must be at least as many")
-        elif number > len(classes) and not training and _counts_pixels(metadata, attribute):
+        elif (
+            number > len(classes)
+            and not training
+            and attribute == "stuff_classes"
+            and metadata.get("evaluator_type") in COUNTS_PIXELS
+        ):
             raise UserError(
                 f"{message}{len(classes)} classes, and its evaluation fails on predictions of "
                 f"others: set it to {len(classes)}, or train without evaluation, {key} '()'"
@@ -221,12 +248,6 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
         elif number != len(classes):
             # Evaluation fails on predictions of unknown classes, if the model makes any.
             logging.getLogger(__name__).warning("%s%d classes", message, len(classes))
-
-
-def _counts_pixels(metadata: Metadata, attribute: str) -> bool:
-    """Returns whether evaluation counts the pixels of each class."""
-    kinds = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
-    return attribute == "stuff_classes" and metadata.get("evaluator_type") in kinds
 
 
 def is_sem_seg(cfg: CfgNode) -> bool:

@@ -21,6 +21,8 @@ from dcn_plugin.compat import LR_SCHEDULERS, TRAIN_SAMPLERS
 from dcn_plugin.layers.roi_pool import MODES
 from dcn_plugin.modeling.backbone.deform_stages import FEATURES
 
+from .optimizer import OPTIMIZERS
+
 Holds = Callable[[Any, CfgNode], bool]  # called with a value and the config
 
 
@@ -138,8 +140,8 @@ def are_steps(value: Any, cfg: CfgNode) -> bool:
 def are_train_sizes(value: Any, cfg: CfgNode) -> bool:
     """Returns whether Detectron2 can sample the shorter side of images."""
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "range":
-        return each(whole(0))(value, cfg)
-    return len(value) == 2 and 0 <= value[0] <= value[1]
+        return each(whole(0))(value, cfg) and 1 not in value
+    return len(value) == 2 and (value[0] == 0 or value[0] > 1) and value[0] <= value[1]
 
 
 def is_crop_size(value: Any, cfg: CfgNode) -> bool:
@@ -247,7 +249,8 @@ LABELS = "one more than IOU_THRESHOLDS, each -1, 0 or 1"
 BOX_WEIGHTS = Must("four finite numbers other than 0 (five for rotated boxes)", are_box_weights)
 NAMES = Must("names of features", each(lambda value, cfg: isinstance(value, str)))
 LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
-POOLER = one_of("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+POOLER = one_of("ROIAlign", "ROIAlignV2", "ROIPool")
+ROTATED = "RotatedAnchorGenerator"
 
 
 def anchor_rules(section: str) -> dict[str, Must]:
@@ -283,13 +286,17 @@ RULES: Rules = {
         ),
         "TEST.EVAL_PERIOD": PERIOD,
         "INPUT.MIN_SIZE_TRAIN": Must(
-            "whole numbers, 0 or more, at least one; minimum and maximum with the sampling range",
+            "0 or whole numbers above 1, at least one; minimum and maximum with the sampling range",
             are_train_sizes,
         ),
-        "INPUT.MAX_SIZE_TRAIN": POSITIVE,
+        "INPUT.MAX_SIZE_TRAIN": Must("a whole number above 1", whole(2)),
+        "TEST.EXPECTED_RESULTS": Must(
+            "empty if DATASETS.TEST is", lambda v, cfg: not v or bool(cfg.DATASETS.TEST)
+        ),
     },
     # Trainers may build others than Detectron2's.
     "stock trainer": {
+        "SOLVER.OPTIMIZER": one_of(*OPTIMIZERS),
         "SOLVER.LR_SCHEDULER_NAME": one_of(*LR_SCHEDULERS),
         "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
         "DATALOADER.SAMPLER_TRAIN": Must(f"one of {', '.join(TRAIN_SAMPLERS)}", is_sampler),
@@ -332,14 +339,16 @@ RULES: Rules = {
         "TEST.AUG.MAX_SIZE": POSITIVE,
     },
     "images": {
-        "INPUT.FORMAT": Must("BGR, YUV-BT.601 or a mode of PIL such as RGB or L", is_image_format),
+        "INPUT.FORMAT": Must("BGR or a mode of PIL such as RGB or L", is_image_format),
         "MODEL.PIXEL_MEAN": Must("a finite number for each channel of INPUT.FORMAT", are_means),
         "MODEL.PIXEL_STD": Must(
             "finite numbers other than 0", each(lambda v, cfg: v != 0 and math.isfinite(v))
         ),
     },
     "stock mapper": {
-        "MODEL.PIXEL_MEAN": Must("a number for each channel of INPUT.FORMAT", is_mean_per_channel)
+        # Of float64, which no model takes.
+        "INPUT.FORMAT": Must("other than YUV-BT.601", lambda v, cfg: v != "YUV-BT.601"),
+        "MODEL.PIXEL_MEAN": Must("a number for each channel of INPUT.FORMAT", is_mean_per_channel),
     },
     "normalization": {
         "MODEL.PIXEL_STD": Must(
@@ -410,6 +419,11 @@ RULES: Rules = {
         )
     },
     "rpn anchors": anchor_rules("RPN"),
+    "upright anchors": {
+        "MODEL.ANCHOR_GENERATOR.NAME": Must(f"other than {ROTATED}", lambda v, cfg: v != ROTATED)
+    },
+    "rotated anchors": {"MODEL.ANCHOR_GENERATOR.NAME": one_of(ROTATED)},
+    "precomputed proposals": {"MODEL.LOAD_PROPOSALS": one_of(True)},
     "classes": {"MODEL.ROI_HEADS.NUM_CLASSES": POSITIVE},
     "detections": {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST": A_NUMBER,
@@ -440,6 +454,13 @@ RULES: Rules = {
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": one_of(True),
     },
     "box pooler": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLER},
+    "rotated box pooler": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignRotated")},
+    "upright proposals": {
+        "MODEL.PROPOSAL_GENERATOR.NAME": Must("other than RRPN", lambda v, cfg: v != "RRPN")
+    },
+    "rotated proposals": {
+        "MODEL.PROPOSAL_GENERATOR.NAME": Must("one of rotated boxes", lambda v, cfg: v != "RPN")
+    },
     "deform pooler": {
         "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": COUNT,
         "MODEL.ROI_BOX_HEAD.POOLER_MODE": one_of(*MODES),
@@ -503,6 +524,7 @@ RULES: Rules = {
 WARNINGS: Rules = {
     "training": {
         "SOLVER.BASE_LR": ABOVE_0,
+        "SOLVER.MOMENTUM": Must("below 1", lambda value, cfg: value < 1),
         "SOLVER.CHECKPOINT_PERIOD": Must("above 0", lambda value, cfg: value > 0),
         "SOLVER.WARMUP_ITERS": Must(
             "from 0 to below SOLVER.MAX_ITER", lambda v, cfg: 0 <= v < cfg.SOLVER.MAX_ITER
@@ -519,7 +541,22 @@ WARNINGS: Rules = {
         "TEST.DETECTIONS_PER_IMAGE": Must("other than 0", lambda value, cfg: value != 0),
     },
     "resnet": {"MODEL.BACKBONE.FREEZE_AT": Must("from 0 to 5", whole(0, 5))},
-    "proposals": {"MODEL.RPN.NMS_THRESH": FRACTION},
+    "rpn": {
+        "MODEL.RPN.LOSS_WEIGHT MODEL.RPN.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.RPN.SMOOTH_L1_BETA": NOT_NEGATIVE,
+        "MODEL.RPN.POSITIVE_FRACTION": ABOVE_0,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": POSITIVE,
+    },
+    "proposals": {
+        "MODEL.RPN.NMS_THRESH": FRACTION,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN MODEL.RPN.POST_NMS_TOPK_TRAIN": POSITIVE,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": POSITIVE,
+    },
+    "roi heads": {
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": NOT_NEGATIVE,
+    },
+    "semantic segmentation": {"MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": NOT_NEGATIVE},
     "detections": {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST": FRACTION,
     },

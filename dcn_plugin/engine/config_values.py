@@ -24,6 +24,7 @@ from detectron2.modeling.meta_arch.rcnn import ProposalNetwork
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.proposal_generator import RPN, RPN_HEAD_REGISTRY
+from detectron2.modeling.proposal_generator.rrpn import RRPN
 from detectron2.modeling.roi_heads import (
     ROI_BOX_HEAD_REGISTRY,
     CascadeROIHeads,
@@ -31,6 +32,7 @@ from detectron2.modeling.roi_heads import (
     ROIHeads,
     StandardROIHeads,
 )
+from detectron2.modeling.roi_heads.rotated_fast_rcnn import RROIHeads
 from detectron2.utils.registry import Registry
 
 from dcn_plugin.messages import UserError, got, one_line
@@ -155,7 +157,9 @@ def _backbone_readers(cfg: CfgNode) -> Iterator[str]:
 
 def _detector_readers(cfg: CfgNode, architecture: type) -> Iterator[str]:
     generator = getattr(architecture, "generator", None)  # of CategoryAwareRPN
-    if generator is None and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+    if generator is None and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        yield "precomputed proposals"
+    elif generator is None:
         generator = _stock(modeling.PROPOSAL_GENERATOR_REGISTRY, cfg, "PROPOSAL_GENERATOR.NAME")
     if generator is not None and issubclass(generator, RPN):
         yield "rpn"
@@ -165,6 +169,7 @@ def _detector_readers(cfg: CfgNode, architecture: type) -> Iterator[str]:
             yield "rpn head"
         if _stock(ANCHOR_GENERATOR_REGISTRY, cfg, "ANCHOR_GENERATOR.NAME"):
             yield "rpn anchors"
+            yield "rotated anchors" if issubclass(generator, RRPN) else "upright anchors"
     if generator is CategoryDetector:
         yield "classes"
         yield "detections"
@@ -184,8 +189,12 @@ def _heads_readers(cfg: CfgNode, heads: type[ROIHeads]) -> Iterator[str]:
         yield "ohem"
     if not (issubclass(heads, RFCNROIHeads) and model.ROI_HEADS.get("OHEM", 0)):
         yield "roi sampling"
-    if issubclass(heads, (StandardROIHeads, Res5ROIHeads)):
+    if issubclass(heads, RROIHeads):
+        yield "rotated box pooler"
+        yield "rotated proposals"
+    elif issubclass(heads, (StandardROIHeads, Res5ROIHeads)):
         yield "box pooler"
+        yield "upright proposals"
     if issubclass(heads, (DeformROIHeads, RFCNROIHeads)):
         yield "deform pooler"
     if issubclass(heads, StandardROIHeads) and _stock(

@@ -42,6 +42,11 @@ def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namesp
         join_torchrun()
         main_func(args)
         return
+    if args.num_gpus < 0 or args.num_machines < 1:
+        sys.exit(
+            "--num-gpus must be 0 or more and --num-machines 1 or more, got "
+            f"{args.num_gpus} and {args.num_machines}"
+        )
     gpus = torch.cuda.device_count()
     # Detectron2 asserts the same, with a traceback of every process.
     if args.num_gpus > max(gpus, 1) and not (gpus == 0 and LAUNCHES_ON_CPU):

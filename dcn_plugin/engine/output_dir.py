@@ -46,6 +46,22 @@ def lock_output_dir(folder: str) -> Iterator[None]:
         yield
 
 
+def warn_of_training(folder: str) -> None:
+    """Warns that evaluation writes to the folder of a training run that goes on or was killed.
+
+    Args:
+        folder: OUTPUT_DIR.
+    """
+    lock = Path(folder) / LOCK
+    owner = lock.read_text(errors="replace").strip() if lock.is_file() else ""
+    if owner and comm.is_main_process():
+        logging.getLogger(__name__).warning(
+            "OUTPUT_DIR %s is that of a training run, %s: config.yaml and results.json there are "
+            "now those of this evaluation",
+            *(folder, owner),
+        )
+
+
 def _lock(folder: str, stack: ExitStack) -> None:
     logger = logging.getLogger(__name__)
     not_protected = f"OUTPUT_DIR {folder} is not protected from a second training run"

@@ -54,6 +54,8 @@ def test_only_cuda_in_the_file_is_replaced_without_a_gpu(device, tmp_path, monke
     ("words", "message"),
     [
         (["SOLVER.BASE_LR"], r"odd length: \['SOLVER\.BASE_LR'\]; it must be a list of pairs"),
+        (["SOLVER.MAX_ITER=3"], "write KEY VALUE instead of KEY=VALUE"),
+        (["SOLVER", "3"], r"<class 'int'>\) for config key: SOLVER; it is a section, whose keys"),
         (["SOLVER.BASELR", "1"], r"key: SOLVER\.BASELR; the nearest: SOLVER\.BASE_LR"),
         (["MODEL.RESNET.DEPTH", "1"], r"key: MODEL\.RESNET\.DEPTH; the nearest: .*RESNETS\.DEPTH"),
         (
@@ -252,7 +254,7 @@ def test_the_model_needs_all_classes_of_the_training_set(
         check(1)
     assert "NUM_CLASSES is 1" in check(1, training=False)
     kinds = () if attribute == "thing_classes" else ("sem_seg", "cityscapes_sem_seg")
-    for kind in ("coco", "pascal_voc", "sem_seg", "cityscapes_sem_seg", "own"):
+    for kind in ("coco", "pascal_voc", "own", *kinds):
         # What Detectron2 accepts passes with a warning.
         MetadataCatalog.get(tiny_coco).__dict__["evaluator_type"] = kind
         message = f"{section}.NUM_CLASSES is 80, tiny_coco in DATASETS.TEST has 2 classes"
@@ -263,6 +265,14 @@ def test_the_model_needs_all_classes_of_the_training_set(
             assert "in DATASETS.TRAIN has 2 classes" in caplog.text or not training
         else:
             assert message in check(80)
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_detectors_need_boxes(split: str, tiny_coco, tmp_path: Path) -> None:
+    with tiny_panoptic(tmp_path) as name:
+        words = [f"DATASETS.{split}", f"('{name.replace('_separated', '_stuffonly')}',)"]
+        with pytest.raises(UserError, match=rf"DATASETS\.{split}: .* has labels of pixels, which"):
+            checked(*on(tiny_coco, *words), training=split == "TRAIN")
 
 
 def test_classes_are_those_in_the_json_file(tiny_coco) -> None:

@@ -22,7 +22,13 @@ from dcn_plugin.engine.sigterm import exit_on_sigterm
 def test_more_gpus_than_there_are_is_one_line(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(SystemExit, match="--num-gpus is 3, but PyTorch finds 2 GPUs"):
-        launch(lambda args: None, Namespace(num_gpus=3))
+        launch(lambda args: None, Namespace(num_gpus=3, num_machines=1))
+
+
+@pytest.mark.parametrize(("gpus", "machines"), [(-1, 1), (1, 0)])
+def test_numbers_of_processes_are_checked(gpus, machines) -> None:
+    with pytest.raises(SystemExit, match=f"1 or more, got {gpus} and {machines}"):
+        launch(lambda args: None, Namespace(num_gpus=gpus, num_machines=machines))
 
 
 @pytest.mark.parametrize("rank", [-1, 2, 5])

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from dcn_plugin.engine import UserError, lock_output_dir
+from dcn_plugin.engine.output_dir import warn_of_training
 from tests.test_train_net import arguments, train_net
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +92,13 @@ def test_an_empty_name_is_refused(tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match="OUTPUT_DIR must be a folder"), lock_output_dir(""):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_warns_of_a_training_run(tmp_path, caplog) -> None:
+    warn_of_training(str(tmp_path))
+    with lock_output_dir(str(tmp_path)):
+        warn_of_training(str(tmp_path))
+        assert f"that of a training run, process {os.getpid()} on " in caplog.text
+    caplog.clear()
+    warn_of_training(str(tmp_path))
+    assert not caplog.text

@@ -108,3 +108,18 @@ def test_values_of_the_command_line_are_not_run(value: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR"):
         read(path, "SOLVER.BASE_LR", value)
     assert not (tmp_path / "marker").exists()
+
+
+def test_repeated_keys_are_a_warning(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "SOLVER: {MAX_ITER: 7}\nVERSION: 2\n"
+        "MODEL: &model\n  MASK_ON: true\n  MASK_ON: false\n"
+        "SOLVER:\n  BASE_LR: 0.5\n"
+    )
+    cfg = read(path)
+    assert cfg.SOLVER.BASE_LR == 0.5 and cfg.SOLVER.MAX_ITER != 7 and not cfg.MODEL.MASK_ON
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: SOLVER in line 1 has no effect, since line 6 has it again",
+        f"{path}: MASK_ON in line 4 has no effect, since line 5 has it again",
+    ]
