@@ -193,7 +193,7 @@ def test_folders_videos_and_data_sets(weights, image: Path, tmp_path: Path) -> N
         ),
         (["--input", "{tmp}/broken.json"], r"broken.json cannot be read as an image"),
         (["MODEL.RESNETS.NORM", "Batch"], r"MODEL.RESNETS.NORM must be a name"),
-        (["INPUT.MIN_SIZE_TEST", "-1"], r"INPUT.MIN_SIZE_TEST must be a whole number"),
+        (["INPUT.MIN_SIZE_TEST", "-1"], r"INPUT.MIN_SIZE_TEST must be an integer"),
     ],
 )
 def test_errors_are_one_line(

@@ -49,7 +49,7 @@ class Checkpointer(RestrictedCheckpointer):
     their initial weights, zero.
 
     In a local folder it writes files atomically, never saves weights that are not finite, and
-    resumes from the newest checkpoint that is whole.
+    resumes from the newest checkpoint that is intact.
 
     Attributes:
         filename (str): of the weights that were loaded last.
@@ -134,7 +134,7 @@ class Checkpointer(RestrictedCheckpointer):
         return bool(self._tag() or checkpoint_names(self.save_dir))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes from the newest whole checkpoint, chosen by the main process, or loads a file.
+        """Resumes from the newest intact checkpoint, chosen by the main process, or loads a file.
 
         In a distributed job all processes must call it if `resume` is set.
 
@@ -146,7 +146,7 @@ class Checkpointer(RestrictedCheckpointer):
             what `load` returns.
 
         Raises:
-            ValueError: if no checkpoint is whole, or the processes do not find the same one.
+            ValueError: if no checkpoint is intact, or the processes do not find the same one.
         """
         if resume and (name := self._agree_on_checkpoint()):
             self._resuming = True
@@ -186,7 +186,7 @@ class Checkpointer(RestrictedCheckpointer):
         name = problem = ""
         if comm.is_main_process():
             try:
-                name = self._newest_whole_checkpoint()
+                name = self._newest_intact_checkpoint()
             except ValueError as error:
                 problem = str(error)
         name, problem = comm.all_gather((name, problem))[0]
@@ -206,7 +206,7 @@ class Checkpointer(RestrictedCheckpointer):
             )
         return name
 
-    def _newest_whole_checkpoint(self) -> str:
+    def _newest_intact_checkpoint(self) -> str:
         if not self.has_checkpoint():
             return ""
         if not os.path.isdir(self.save_dir):
@@ -225,8 +225,8 @@ class Checkpointer(RestrictedCheckpointer):
         if not problems:
             return ""
         raise UserError(
-            f"{self.save_dir} has no whole checkpoint to resume from: {'; '.join(problems)}. Write "
-            "the name of another file to last_checkpoint, or train without --resume"
+            f"{self.save_dir} has no intact checkpoint to resume from: {'; '.join(problems)}. "
+            "Write the name of another file to last_checkpoint, or train without --resume"
         )
 
     def _older_than(self, last: str) -> Iterator[str]:

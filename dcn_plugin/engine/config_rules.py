@@ -23,25 +23,27 @@ from dcn_plugin.modeling.backbone.deform_stages import FEATURES
 
 from .optimizer import OPTIMIZERS
 
-Holds = Callable[[Any, CfgNode], bool]  # called with a value and the config
+Check = Callable[[Any, CfgNode], bool]  # called with a value and the config
 
 
-class Must(NamedTuple):
-    """What a value must be. `holds` returns whether it is, or raises, such as a TypeError."""
+class Rule(NamedTuple):
+    """What a value must be. `is_valid` returns whether it is, or raises, such as a TypeError."""
 
     text: str
-    holds: Holds
+    is_valid: Check
 
 
-Rules = Mapping[str, Mapping[str, Must]]  # by what reads the keys, and keys separated by spaces
+RuleGroups = Mapping[
+    str, Mapping[str, Rule]
+]  # by what reads the keys, and keys separated by spaces
 
 
-def whole(low: int = -(2**63), high: int = 2**63 - 1) -> Holds:
-    """Returns whether a value is a whole number from low to high, by default of 64 bits."""
+def integer(low: int = -(2**63), high: int = 2**63 - 1) -> Check:
+    """Returns whether a value is an integer from low to high, by default of 64 bits."""
     return lambda value, cfg: isinstance(value, int) and low <= value <= high
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Holds:
+def number(low: float = -math.inf, high: float = math.inf) -> Check:
     """Returns whether a value is a finite number from low to high."""
     return lambda value, cfg: low <= value <= high and math.isfinite(value)
 
@@ -51,24 +53,24 @@ def positive(value: Any, cfg: CfgNode) -> bool:
     return 0 < value < math.inf
 
 
-def each(holds: Holds) -> Holds:
-    """Returns whether a value is a list that is not empty, and all its items hold."""
+def each(is_valid: Check) -> Check:
+    """Returns whether a value is a list that is not empty, and all its items are valid."""
     return lambda value, cfg: (
-        isinstance(value, (list, tuple)) and bool(value) and all(holds(v, cfg) for v in value)
+        isinstance(value, (list, tuple)) and bool(value) and all(is_valid(v, cfg) for v in value)
     )
 
 
-def one_of(*known: object) -> Must:
+def one_of(*known: object) -> Rule:
     """Requires a value that is known."""
-    return Must(f"one of {', '.join(map(str, known))}", lambda value, cfg: value in known)
+    return Rule(f"one of {', '.join(map(str, known))}", lambda value, cfg: value in known)
 
 
-def none_or(must: Must) -> Must:
+def none_or(rule: Rule) -> Rule:
     """Requires None or another value."""
-    return Must(f"None or {must.text}", lambda v, cfg: v is None or must.holds(v, cfg))
+    return Rule(f"None or {rule.text}", lambda v, cfg: v is None or rule.is_valid(v, cfg))
 
 
-def norm(section: str = "", channels: str = "") -> Must:
+def norm(section: str = "", channels: str = "") -> Rule:
     """Requires a norm that `get_norm` can build; it may be a function of a LazyConfig.
 
     Args:
@@ -76,16 +78,16 @@ def norm(section: str = "", channels: str = "") -> Must:
         channels: key in the section with the number of channels, by default one that suits all.
     """
 
-    def holds(value: Any, cfg: CfgNode) -> bool:
+    def is_valid(value: Any, cfg: CfgNode) -> bool:
         with torch.device("meta"):
             get_norm(value, cfg.MODEL[section][channels] if channels else 32)
         return True
 
     multiple = f", with GN if 32 divides MODEL.{section}.{channels}" if channels else ""
-    return Must(
+    return Rule(
         'a name that detectron2.layers.get_norm knows, such as BN, FrozenBN, SyncBN, GN or ""'
         + multiple,
-        holds,
+        is_valid,
     )
 
 
@@ -140,7 +142,7 @@ def are_steps(value: Any, cfg: CfgNode) -> bool:
 def are_train_sizes(value: Any, cfg: CfgNode) -> bool:
     """Returns whether Detectron2 can sample the shorter side of images."""
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "range":
-        return each(whole(0))(value, cfg) and 1 not in value
+        return each(integer(0))(value, cfg) and 1 not in value
     return len(value) == 2 and (value[0] == 0 or value[0] > 1) and value[0] <= value[1]
 
 
@@ -149,7 +151,7 @@ def is_crop_size(value: Any, cfg: CfgNode) -> bool:
     if not cfg.INPUT.CROP.TYPE.startswith("absolute"):
         return len(value) == 2 and all(0 < part <= 1 for part in value)
     ordered = cfg.INPUT.CROP.TYPE == "absolute" or value[0] <= value[1]
-    return len(value) == 2 and all(whole(1)(part, cfg) for part in value) and ordered
+    return len(value) == 2 and all(integer(1)(part, cfg) for part in value) and ordered
 
 
 def are_expected_results(value: Any, cfg: CfgNode) -> bool:
@@ -167,7 +169,7 @@ def of_stages(value: Any, cfg: CfgNode) -> bool:
 
 def are_blocks(value: Any, cfg: CfgNode) -> bool:
     """Returns whether there is a number of blocks for each of res2 to res5."""
-    return len(value) == 4 and each(whole(0))(value, cfg)
+    return len(value) == 4 and each(integer(0))(value, cfg)
 
 
 def are_pyramid_inputs(value: Any, cfg: CfgNode) -> bool:
@@ -181,7 +183,7 @@ def are_pyramid_inputs(value: Any, cfg: CfgNode) -> bool:
 
 def are_channels(value: Any, cfg: CfgNode) -> bool:
     """Returns whether the head of an RPN can have these convolutions."""
-    return all(whole(1)(channels, cfg) or channels == -1 for channels in value)
+    return all(integer(1)(channels, cfg) or channels == -1 for channels in value)
 
 
 def are_thresholds(value: Any, cfg: CfgNode) -> bool:
@@ -189,23 +191,23 @@ def are_thresholds(value: Any, cfg: CfgNode) -> bool:
     return value[0] > 0 and list(value) == sorted(value) and all(math.isfinite(v) for v in value)
 
 
-def are_labels(section: str) -> Holds:
+def are_labels(section: str) -> Check:
     """Returns whether there is a label for each interval of IOU_THRESHOLDS of a section."""
     return lambda value, cfg: (
         len(value) == len(cfg.MODEL[section].IOU_THRESHOLDS) + 1 and set(value) <= {-1, 0, 1}
     )
 
 
-def are_anchors(features: str) -> Holds:
+def are_anchors(features: str) -> Check:
     """Returns whether anchors have these sizes or aspect ratios on the features of a section."""
 
-    def holds(value: Any, cfg: CfgNode) -> bool:
+    def is_valid(value: Any, cfg: CfgNode) -> bool:
         if not isinstance(value[0], (list, tuple)):  # the same for all features
             return each(positive)(value, cfg)
         levels = (1, len(cfg.MODEL[features].IN_FEATURES))
         return len(value) in levels and each(each(positive))(value, cfg)
 
-    return holds
+    return is_valid
 
 
 def are_box_weights(value: Any, cfg: CfgNode) -> bool:
@@ -235,62 +237,62 @@ def are_sigmas(value: Any, cfg: CfgNode) -> bool:
     return len(value) in (0, count) and all(sigma > 0 for sigma in value)
 
 
-WHOLE = Must("a whole number", whole())
-POSITIVE = Must("a whole number above 0", whole(1))
-COUNT = Must("a whole number, 0 or more", whole(0))
-FINITE = Must("a finite number", number())
-A_NUMBER = Must("a number", lambda value, cfg: not math.isnan(value))
-NOT_NEGATIVE = Must("a finite number, 0 or more", number(0))
-ABOVE_0 = Must("a finite number above 0", positive)
-FRACTION = Must("from 0 to 1", number(0, 1))
-PERIOD = Must("a whole number of iterations (0: never)", whole())
-THRESHOLDS = Must("ascending numbers above 0, at least one", are_thresholds)
+INTEGER = Rule("an integer", integer())
+POSITIVE = Rule("a positive integer", integer(1))
+COUNT = Rule("an integer, 0 or more", integer(0))
+FINITE = Rule("a finite number", number())
+A_NUMBER = Rule("a number", lambda value, cfg: not math.isnan(value))
+NOT_NEGATIVE = Rule("a finite number, 0 or more", number(0))
+ABOVE_0 = Rule("a finite number above 0", positive)
+FRACTION = Rule("from 0 to 1", number(0, 1))
+PERIOD = Rule("a number of iterations (0: never)", integer())
+THRESHOLDS = Rule("ascending numbers above 0, at least one", are_thresholds)
 LABELS = "one more than IOU_THRESHOLDS, each -1, 0 or 1"
-BOX_WEIGHTS = Must("four finite numbers other than 0 (five for rotated boxes)", are_box_weights)
-NAMES = Must("names of features", each(lambda value, cfg: isinstance(value, str)))
+BOX_WEIGHTS = Rule("four finite numbers other than 0 (five for rotated boxes)", are_box_weights)
+NAMES = Rule("names of features", each(lambda value, cfg: isinstance(value, str)))
 LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 POOLER = one_of("ROIAlign", "ROIAlignV2", "ROIPool")
 ROTATED = "RotatedAnchorGenerator"
 
 
-def anchor_rules(section: str) -> dict[str, Must]:
+def anchor_rules(section: str) -> dict[str, Rule]:
     """Returns the rules of anchors on the features of a section of MODEL."""
-    lists = Must(
+    lists = Rule(
         f"positive numbers, in one list for all of MODEL.{section}.IN_FEATURES or one for each",
         are_anchors(section),
     )
     return {
         "MODEL.ANCHOR_GENERATOR.SIZES MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": lists,
-        "MODEL.ANCHOR_GENERATOR.OFFSET": Must("from 0 to below 1", lambda v, cfg: 0 <= v < 1),
+        "MODEL.ANCHOR_GENERATOR.OFFSET": Rule("from 0 to below 1", lambda v, cfg: 0 <= v < 1),
     }
 
 
-RULES: Rules = {
+RULES: RuleGroups = {
     "all": {
-        "SEED": Must("below 2**32 (negative: random)", whole(high=2**32 - 1)),
+        "SEED": Rule("below 2**32 (negative: random)", integer(high=2**32 - 1)),
         "VIS_PERIOD OFFSET_MONITOR_PERIOD": PERIOD,
         "DATALOADER.NUM_WORKERS": COUNT,
         "CUDNN_BENCHMARK": one_of(True, False),
     },
     "training": {
         "SOLVER.MAX_ITER SOLVER.IMS_PER_BATCH": POSITIVE,
-        "SOLVER.CHECKPOINT_PERIOD": Must("a whole number other than 0", is_period),
+        "SOLVER.CHECKPOINT_PERIOD": Rule("an integer other than 0", is_period),
         "SOLVER.BASE_LR SOLVER.WARMUP_FACTOR SOLVER.MOMENTUM SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,
         "SOLVER.OFFSET_LR_FACTOR SOLVER.ROI_OFFSET_LR_FACTOR": NOT_NEGATIVE,
         "SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_BIAS": none_or(NOT_NEGATIVE),
         "SOLVER.BIAS_LR_FACTOR": none_or(NOT_NEGATIVE),
-        "SOLVER.NESTEROV": Must("False without SOLVER.MOMENTUM", is_nesterov),
-        "SOLVER.WARMUP_ITERS": WHOLE,
-        "SOLVER.REFERENCE_WORLD_SIZE": Must(
+        "SOLVER.NESTEROV": Rule("False without SOLVER.MOMENTUM", is_nesterov),
+        "SOLVER.WARMUP_ITERS": INTEGER,
+        "SOLVER.REFERENCE_WORLD_SIZE": Rule(
             "0 or a divisor of SOLVER.IMS_PER_BATCH", divides_batch
         ),
         "TEST.EVAL_PERIOD": PERIOD,
-        "INPUT.MIN_SIZE_TRAIN": Must(
-            "0 or whole numbers above 1, at least one; minimum and maximum with the sampling range",
+        "INPUT.MIN_SIZE_TRAIN": Rule(
+            "0 or integers above 1, at least one; minimum and maximum with the sampling range",
             are_train_sizes,
         ),
-        "INPUT.MAX_SIZE_TRAIN": Must("a whole number above 1", whole(2)),
-        "TEST.EXPECTED_RESULTS": Must(
+        "INPUT.MAX_SIZE_TRAIN": Rule("an integer above 1", integer(2)),
+        "TEST.EXPECTED_RESULTS": Rule(
             "empty if DATASETS.TEST is", lambda v, cfg: not v or bool(cfg.DATASETS.TEST)
         ),
     },
@@ -299,29 +301,29 @@ RULES: Rules = {
         "SOLVER.OPTIMIZER": one_of(*OPTIMIZERS),
         "SOLVER.LR_SCHEDULER_NAME": one_of(*LR_SCHEDULERS),
         "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
-        "DATALOADER.SAMPLER_TRAIN": Must(f"one of {', '.join(TRAIN_SAMPLERS)}", is_sampler),
+        "DATALOADER.SAMPLER_TRAIN": Rule(f"one of {', '.join(TRAIN_SAMPLERS)}", is_sampler),
         "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
         "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     },
     "stock clipping": {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm")},
     "steps": {
-        "SOLVER.STEPS": Must("ascending numbers above 0 and below SOLVER.MAX_ITER", are_steps),
+        "SOLVER.STEPS": Rule("ascending numbers above 0 and below SOLVER.MAX_ITER", are_steps),
         "SOLVER.GAMMA": NOT_NEGATIVE,
     },
     "repeat factors": {"DATALOADER.REPEAT_THRESHOLD": NOT_NEGATIVE},
     "clipping": {
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": ABOVE_0,
-        "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Must("above 0", lambda value, cfg: value > 0),
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Rule("above 0", lambda value, cfg: value > 0),
     },
     "amp": {
-        "MODEL.DEVICE": Must(
+        "MODEL.DEVICE": Rule(
             "a GPU if SOLVER.AMP.ENABLED is True, since Detectron2 scales gradients only there",
             lambda value, cfg: not value.startswith("cpu"),
         )
     },
     "crop": {
         "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
-        "INPUT.CROP.SIZE": Must(
+        "INPUT.CROP.SIZE": Rule(
             "two fractions above 0; with an absolute TYPE two sizes in pixels", is_crop_size
         ),
     },
@@ -329,29 +331,29 @@ RULES: Rules = {
     "test": {
         "INPUT.MIN_SIZE_TEST": COUNT,
         "INPUT.MAX_SIZE_TEST": POSITIVE,
-        "TEST.DETECTIONS_PER_IMAGE": Must("a whole number (negative: all)", whole()),
-        "TEST.EXPECTED_RESULTS": Must(
+        "TEST.DETECTIONS_PER_IMAGE": Rule("an integer (negative: all)", integer()),
+        "TEST.EXPECTED_RESULTS": Rule(
             "lists of task, metric, number and tolerance", are_expected_results
         ),
     },
     "tta": {
-        "TEST.AUG.MIN_SIZES": Must("whole numbers above 0, at least one", each(whole(1))),
+        "TEST.AUG.MIN_SIZES": Rule("positive integers, at least one", each(integer(1))),
         "TEST.AUG.MAX_SIZE": POSITIVE,
     },
     "images": {
-        "INPUT.FORMAT": Must("BGR or a mode of PIL such as RGB or L", is_image_format),
-        "MODEL.PIXEL_MEAN": Must("a finite number for each channel of INPUT.FORMAT", are_means),
-        "MODEL.PIXEL_STD": Must(
+        "INPUT.FORMAT": Rule("BGR or a mode of PIL such as RGB or L", is_image_format),
+        "MODEL.PIXEL_MEAN": Rule("a finite number for each channel of INPUT.FORMAT", are_means),
+        "MODEL.PIXEL_STD": Rule(
             "finite numbers other than 0", each(lambda v, cfg: v != 0 and math.isfinite(v))
         ),
     },
     "stock mapper": {
         # Of float64, which no model takes.
-        "INPUT.FORMAT": Must("other than YUV-BT.601", lambda v, cfg: v != "YUV-BT.601"),
-        "MODEL.PIXEL_MEAN": Must("a number for each channel of INPUT.FORMAT", is_mean_per_channel),
+        "INPUT.FORMAT": Rule("other than YUV-BT.601", lambda v, cfg: v != "YUV-BT.601"),
+        "MODEL.PIXEL_MEAN": Rule("a number for each channel of INPUT.FORMAT", is_mean_per_channel),
     },
     "normalization": {
-        "MODEL.PIXEL_STD": Must(
+        "MODEL.PIXEL_STD": Rule(
             "as long as MODEL.PIXEL_MEAN", lambda v, cfg: len(v) == len(cfg.MODEL.PIXEL_MEAN)
         )
     },
@@ -360,25 +362,25 @@ RULES: Rules = {
         "MODEL.RESNETS.STEM_OUT_CHANNELS": POSITIVE,
         "MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP": POSITIVE,
         "MODEL.RESNETS.DEFORM_NUM_GROUPS": POSITIVE,
-        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Must(
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Rule(
             "True or False for each of res2 to res5", of_stages
         ),
-        "MODEL.BACKBONE.FREEZE_AT": WHOLE,
+        "MODEL.BACKBONE.FREEZE_AT": INTEGER,
     },
     "plain resnet": {
         "MODEL.RESNETS.RES2_OUT_CHANNELS": POSITIVE,
         "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101, 152),
         "MODEL.RESNETS.RES5_DILATION": one_of(1, 2),
-        "MODEL.RESNETS.OUT_FEATURES": Must(
-            f"some of {', '.join(FEATURES[:-1])}", each(one_of(*FEATURES[:-1]).holds)
+        "MODEL.RESNETS.OUT_FEATURES": Rule(
+            f"some of {', '.join(FEATURES[:-1])}", each(one_of(*FEATURES[:-1]).is_valid)
         ),
     },
     "deform resnet": {
-        "MODEL.RESNETS.DEFORM_LAST": Must("four whole numbers, for res2 to res5", are_blocks),
+        "MODEL.RESNETS.DEFORM_LAST": Rule("four integers, for res2 to res5", are_blocks),
         "MODEL.RESNETS.RES2_OUT_CHANNELS": none_or(POSITIVE),
         "MODEL.RESNETS.RES5_DILATION": POSITIVE,
-        "MODEL.RESNETS.OUT_FEATURES": Must(
-            f"some of {', '.join(FEATURES)}", each(one_of(*FEATURES).holds)
+        "MODEL.RESNETS.OUT_FEATURES": Rule(
+            f"some of {', '.join(FEATURES)}", each(one_of(*FEATURES).is_valid)
         ),
     },
     "reduced": {
@@ -386,7 +388,7 @@ RULES: Rules = {
         "MODEL.RESNETS.REDUCED_NORM": norm("RESNETS", "REDUCED_CHANNELS"),
     },
     "fpn": {
-        "MODEL.FPN.IN_FEATURES": Must(
+        "MODEL.FPN.IN_FEATURES": Rule(
             "some of MODEL.RESNETS.OUT_FEATURES, each with twice the stride of the one before (if "
             "RES5_DILATION is above 1, res5 has the stride of res4)",
             are_pyramid_inputs,
@@ -398,14 +400,14 @@ RULES: Rules = {
     "rpn": {
         "MODEL.RPN.IN_FEATURES": NAMES,
         "MODEL.RPN.IOU_THRESHOLDS": THRESHOLDS,
-        "MODEL.RPN.IOU_LABELS": Must(LABELS, are_labels("RPN")),
+        "MODEL.RPN.IOU_LABELS": Rule(LABELS, are_labels("RPN")),
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": POSITIVE,
         "MODEL.RPN.POSITIVE_FRACTION": FRACTION,
         "MODEL.RPN.BBOX_REG_LOSS_TYPE": LOSS,
         "MODEL.RPN.LOSS_WEIGHT MODEL.RPN.BBOX_REG_LOSS_WEIGHT": FINITE,
         "MODEL.RPN.BBOX_REG_WEIGHTS": BOX_WEIGHTS,
         "MODEL.RPN.SMOOTH_L1_BETA": FINITE,
-        "MODEL.RPN.BOUNDARY_THRESH": WHOLE,
+        "MODEL.RPN.BOUNDARY_THRESH": INTEGER,
         "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": FINITE,
         "MODEL.RPN.PRE_NMS_TOPK_TEST": COUNT,
     },
@@ -414,13 +416,13 @@ RULES: Rules = {
         "MODEL.RPN.NMS_THRESH": A_NUMBER,
     },
     "rpn head": {
-        "MODEL.RPN.CONV_DIMS": Must(
-            "whole numbers above 0, or -1 for the channels of the features", are_channels
+        "MODEL.RPN.CONV_DIMS": Rule(
+            "positive integers, or -1 for the channels of the features", are_channels
         )
     },
     "rpn anchors": anchor_rules("RPN"),
     "upright anchors": {
-        "MODEL.ANCHOR_GENERATOR.NAME": Must(f"other than {ROTATED}", lambda v, cfg: v != ROTATED)
+        "MODEL.ANCHOR_GENERATOR.NAME": Rule(f"other than {ROTATED}", lambda v, cfg: v != ROTATED)
     },
     "rotated anchors": {"MODEL.ANCHOR_GENERATOR.NAME": one_of(ROTATED)},
     "precomputed proposals": {"MODEL.LOAD_PROPOSALS": one_of(True)},
@@ -431,9 +433,9 @@ RULES: Rules = {
     "roi heads": {
         "MODEL.ROI_HEADS.IN_FEATURES": NAMES,
         "MODEL.ROI_HEADS.IOU_THRESHOLDS": THRESHOLDS,
-        "MODEL.ROI_HEADS.IOU_LABELS": Must(LABELS, are_labels("ROI_HEADS")),
+        "MODEL.ROI_HEADS.IOU_LABELS": Rule(LABELS, are_labels("ROI_HEADS")),
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": POSITIVE,
-        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": INTEGER,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": LOSS,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": FINITE,
         "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": FINITE,
@@ -444,11 +446,11 @@ RULES: Rules = {
     },
     "one stage": {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": BOX_WEIGHTS},
     "cascade": {
-        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": Must(
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": Rule(
             "numbers above 0, the first as in MODEL.ROI_HEADS.IOU_THRESHOLDS",
             are_cascade_ious,
         ),
-        "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": Must(
+        "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": Rule(
             f"for each stage {BOX_WEIGHTS.text}", are_stages
         ),
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": one_of(True),
@@ -456,10 +458,10 @@ RULES: Rules = {
     "box pooler": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLER},
     "rotated box pooler": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignRotated")},
     "upright proposals": {
-        "MODEL.PROPOSAL_GENERATOR.NAME": Must("other than RRPN", lambda v, cfg: v != "RRPN")
+        "MODEL.PROPOSAL_GENERATOR.NAME": Rule("other than RRPN", lambda v, cfg: v != "RRPN")
     },
     "rotated proposals": {
-        "MODEL.PROPOSAL_GENERATOR.NAME": Must("one of rotated boxes", lambda v, cfg: v != "RPN")
+        "MODEL.PROPOSAL_GENERATOR.NAME": Rule("one of rotated boxes", lambda v, cfg: v != "RPN")
     },
     "deform pooler": {
         "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": COUNT,
@@ -469,7 +471,7 @@ RULES: Rules = {
     "ohem": {"MODEL.ROI_HEADS.OHEM": COUNT},
     "fc box head": {
         "MODEL.ROI_BOX_HEAD.NUM_CONV MODEL.ROI_BOX_HEAD.NUM_FC": COUNT,
-        "MODEL.ROI_BOX_HEAD.NUM_FC": Must("above 0 if NUM_CONV is 0", has_layers),
+        "MODEL.ROI_BOX_HEAD.NUM_FC": Rule("above 0 if NUM_CONV is 0", has_layers),
     },
     "box fcs": {"MODEL.ROI_BOX_HEAD.FC_DIM": POSITIVE},
     "box convs": {
@@ -480,7 +482,7 @@ RULES: Rules = {
         "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION MODEL.ROI_MASK_HEAD.CONV_DIM": POSITIVE,
         "MODEL.ROI_MASK_HEAD.NUM_CONV": COUNT,
-        "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
+        "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": INTEGER,
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLER,
     },
     "mask convs": {"MODEL.ROI_MASK_HEAD.NORM": norm("ROI_MASK_HEAD", "CONV_DIM")},
@@ -488,19 +490,19 @@ RULES: Rules = {
         "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": COUNT,
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": POSITIVE,
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": POSITIVE,
-        "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": WHOLE,
+        "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": INTEGER,
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": POOLER,
-        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": Must("whole numbers above 0", each(whole(1))),
+        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": Rule("positive integers", each(integer(1))),
         "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": FINITE,
-        "TEST.KEYPOINT_OKS_SIGMAS": Must("empty, or a number above 0 per keypoint", are_sigmas),
+        "TEST.KEYPOINT_OKS_SIGMAS": Rule("empty, or a number above 0 per keypoint", are_sigmas),
     },
     "retinanet": {
         "MODEL.RETINANET.IN_FEATURES": NAMES,
         "MODEL.RETINANET.NUM_CLASSES": POSITIVE,
         "MODEL.RETINANET.NUM_CONVS MODEL.RETINANET.TOPK_CANDIDATES_TEST": COUNT,
         "MODEL.RETINANET.IOU_THRESHOLDS": THRESHOLDS,
-        "MODEL.RETINANET.IOU_LABELS": Must(LABELS, are_labels("RETINANET")),
-        "MODEL.RETINANET.PRIOR_PROB": Must("above 0 and below 1", lambda v, cfg: 0 < v < 1),
+        "MODEL.RETINANET.IOU_LABELS": Rule(LABELS, are_labels("RETINANET")),
+        "MODEL.RETINANET.PRIOR_PROB": Rule("above 0 and below 1", lambda v, cfg: 0 < v < 1),
         "MODEL.RETINANET.SCORE_THRESH_TEST MODEL.RETINANET.NMS_THRESH_TEST": A_NUMBER,
         "MODEL.RETINANET.FOCAL_LOSS_GAMMA MODEL.RETINANET.FOCAL_LOSS_ALPHA": FINITE,
         "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": FINITE,
@@ -512,7 +514,7 @@ RULES: Rules = {
     "semantic segmentation": {
         "MODEL.SEM_SEG_HEAD.IN_FEATURES": NAMES,
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": POSITIVE,
-        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": WHOLE,
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": INTEGER,
         "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": FINITE,
     },
     "sem seg fpn": {
@@ -521,26 +523,26 @@ RULES: Rules = {
     },
 }
 # Values that work, though hardly as meant.
-WARNINGS: Rules = {
+WARNINGS: RuleGroups = {
     "training": {
         "SOLVER.BASE_LR": ABOVE_0,
-        "SOLVER.MOMENTUM": Must("below 1", lambda value, cfg: value < 1),
-        "SOLVER.CHECKPOINT_PERIOD": Must("above 0", lambda value, cfg: value > 0),
-        "SOLVER.WARMUP_ITERS": Must(
+        "SOLVER.MOMENTUM": Rule("below 1", lambda value, cfg: value < 1),
+        "SOLVER.CHECKPOINT_PERIOD": Rule("above 0", lambda value, cfg: value > 0),
+        "SOLVER.WARMUP_ITERS": Rule(
             "from 0 to below SOLVER.MAX_ITER", lambda v, cfg: 0 <= v < cfg.SOLVER.MAX_ITER
         ),
-        "INPUT.MAX_SIZE_TRAIN": Must(
+        "INPUT.MAX_SIZE_TRAIN": Rule(
             "at least INPUT.MIN_SIZE_TRAIN", lambda v, cfg: v >= max(cfg.INPUT.MIN_SIZE_TRAIN)
         ),
     },
     "steps": {"SOLVER.GAMMA": ABOVE_0},
     "test": {
-        "INPUT.MAX_SIZE_TEST": Must(
+        "INPUT.MAX_SIZE_TEST": Rule(
             "at least INPUT.MIN_SIZE_TEST", lambda value, cfg: value >= cfg.INPUT.MIN_SIZE_TEST
         ),
-        "TEST.DETECTIONS_PER_IMAGE": Must("other than 0", lambda value, cfg: value != 0),
+        "TEST.DETECTIONS_PER_IMAGE": Rule("other than 0", lambda value, cfg: value != 0),
     },
-    "resnet": {"MODEL.BACKBONE.FREEZE_AT": Must("from 0 to 5", whole(0, 5))},
+    "resnet": {"MODEL.BACKBONE.FREEZE_AT": Rule("from 0 to 5", integer(0, 5))},
     "rpn": {
         "MODEL.RPN.LOSS_WEIGHT MODEL.RPN.BBOX_REG_LOSS_WEIGHT": NOT_NEGATIVE,
         "MODEL.RPN.SMOOTH_L1_BETA": NOT_NEGATIVE,

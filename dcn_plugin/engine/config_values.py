@@ -41,7 +41,7 @@ from dcn_plugin.modeling.backbone.reduced import REDUCED
 from dcn_plugin.modeling.model_config_checks import check_features
 from dcn_plugin.modeling.proposal_generator import CategoryDetector
 
-from .config_rules import RULES, WARNINGS, Must, Rules
+from .config_rules import RULES, WARNINGS, Rule, RuleGroups
 
 STOCK = ("detectron2.modeling.", "dcn_plugin.")  # modules whose components read known keys
 # What reads IN_FEATURES of which section.
@@ -65,33 +65,35 @@ def check_values(cfg: CfgNode, training: bool, *, stock_trainer: bool = False) -
     Raises:
         UserError: if a value would crash, or the model could not be trained with it.
     """
-    read = list(readers(cfg, training, stock_trainer))
-    for key, must, value in _broken(cfg, RULES, read):
-        raise UserError(f"{key} must be {must}, got {value!r}")
-    for key, must, value in _broken(cfg, WARNINGS, read):
-        logging.getLogger(__name__).warning("%s should be %s, got %r", key, must, value)
-    _check_in_features(cfg, read)
+    groups = list(active_groups(cfg, training, stock_trainer))
+    for key, text, value in _violations(cfg, RULES, groups):
+        raise UserError(f"{key} must be {text}, got {value!r}")
+    for key, text, value in _violations(cfg, WARNINGS, groups):
+        logging.getLogger(__name__).warning("%s should be %s, got %r", key, text, value)
+    _check_in_features(cfg, groups)
 
 
-def _broken(cfg: CfgNode, rules: Rules, read: list[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yields key, text and value of each rule of what is read that does not hold."""
-    for keys, must in chain.from_iterable(rules[name].items() for name in read if name in rules):
+def _violations(
+    cfg: CfgNode, rules: RuleGroups, groups: list[str]
+) -> Iterator[tuple[str, str, Any]]:
+    """Yields key, text and value of each rule of the groups that is violated."""
+    for keys, rule in chain.from_iterable(rules[name].items() for name in groups if name in rules):
         for key in keys.split():
             *sections, name = key.split(".")
             node = reduce(CfgNode.__getitem__, sections, cfg)
-            if name in node and not _holds(must, node[name], cfg):  # it may be of another version
-                yield key, must.text, node[name]
+            if name in node and not _is_valid(rule, node[name], cfg):  # else of another version
+                yield key, rule.text, node[name]
 
 
-def _holds(must: Must, value: Any, cfg: CfgNode) -> bool:
+def _is_valid(rule: Rule, value: Any, cfg: CfgNode) -> bool:
     try:
-        return must.holds(value, cfg)
+        return rule.is_valid(value, cfg)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # another type
         return False
 
 
-def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
-    """Yields the groups of keys that are read.
+def active_groups(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
+    """Yields the groups of rules for the keys that are read.
 
     Args:
         cfg: the config.
@@ -121,7 +123,7 @@ def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
         yield "test"
         if cfg.TEST.AUG.ENABLED:
             yield "tta"
-    yield from _backbone_readers(cfg)
+    yield from _backbone_groups(cfg)
     architecture = _stock(modeling.META_ARCH_REGISTRY, cfg, "META_ARCHITECTURE")
     if architecture is None:  # custom
         return
@@ -131,7 +133,7 @@ def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
     if issubclass(architecture, (GeneralizedRCNN, RetinaNet)):
         yield "normalization"
     if issubclass(architecture, (GeneralizedRCNN, ProposalNetwork)):
-        yield from _detector_readers(cfg, architecture)
+        yield from _detector_groups(cfg, architecture)
     if issubclass(architecture, RetinaNet):
         yield "retinanet"
     if issubclass(architecture, (SemanticSegmentor, PanopticFPN)):
@@ -142,7 +144,7 @@ def readers(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator[str]:
             yield "sem seg fpn"
 
 
-def _backbone_readers(cfg: CfgNode) -> Iterator[str]:
+def _backbone_groups(cfg: CfgNode) -> Iterator[str]:
     backbone = _stock(modeling.BACKBONE_REGISTRY, cfg, "BACKBONE.NAME")
     name = backbone.__name__ if backbone else ""
     if "resnet" in name:
@@ -155,7 +157,7 @@ def _backbone_readers(cfg: CfgNode) -> Iterator[str]:
         yield "fpn"
 
 
-def _detector_readers(cfg: CfgNode, architecture: type) -> Iterator[str]:
+def _detector_groups(cfg: CfgNode, architecture: type) -> Iterator[str]:
     generator = getattr(architecture, "generator", None)  # of CategoryAwareRPN
     if generator is None and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         yield "precomputed proposals"
@@ -176,10 +178,10 @@ def _detector_readers(cfg: CfgNode, architecture: type) -> Iterator[str]:
     elif issubclass(architecture, GeneralizedRCNN):
         heads = _stock(modeling.ROI_HEADS_REGISTRY, cfg, "ROI_HEADS.NAME")
         if heads is not None:
-            yield from _heads_readers(cfg, heads)
+            yield from _heads_groups(cfg, heads)
 
 
-def _heads_readers(cfg: CfgNode, heads: type[ROIHeads]) -> Iterator[str]:
+def _heads_groups(cfg: CfgNode, heads: type[ROIHeads]) -> Iterator[str]:
     model = cfg.MODEL
     yield "classes"
     yield "detections"
@@ -225,9 +227,9 @@ def _stock(registry: Registry, cfg: CfgNode, key: str) -> Any:
     return component if component.__module__.startswith(STOCK) else None
 
 
-def _check_in_features(cfg: CfgNode, read: list[str]) -> None:
-    sections = [IN_FEATURES[name] for name in read if name in IN_FEATURES]
-    if "backbone" not in read or not sections:
+def _check_in_features(cfg: CfgNode, groups: list[str]) -> None:
+    sections = [IN_FEATURES[name] for name in groups if name in IN_FEATURES]
+    if "backbone" not in groups or not sections:
         return
     try:
         with torch.device("meta"):  # computes and allocates nothing
@@ -241,7 +243,7 @@ def _check_in_features(cfg: CfgNode, read: list[str]) -> None:
         ) from error
     for section in sections:
         check_features(f"MODEL.{section}.IN_FEATURES", cfg.MODEL[section].IN_FEATURES, known, False)
-    if "box pooler" in read:
+    if "box pooler" in groups:
         strides = [known[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
         if strides[1:] != [2 * stride for stride in strides[:-1]]:
             raise UserError(

@@ -142,13 +142,13 @@ class Trainer(DefaultTrainer):
         return [*ours, *stock, StopOnSigterm()]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resumes from the newest whole checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
+        """Resumes from the newest intact checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
 
         Args:
             resume: whether to resume, if there is a checkpoint.
 
         Raises:
-            ValueError: if no checkpoint is whole, or the processes find different ones.
+            ValueError: if no checkpoint is intact, or the processes find different ones.
         """
         if not resume and comm.is_main_process() and self.checkpointer.has_checkpoint():
             logging.getLogger(__name__).warning(

@@ -187,7 +187,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_the_newest_whole_checkpoint_is_used(kind, tmp_path, caplog) -> None:
+def test_the_newest_intact_checkpoint_is_used(kind, tmp_path, caplog) -> None:
     damage, message = DAMAGE[kind]
     save(tmp_path, 0, 9, 1)
     (tmp_path / "model_0000009.pth").rename(tmp_path / "model_0000003.pth")
@@ -201,12 +201,12 @@ def test_the_newest_whole_checkpoint_is_used(kind, tmp_path, caplog) -> None:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_no_whole_checkpoint_is_an_error(kind, tmp_path) -> None:
+def test_no_intact_checkpoint_is_an_error(kind, tmp_path) -> None:
     damage, message = DAMAGE[kind]
     save(tmp_path, 1)
     damage(tmp_path / "model_0000001.pth")
     with pytest.raises(
-        ValueError, match=r"no whole checkpoint to resume from: .*0000001"
+        ValueError, match=r"no intact checkpoint to resume from: .*0000001"
     ) as caught:
         resume(tmp_path)
     assert message in str(caught.value)
@@ -233,7 +233,7 @@ def test_an_older_format_is_resumed_too(tmp_path) -> None:
     torch.save(data, path, _use_new_zipfile_serialization=False)
     assert resume(tmp_path) == (5, 5)
     truncate(path)
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no intact checkpoint"):
         resume(tmp_path)
 
 
@@ -314,7 +314,7 @@ def test_weights_alone_are_not_resumed_from(tmp_path, caplog) -> None:
     loading.resume_or_load(str(path), resume=True)
     assert loading.filename == str(path) and "it has no state of the trainer" in caplog.text
     (tmp_path / "last_checkpoint").write_text(path.name)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         loading.resume_or_load(str(path), resume=True)
 
 
@@ -330,7 +330,7 @@ def resume_model(model: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
-def test_whole_checkpoints_are_resumed_in_silence(tmp_path, caplog) -> None:
+def test_intact_checkpoints_are_resumed_in_silence(tmp_path, caplog) -> None:
     save(tmp_path, 0, 1, 2)
     with caplog.at_level(logging.WARNING):
         assert resume(tmp_path) == (2, 2)

@@ -156,7 +156,7 @@ def test_a_correct_config_passes(tiny_coco) -> None:
             ["MODEL.DEVICE", "xpu:99"],
             r"must be a device that PyTorch can use here, .* got 'xpu:99'",
         ),
-        (["SOLVER.MAX_ITER", "0"], r"SOLVER\.MAX_ITER must be a whole number above 0"),
+        (["SOLVER.MAX_ITER", "0"], r"SOLVER\.MAX_ITER must be a positive integer"),
         (["OUTPUT_DIR", "README.md"], r"OUTPUT_DIR must be a folder that .* got 'README\.md'"),
         (["OUTPUT_DIR", ""], r"OUTPUT_DIR must be a folder that .* got ''"),
         (["OUTPUT_DIR", "README.md/a"], r"OUTPUT_DIR must be a folder .* got 'README\.md/a'"),
