@@ -117,6 +117,13 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     options = args.opts or []
     if late := [word for word in options if str(word).startswith("--")]:
         raise UserError(f"options must stand before the config keys and be known, got {late[0]}")
+    if len(options) % 2:
+        joined = next((word for word in options if "=" in str(word)), "")
+        hint = f": write {joined.replace('=', ' ', 1)} instead of {joined}" if joined else ""
+        raise UserError(
+            f"config keys must each have a value, got {len(options)} words, the last one "
+            f"{options[-1]}{hint}"
+        )
     with _naming(args.config_file, cfg):
         cfg.merge_from_file(args.config_file)
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
@@ -175,8 +182,6 @@ def _naming(source: str, cfg: CfgNode) -> Iterator[None]:
             if "CfgNode" in message:
                 message = re.sub(r" with values \(.*\) for config key", " for config key", message)
                 hint = "; it is a section, whose keys are set one by one, as SOLVER.BASE_LR 0.01"
-        if "odd length" in message and "=" in message:
-            hint = ": write KEY VALUE instead of KEY=VALUE"
         raise UserError(f"{source}: {message}{hint}") from error
 
 

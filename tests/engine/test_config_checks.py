@@ -53,8 +53,8 @@ def test_only_cuda_in_the_file_is_replaced_without_a_gpu(device, tmp_path, monke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["SOLVER.BASE_LR"], r"odd length: \['SOLVER\.BASE_LR'\]; it must be a list of pairs"),
-        (["SOLVER.MAX_ITER=3"], "write KEY VALUE instead of KEY=VALUE"),
+        (["SOLVER.BASE_LR"], r"must each have a value, got 1 words, the last one SOLVER\.BASE_LR$"),
+        (["SOLVER.MAX_ITER=3"], r"write SOLVER\.MAX_ITER 3 instead of SOLVER\.MAX_ITER=3"),
         (["SOLVER", "3"], r"<class 'int'>\) for config key: SOLVER; it is a section, whose keys"),
         (["SOLVER.BASELR", "1"], r"key: SOLVER\.BASELR; the nearest: SOLVER\.BASE_LR"),
         (["MODEL.RESNET.DEPTH", "1"], r"key: MODEL\.RESNET\.DEPTH; the nearest: .*RESNETS\.DEPTH"),
