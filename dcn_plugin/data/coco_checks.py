@@ -142,6 +142,7 @@ def check_categories(content: dict[str, Any], faults: Faults) -> set[int]:
     if not categories:
         faults.error("lists of categories are empty, there must be at least one", "the file")
     seen: Counter[int] = Counter()
+    names: set[str] = set()
     for index, item in enumerate(categories):
         place = f"categories[{index}]: {short(item)}"
         if not is_number(item.get("id")):
@@ -153,6 +154,12 @@ def check_categories(content: dict[str, Any], faults: Faults) -> set[int]:
         if not isinstance(item.get("name"), str):
             kind = "no name" if item.get("name") is None else "a name that is not text"
             faults.error(f"categories have {kind}", place)
+        elif item["name"] in names:
+            faults.warning(
+                "categories have the name of another one, whose metrics replace theirs", place
+            )
+        else:
+            names.add(item["name"])
     return set(seen)
 
 
@@ -313,7 +320,8 @@ class AnnotationChecks:
 
     def _check_box(self, box: Any, size: Size) -> None:
         self.boxes += 1
-        if not isinstance(box, list) or len(box) not in (4, 5) or not are_finite(box):
+        is_list = isinstance(box, list) and len(box) in (4, 5) and bool not in map(type, box)
+        if not is_list or not are_finite(box):
             self._error("annotations have a bbox that is not 4 finite numbers (5 if rotated)")
             return
         x, y, width, height = box[:4]
@@ -457,6 +465,8 @@ def check_annotations(
         )
     if checks.boxes and checks.empty_boxes == checks.boxes:
         faults.error("files have no bbox with width and height", "all annotations")
+    if split == "test" and annotations == [] and "annotations" in content:  # test-dev has no key
+        faults.warning("lists of annotations are empty: there is nothing to evaluate", "the file")
     return [item for key, item in images.items() if key in used]
 
 

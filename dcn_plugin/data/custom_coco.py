@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.messages import MissingFileError, UserError
 
-from .coco_checks import class_names, read_coco
+from .coco_checks import class_names, collection_paused, read_coco
 from .faults import DataError
 from .file_checks import is_missing
 
@@ -95,7 +95,8 @@ def register_custom_data(split: str, json_file: str, image_root: str) -> list[st
         MetadataCatalog.remove(name)
     register_coco_instances(name, {}, json_file, image_root)
     try:
-        classes = class_names(read_coco(json_file), json_file)
+        with collection_paused():
+            classes = class_names(read_coco(json_file), json_file)
     except (DataError, OSError) as error:
         raise DataError(f"{option}: {error}") from error
     MetadataCatalog.get(name).thing_classes = classes
