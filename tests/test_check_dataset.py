@@ -56,6 +56,21 @@ def test_palettes_are_for_evaluation_only(root: Path, capsys) -> None:
     assert "is a palette image, whose indices Detectron2's mapper does not read" in line
 
 
+def test_what_is_an_error_for_one_use_is_printed_once(root: Path, capsys) -> None:
+    path = next((root / "VOC2007/Annotations").glob("*.xml"))
+    text = path.read_text().replace("<difficult>0", "<difficult>Unspecified", 1)
+    path.write_text(text)
+    (line,) = check(capsys, "voc_2007_trainval", code=1)
+    assert line.startswith("voc_2007_trainval: error: objects have a difficult that is")
+
+
+def test_a_missing_list_is_named_in_words(root: Path, capsys) -> None:
+    path = root / "VOC2007/ImageSets/Main/trainval.txt"
+    path.unlink()
+    (line,) = check(capsys, "voc_2007_trainval", code=1)
+    assert line.startswith(f"voc_2007_trainval: error: missing {path}. Detectron2 looks for data")
+
+
 def test_good_data_sets_have_no_faults(root: Path, tiny_coco, capsys) -> None:
     copy_labels(root / "VOC2012")
     names = [tiny_coco, "voc_2007_trainval", "voc_2007_trainval_no_difficult", CITYSCAPES]

@@ -16,8 +16,6 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dcn_plugin.messages import one_line
-
 from . import voc
 from .coco_checks import are_finite, check_annotations, class_names, collection_paused, read_coco
 from .faults import DataError, Faults, short
@@ -136,7 +134,8 @@ def load_records(name: str) -> Records:
     except OSError as error:
         if error.filename is None:
             raise
-        raise DataError(f"{name} cannot be loaded: {one_line(error)}") from error
+        cause = f"{error.filename}: {error.strerror}"
+        raise DataError(f"{name} cannot be loaded: {cause}") from error
 
 
 def check_records(

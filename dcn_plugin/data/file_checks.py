@@ -35,8 +35,16 @@ def is_missing(path: str | os.PathLike[str]) -> bool:
     return "://" not in path and not PathManager.exists(path)
 
 
-def check_files(paths: Iterable[str], faults: Faults, root: str | None, outside: bool) -> None:
-    """Checks that files exist, and are in a folder.
+def describe_missing(paths: Iterable[str]) -> str:
+    """Returns that files of a data set do not exist, and where they are looked for, in one line."""
+    return (
+        f"missing {', '.join(paths)}. Detectron2 looks for data sets in DETECTRON2_DATASETS, now "
+        f"{os.getenv('DETECTRON2_DATASETS', 'datasets')!r}; docs/data.md says where to get them"
+    )
+
+
+def check_files(paths: Iterable[str], faults: Faults, root: str | None, outside: bool) -> set[str]:
+    """Checks that files exist, and are in a folder; returns those that do not exist.
 
     Args:
         paths: of the files.
@@ -54,17 +62,23 @@ def check_files(paths: Iterable[str], faults: Faults, root: str | None, outside:
             )
         folder, name = os.path.split(path)
         folders[folder].append(name)
+    missing = set()
     for folder, names in folders.items():
         present = _list_folder(folder)  # one call: a network takes a while for each
         for name in names:
             path = os.path.join(folder, name)
-            if name not in present and is_missing(path):
-                faults.error("files do not exist", repr(path)[:MAX_PATH])
+            if name not in present and "://" not in path and not PathManager.isfile(path):
+                missing.add(path)
+                faults.error("files do not exist, or are not regular files", repr(path)[:MAX_PATH])
+    return missing
 
 
 def _list_folder(folder: str) -> set[str]:
+    if "://" in folder:
+        return set()
     try:
-        return set() if "://" in folder else set(os.listdir(folder or "."))
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_file()}
     except OSError:
         return set()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 
 from detectron2.utils.file_io import PathManager
@@ -43,9 +44,13 @@ def check_voc(
     images = [os.path.join(folder, "JPEGImages", f"{name}.jpg") for name in names]
     files = [os.path.join(folder, "Annotations", f"{name}.xml") for name in names]
     check_files(images, faults, os.path.join(folder, "JPEGImages"), outside)
-    check_files(files, faults, os.path.join(folder, "Annotations"), outside)
-    empty = [_check_annotation(path, classes, faults, testing) for path in files]
-    boxes = [is_empty for found in empty for is_empty in found]
+    missing = check_files(files, faults, os.path.join(folder, "Annotations"), outside)
+    boxes = [
+        is_empty
+        for path in dict.fromkeys(files)
+        if path not in missing
+        for is_empty in _check_annotation(path, classes, faults, testing)
+    ]
     if boxes and all(boxes):
         faults.error("splits have no box with width and height", split)
 
@@ -62,6 +67,12 @@ def _read_list(path: str, faults: Faults) -> list[str]:
                 f"{path}, line {number}: {short(line)}",
             )
         names += words[:1]
+    for name, count in Counter(names).items():
+        if count > 1:
+            faults.warning(
+                "lists name an image more than once, which counts as often",
+                f"{path}: {short(name)}",
+            )
     if len(names) < 2:
         faults.error("lists have fewer than the two images that Detectron2 needs", path)
     return names
@@ -74,8 +85,6 @@ def _check_annotation(
     try:
         with PathManager.open(path) as file:
             tree = ElementTree.parse(file)
-    except FileNotFoundError:  # `check_files` has it
-        return []
     except (OSError, ElementTree.ParseError, UnicodeDecodeError) as error:
         faults.error("files cannot be read as XML", f"{path}: {error}")
         return []

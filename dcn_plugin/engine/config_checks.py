@@ -26,7 +26,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT
 from dcn_plugin.data.dataset_checks import find_faults, is_loaded_from_json, is_voc
-from dcn_plugin.data.file_checks import is_missing
+from dcn_plugin.data.file_checks import describe_missing, is_missing
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
 
@@ -157,11 +157,7 @@ def _check_files(name: str, key: str) -> None:
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
     missing = [str(path) for path in paths if path and is_missing(path)]
     if missing:
-        raise MissingFileError(
-            f"{key}: {name} is incomplete, missing {', '.join(missing)}. Detectron2 looks for data "
-            f"sets in DETECTRON2_DATASETS, now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}; "
-            "docs/data.md says where to get them"
-        )
+        raise MissingFileError(f"{key}: {name} is incomplete, {describe_missing(missing)}")
 
 
 def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -138,6 +139,7 @@ ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "text": (setter("annotations", "bbox", ["1", 1, 2, 3]), BOX),
     "no list": (setter("annotations", "bbox", "1 1 2 3"), BOX),
     "three": (setter("annotations", "bbox", [1, 2, 3]), BOX),
+    "booleans": (setter("annotations", "bbox", [True, False, True, True]), BOX),
     "huge": (setter("annotations", "bbox", [1, 2, 3, 10**400]), BOX),
     "negative": (setter("annotations", "bbox", [5, 5, -2, 3]), "negative width or height"),
     "all empty": (all_annotations(bbox=[5, 5, 0, 3]), "no bbox with width and height"),
@@ -215,6 +217,12 @@ def test_faults_are_errors(fault: str, split: str, content: dict) -> None:
     assert all("\n" not in line and len(line) < 1000 for line in errors)
 
 
+def test_categories_of_the_same_name_are_a_warning(content: dict) -> None:
+    content["categories"][1]["name"] = content["categories"][0]["name"]
+    (line,) = faults_of(content).lines()
+    assert re.match(r"warning: categories have the name of another one.*\(1\): categ.*\[1\]", line)
+
+
 def test_a_box_that_is_null_is_one_fault(content: dict) -> None:
     setter("annotations", "bbox", None)(content)
     assert len(faults_of(content).lines()) == 1
@@ -229,6 +237,9 @@ def test_faults_of_one_use_only(content: dict) -> None:
     all_annotations(iscrowd=1)(content)
     assert "no image left" in faults_of(content).lines()[0]
     assert faults_of(content, filter_empty=False).lines() == []
+    content["annotations"] = []
+    (line,) = faults_of(content, "test").lines()
+    assert line.startswith("warning: lists of annotations are empty")
     del content["annotations"]  # as COCO's test-dev
     assert faults_of(content, "test").lines() == []
 
@@ -327,7 +338,7 @@ class TestFiles:
     def test_absent_images_are_counted(self, name: str, content: dict) -> None:
         assert self.errors(content) == ""
         setter("images", "file_name", "sub/none.png", index=1)(content)
-        assert f"files do not exist (1): '{self.images}/sub/none.png'" in self.errors(content)
+        assert f"regular files (1): '{self.images}/sub/none.png'" in self.errors(content)
 
     @pytest.mark.parametrize("outside", ["../data/000.png", "sub/../../data.png", "/etc/hostname"])
     def test_files_outside_the_folder(self, name: str, outside: str, content: dict) -> None:
@@ -346,6 +357,18 @@ class TestFiles:
         (self.images / "link.png").symlink_to(target)
         setter("images", "file_name", "link.png")(content)
         assert self.errors(content) == ""
+
+    @pytest.mark.parametrize(
+        "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("none.png", path)]
+    )
+    def test_what_is_no_regular_file_is_an_error(
+        self, make: Callable, name: str, content: dict, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "special.png"
+        make(path)
+        setter("images", "file_name", str(path))(content)
+        text = self.errors(content, outside=True)
+        assert f"files do not exist, or are not regular files (1): '{path}'" in text
 
     def test_relative_and_absolute_paths_are_the_same(
         self, name: str, content: dict, monkeypatch: pytest.MonkeyPatch

@@ -115,7 +115,7 @@ def test_what_detectron2_takes_is_accepted(split: str, changed: dict, tmp_path: 
         ("train", {"images": []}, "lists of images are empty"),
         ("train", {"annotations": []}, "no image left"),
         ("train", {"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}, "have no bbox"),
-        ("test", {"images": [IMAGE, LOST]}, r"files do not exist \(1\): .*lost\.png"),
+        ("test", {"images": [IMAGE, LOST]}, r"files do not exist, .* \(1\): .*lost\.png"),
     ],
 )
 def test_what_fails_is_explained(split: str, changed: dict, error: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -54,10 +55,17 @@ def write_list(text: str) -> Callable[[Path], object]:
     return lambda voc: (voc / "ImageSets/Main/trainval.txt").write_text(text)
 
 
-ABSENT = r"files do not exist \(1\)"
+def make_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+ABSENT = r"files do not exist, or are not regular files \(1\)"
 ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no XML": (lambda voc: (voc / f"Annotations/{FIRST}.xml").unlink(), ABSENT),
     "no JPEG": (lambda voc: (voc / f"JPEGImages/{FIRST}.jpg").unlink(), ABSENT),
+    "FIFO": (lambda voc: make_fifo(voc / f"JPEGImages/{FIRST}.jpg"), ABSENT),
+    "XML FIFO": (lambda voc: make_fifo(voc / f"Annotations/{FIRST}.xml"), ABSENT),
     "class": (replace("<name>", "<name>x"), r"objects have an unknown class .*object 1: got 'x"),
     "no class": (replace("<name>", "<nom>x</nom><!--"), "cannot be read as XML"),
     "text": (replace("</xmin>", "px</xmin>"), r"bndbox that is not 4 finite .* xmin '\d+px'"),
@@ -123,6 +131,14 @@ def test_flags_that_evaluation_cannot_read(flag: str, value: str, voc: Path) -> 
     assert not find_faults(NAME, "train").errors
 
 
+def test_an_image_that_is_listed_twice_is_a_warning(voc: Path) -> None:
+    write_list(f"{FIRST}\n2007_000001\n{FIRST}\n")(voc)
+    replace("<name>", "<name>x")(voc)
+    error, warning = find_faults(NAME, "test").lines()
+    assert "unknown class (1)" in error  # not twice
+    assert warning.startswith("warning: lists name an image more than once") and FIRST in warning
+
+
 def test_folders_at_an_address_are_not_read() -> None:
     faults = Faults()  # no handler knows the address: reading it would fail
     check_voc("s3://bucket/VOC2007", "trainval", ["car"], faults)
@@ -147,6 +163,9 @@ def test_semantic_segmentation_needs_its_files(voc: Path) -> None:
     assert find_faults(name, "train").lines() == []
     (root / "JPEGImages/2012_000001.jpg").unlink()
     (line,) = find_faults(name, "train").lines()
-    assert line.startswith("error: files do not exist (1)") and "2012_000001.jpg" in line
+    assert (
+        line.startswith("error: files do not exist, or are not regular files (1)")
+        and "2012_000001.jpg" in line
+    )
     (root / "ImageSets/Segmentation/train.txt").write_text("")
     assert "data sets are empty" in find_faults(name, "train").lines()[0]
