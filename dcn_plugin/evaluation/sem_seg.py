@@ -136,8 +136,15 @@ class MeanIoUEvaluator(SemSegEvaluator):
                 sum(counts),
             )
         results = super().evaluate()
-        if results is not None:
+        if results is None:
+            return None
+        if self._conf_matrix[:, :-1].any():
             logger.info(describe_mean(results["sem_seg"]))
+        else:
+            logger.warning(
+                "no pixel counts: all labels are %d, which is ignored, so mIoU is NaN",
+                self._ignore_label,
+            )
         return results
 
 

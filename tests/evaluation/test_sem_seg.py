@@ -235,6 +235,18 @@ def test_labels_outside_the_classes_are_an_error(at_network_size: bool, tmp_path
         assert f"{path} has 50 x 96 pixels" in error_for(np.zeros((50, 96), np.uint8))
 
 
+def test_a_test_set_of_ignored_pixels_only_is_a_warning(tmp_path: Path, caplog) -> None:
+    cfg = config(at_network_size=False)
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path / "results"))
+    evaluator.reset()
+    for (item,) in Trainer.build_test_loader(cfg, NAME):
+        path = evaluator.input_file_to_gt_file[item["file_name"]]
+        Image.fromarray(np.full((96, 96), 255, np.uint8)).save(path)
+        evaluator.process([item], [{"sem_seg": torch.zeros(CLASSES, 96, 96)}])
+    assert np.isnan(evaluator.evaluate()["sem_seg"]["mIoU"])
+    assert "no pixel counts: all labels are 255, which is ignored" in caplog.text
+
+
 def test_logits_that_are_not_finite_are_replaced_and_counted(tmp_path: Path, caplog) -> None:
     cfg = config(at_network_size=False)
     evaluator = build_evaluator(cfg, NAME, str(tmp_path / "results"))
