@@ -113,6 +113,8 @@ def test_every_image_is_read(tmp_path: Path, tiny_coco, capsys) -> None:
     (line,) = check(capsys, tiny_coco, code=1)
     assert line.startswith(f"{tiny_coco}: error: images cannot be used (2): {images[0]} ")
     assert f"{images[1]} has 96 x 50 pixels" in line
+    Image.fromarray(np.full((96, 96), 4000, np.uint16)).save(images[0])
+    assert "reads 255 for 4000" in check(capsys, tiny_coco, code=1)[0]
 
 
 def test_every_label_map_is_read(root: Path, capsys) -> None:
@@ -130,7 +132,10 @@ def test_every_label_map_is_read(root: Path, capsys) -> None:
     )
     for path in maps:
         Image.fromarray(np.full_like(labels, 255)).save(path)
-    assert "label maps of ignored pixels only" in check(capsys, CITYSCAPES, code=1)[0]
+    line = f"data sets have label maps of ignored pixels only (1): all {len(maps)} that were read"
+    assert check(capsys, CITYSCAPES, code=1)[0] == f"{CITYSCAPES}: error: {line}"
+    lines = check(capsys, CITYSCAPES, "--split", "test", code=0)
+    assert f"{CITYSCAPES}: warning: {line}" in lines
     maps[0].unlink()
     (line,) = check(capsys, CITYSCAPES, code=1)
     assert "error: " in line and maps[0].name in line

@@ -7,6 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from detectron2.data import DatasetMapper
+
 from .faults import DataError
 from .file_checks import image_fault, label_map_fault, labels_fault, seen_fault
 
@@ -54,16 +58,19 @@ class CheckedMapper:
         return mapped
 
     def _label_fault(self, mapped: dict[str, Any], record: dict[str, Any]) -> str | None:
-        labels, path = mapped["sem_seg"], record.get("sem_seg_file_name", "sem_seg")
+        labels = np.asarray(mapped["sem_seg"])
+        path = record.get("sem_seg_file_name", "sem_seg")
         if labels.shape != mapped["image"].shape[-2:]:
             return self._find_fault(record) or f"{path} has another size than its image"
         if "sem_seg_file_name" in record:
-            fault = seen_fault(path, labels.numpy(), self.ignored)
+            # Others may turn colours into labels.
+            is_stock = type(self.mapper).__call__ is DatasetMapper.__call__
+            fault = seen_fault(path, labels, self.ignored, is_stock)
             if fault:
                 return fault
         if self.num_labels is None:
             return None
-        return labels_fault(labels.numpy(), path, self.num_labels, self.ignored)
+        return labels_fault(labels, path, self.num_labels, self.ignored)
 
     def _find_fault(self, record: dict[str, Any]) -> str | None:
         """Reads the files again, and returns what is wrong with them."""

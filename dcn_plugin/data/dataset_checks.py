@@ -2,16 +2,15 @@
 # Copyright (c) dcn_plugin contributors
 """Checks of registered data sets, before anything is trained or evaluated on them.
 
-`find_faults` reads annotations and looks for files, which takes seconds; `read_all_files` opens
-every image and label map.
+`find_faults` reads annotations, looks for files, and reads a sample of the label maps and their
+images, which takes seconds; `read_all_files` reads every image and label map.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -19,10 +18,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from . import voc
 from .coco_checks import are_finite, check_annotations, class_names, collection_paused, read_coco
 from .faults import DataError, Faults, short
-from .file_checks import FILES, check_files, image_fault, is_missing, label_map_fault
+from .file_checks import (
+    FILES,
+    check_files,
+    clipped_fault,
+    image_fault,
+    is_missing,
+    label_map_fault,
+)
 from .voc_checks import check_voc
 
 COCO_FORMAT = ("coco", "coco_panoptic_seg", None)  # values of evaluator_type
+IGNORED_ONLY = "data sets have label maps of ignored pixels only"
+SAMPLE = 16  # images
 Records = list[dict[str, Any]]
 
 
@@ -36,8 +44,9 @@ def find_faults(
     min_keypoints: int = 0,
     mask_format: str | None = None,
     outside: bool = False,
+    labels: tuple[int | None, int] | None = None,
 ) -> Faults:
-    """Checks annotations, and that files exist, in seconds; images are not read.
+    """Checks annotations, that files exist, and a sample of the label maps, in seconds.
 
     Files in the formats of COCO and VOC are checked as they are, other data sets as the records
     that their loader returns. Annotations at an address, of LVIS, of Shapes that are not yet drawn,
@@ -53,6 +62,8 @@ def find_faults(
         min_keypoints: number of visible keypoints, below which training leaves out an image.
         mask_format: INPUT.MASK_FORMAT, None if it is not known.
         outside: whether files may be outside the folders of the data set.
+        labels: number of classes, or None if it is not known, and the ignored label, with which a
+            sample of the label maps and their images is read; None: they are not read.
     """
     faults, metadata = Faults(), MetadataCatalog.get(name)
     kind, json_file = metadata.get("evaluator_type"), os.fspath(metadata.get("json_file") or "")
@@ -91,7 +102,10 @@ def find_faults(
             # As Detectron2 does when it loads them.
             metadata.thing_classes = class_names(content, json_file)
     else:
-        check_records(load_records(name), faults, metadata.as_dict(), outside)
+        records = load_records(name)
+        check_records(records, faults, metadata.as_dict(), outside)
+        if labels and isinstance(records, list) and not faults.errors:
+            _read_sample(records, faults, *labels, split)
     return faults
 
 
@@ -188,41 +202,56 @@ def read_all_files(
         progress: wraps an iterable of the same length as the records.
         splits: how the data set is used, as for `label_map_fault`.
     """
-    classes, ignored = metadata.get("stuff_classes"), metadata.get("ignore_label", 255)
+    classes = metadata.get("stuff_classes")
     count = None if classes is None else len(classes)
-    maps: list[bool] = []
+    ignored = metadata.get("ignore_label", 255)
+    for path in _read_files(records, faults, count, ignored, splits, progress):
+        faults.warning("label maps have ignored pixels only", path)
 
-    def read(record: dict[str, Any]) -> tuple[str | None, tuple[str | None, bool] | None]:
-        labels = record.get("sem_seg_file_name")
-        return (
-            image_fault(record) if record.get("file_name") else None,
-            label_map_fault(record, count, ignored, splits) if labels else None,
-        )
 
-    with ThreadPoolExecutor() as pool:
-        for image, labels in progress(_in_order(pool, read, records)):
+def _read_sample(
+    records: Records, faults: Faults, classes: int | None, ignored: int, split: str
+) -> None:
+    """Reads at most 16 label maps, spread over the data set, and their images."""
+    local = [
+        record
+        for record in records
+        if record.get("sem_seg_file_name")
+        and not any("://" in str(record.get(key)) for key in FILES)
+    ]
+    sample = local[:: -(-len(local) // SAMPLE) or 1]
+    _read_files(sample, faults, classes, ignored, (split,), of=f", of {len(sample)} that were read")
+
+
+def _read_files(
+    records: Records,
+    faults: Faults,
+    classes: int | None,
+    ignored: int,
+    splits: Container[str],
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    of: str = "",
+) -> list[str]:
+    """Reads images and label maps in threads; returns the label maps of ignored pixels only."""
+
+    def read(record: dict[str, Any]) -> tuple[str | None, str | None, bool]:
+        path, fault, is_ignored = record.get("file_name"), None, False
+        image = (image_fault(record) or clipped_fault(path)) if path else None
+        if record.get("sem_seg_file_name"):
+            fault, is_ignored = label_map_fault(record, classes, ignored, splits)
+        return image, fault, is_ignored
+
+    empty = []
+    with ThreadPool() as pool:
+        found = progress(pool.imap(read, records))
+        for record, (image, labels, is_ignored) in zip(records, found, strict=True):
             if image:
-                faults.error("images cannot be used", image)
+                faults.error(f"images cannot be used{of}", image)
             if labels:
-                fault, is_ignored = labels
-                maps.append(is_ignored)
-                if fault:
-                    faults.error("label maps cannot be used", fault)
-    for record, is_ignored in zip(
-        (r for r in records if r.get("sem_seg_file_name")), maps, strict=True
-    ):
-        if is_ignored:
-            faults.warning("label maps have ignored pixels only", record["sem_seg_file_name"])
-    if maps and all(maps):
-        faults.error("data sets have label maps of ignored pixels only", "all files")
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]
-) -> Iterable[Any]:
-    """Yields results as `pool.map`, with a bounded number of them waiting."""
-    rest = iter(items)
-    waiting = [pool.submit(function, item) for item in islice(rest, 64)]
-    while waiting:
-        yield waiting.pop(0).result()
-        waiting += [pool.submit(function, item) for item in islice(rest, 1)]
+                faults.error(f"label maps cannot be used{of}", labels)
+            if is_ignored:
+                empty.append(record["sem_seg_file_name"])
+    if empty and len(empty) == sum(bool(r.get("sem_seg_file_name")) for r in records):
+        report = faults.error if "train" in splits else faults.warning
+        report(IGNORED_ONLY, f"all {len(empty)} that were read")
+    return empty

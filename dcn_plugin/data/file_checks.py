@@ -26,6 +26,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "sem_seg_file_name": ("sem_seg_root", "gt_dir"),
     "pan_seg_file_name": ("panoptic_root",),
 }
+WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # of Pillow, with more than 8 bits
 MAX_PATH = 1000  # characters in a message
 
 
@@ -111,6 +112,25 @@ def image_fault(record: Mapping[str, Any]) -> str | None:
     return None
 
 
+def clipped_fault(path: str) -> str | None:
+    """Returns that Detectron2 reads other values than an image of 16 bits or more has, in one line.
+
+    Args:
+        path: of an image that can be read.
+    """
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:
+        if image.mode not in WIDE_MODES:
+            return None
+        values, read = np.asarray(image), np.asarray(image.convert("L"))
+    if np.array_equal(values, read):
+        return None
+    at = tuple(np.argwhere(values != read)[0])
+    return (
+        f"{path} is an image of mode {image.mode}, which Detectron2 clips to whole numbers from 0 "
+        f"to 255: it reads {read[at]} for {values[at]:g}. Scale its values and save 8 bits"
+    )
+
+
 def label_map_fault(
     record: Mapping[str, Any],
     classes: int | None,
@@ -134,11 +154,11 @@ def label_map_fault(
         labels, greys = np.asarray(image), read_greys(image, path)
     except DataError as error:
         return str(error), False
-    if labels.ndim != 2 and "test" not in splits:
-        colours = np.asarray(image.convert("RGB"))
-        labels = greys if (colours == greys[..., None]).all() else labels
     if labels.ndim != 2:
-        return f"{path} must be a label map of one channel, got {labels.shape[2]}", False
+        fault = channels_fault(image, labels, greys if "test" not in splits else None, path)
+        if fault:
+            return fault, False
+        labels = greys
     size, expected = labels.shape, (record.get("height"), record.get("width"))
     if None not in expected and size != expected:
         return (
@@ -191,6 +211,22 @@ def read_greys(image: Image.Image, path: str) -> np.ndarray:
         raise DataError(f"{path} cannot be read as a label map: {_cause(error)}") from error
 
 
+def channels_fault(
+    image: Image.Image, labels: np.ndarray, greys: np.ndarray | None, path: str
+) -> str | None:
+    """Returns that an image has several channels, in one line; grey ones are one for a mapper.
+
+    Args:
+        image: of labels.
+        labels: its values, of several channels.
+        greys: what the mapper reads, None if it is not read by one.
+        path: of its file.
+    """
+    if greys is not None and (np.asarray(image.convert("RGB")) == greys[..., None]).all():
+        return None
+    return f"{path} must be a label map of one channel, got {labels.shape[2]}"
+
+
 def misread_fault(
     image: Image.Image, labels: np.ndarray, greys: np.ndarray, path: str
 ) -> str | None:
@@ -213,13 +249,16 @@ def misread_fault(
     )
 
 
-def seen_fault(path: str, seen: np.ndarray, ignore_label: int) -> str | None:
+def seen_fault(
+    path: str, seen: np.ndarray, ignore_label: int, reads_greys: bool = False
+) -> str | None:
     """Returns that a mapper has read the grey values of a label map, which are not its labels.
 
     Args:
         path: of the file.
         seen: labels that the mapper returned, perhaps of a part of the image.
         ignore_label: label of pixels that do not count, also of those that the mapper added.
+        reads_greys: whether the mapper is known to read grey values, so that colours are a fault.
     """
     with PathManager.open(path, "rb") as file, Image.open(file) as header:
         if header.mode == "L":
@@ -227,7 +266,7 @@ def seen_fault(path: str, seen: np.ndarray, ignore_label: int) -> str | None:
     image = open_label_map(path)
     labels, greys = np.asarray(image), read_greys(image, path)
     if labels.ndim != 2:
-        return None
+        return channels_fault(image, labels, greys, path) if reads_greys else None
     added = [] if ignore_label in greys and ignore_label not in labels else [ignore_label]
     values = np.setdiff1d(seen, added)
     if np.isin(values, labels).all() or not np.isin(values, greys).all():

@@ -25,7 +25,12 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT
-from dcn_plugin.data.dataset_checks import find_faults, is_loaded_from_json, is_voc
+from dcn_plugin.data.dataset_checks import (
+    IGNORED_ONLY,
+    find_faults,
+    is_loaded_from_json,
+    is_voc,
+)
 from dcn_plugin.data.file_checks import describe_missing, is_missing
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
@@ -177,17 +182,30 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
             ),
             mask_format=cfg.INPUT.MASK_FORMAT,
             outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
+            labels=_read_labels(cfg, name, split),
         )
         for name in names
     ]
     # Detectron2 joins the data sets before it leaves out images.
-    all_empty = all(NO_IMAGE_LEFT in faults.errors for faults in found)
+    for kind in (NO_IMAGE_LEFT, IGNORED_ONLY):
+        if not all(kind in faults.errors for faults in found):
+            for faults in found:
+                faults.make_warning(kind)
     for name, faults in zip(names, found, strict=True):
-        if not all_empty:
-            faults.make_warning(NO_IMAGE_LEFT)
         for kind, places in faults.warnings.items():
             logging.getLogger(__name__).warning("%s: %s", name, faults.describe(kind, places))
         faults.raise_error(f"DATASETS.{split.upper()}: {name}")
+
+
+def _read_labels(cfg: CfgNode, name: str, split: str) -> tuple[int | None, int] | None:
+    """Returns number of classes and ignored label, if the label maps of a data set are read."""
+    if split == "train":
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return (head.NUM_CLASSES, head.IGNORE_VALUE) if is_sem_seg(cfg) else None
+    metadata = MetadataCatalog.get(name)
+    if not _counts_pixels(metadata, "stuff_classes"):
+        return None
+    return len(metadata.get("stuff_classes", ())) or None, metadata.get("ignore_label", 255)
 
 
 def _check_evaluator(name: str, key: str) -> None:

@@ -18,7 +18,7 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 
 from dcn_plugin.data.checked_mapper import CheckedMapper
 from dcn_plugin.data.faults import DataError
-from dcn_plugin.data.file_checks import label_map_fault, read_label_map
+from dcn_plugin.data.file_checks import clipped_fault, label_map_fault, read_label_map
 
 
 def write_record(folder: Path) -> dict:
@@ -168,11 +168,58 @@ def test_labels_that_are_read_in_grey(mode: str, message: str | None, tmp_path: 
 def test_colours_are_no_labels(tmp_path: Path) -> None:
     record = write_record(tmp_path)
     in_mode("colours").save(record["sem_seg_file_name"])
+    for num_labels in (None, 256):
+        with pytest.raises(
+            DataError, match=r"labels\.png must be a label map of one channel, got 3"
+        ):
+            mapper(num_labels)(record)
     for splits in (("train",), ("test",)):
         fault, _ = label_map_fault(record, None, 255, splits)
         assert "must be a label map of one channel, got 3" in fault
     in_mode("RGB").save(record["sem_seg_file_name"])
     assert "one channel" in label_map_fault(record, None, 255, ("test",))[0]
+
+
+def test_a_mapper_may_read_labels_from_colours_and_return_an_array(tmp_path: Path) -> None:
+    record = write_record(tmp_path)
+    in_mode("colours").save(record["sem_seg_file_name"])
+
+    class ColourMapper(DatasetMapper):
+        def __call__(self, dataset_dict: dict) -> dict:
+            labels = np.zeros((40, 60), np.int64) + 30  # one of the grey values
+            return {"image": torch.zeros(3, 40, 60), "sem_seg": labels}
+
+    own = ColourMapper(is_train=True, augmentations=[], image_format="BGR")
+    assert (CheckedMapper(own, 31)(record)["sem_seg"] == 30).all()
+    with pytest.raises(DataError, match=r"labels\.png must have labels from 0 to 29"):
+        CheckedMapper(own, 30)(record)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "message"),
+    [
+        (
+            np.uint16,
+            1000,
+            r"mode I;16, which Detectron2 clips .*: it reads 255 for 1000\. Scale",
+        ),
+        (np.int32, 1000, "mode I, which Detectron2 clips .*: it reads 255 for 1000"),
+        (np.float32, 0.25, r"mode F, which Detectron2 clips .*: it reads 0 for 0\.25"),
+        (np.uint16, 1, None),
+        (np.float32, 1, None),
+        (np.uint8, 1, None),
+    ],
+)
+def test_images_of_more_than_8_bits_are_clipped(
+    dtype: type, scale: float, message: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "image.tiff"
+    Image.fromarray((np.arange(200).reshape(10, 20) * scale).astype(dtype)).save(path)
+    fault = clipped_fault(str(path))
+    assert fault is None if message is None else re.search(message, fault)
+    read = DatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+    mapped = read({"file_name": str(path)})["image"][0].numpy()
+    assert np.array_equal(mapped, np.asarray(Image.open(path))) == (fault is None)
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -339,6 +343,71 @@ def test_semantic_segmentation_needs_labels_of_pixels(tiny_coco) -> None:
     MetadataCatalog.get(tiny_coco).thing_classes = ["disc", "square"]
     with pytest.raises(ValueError, match=r"tiny_coco in DATASETS\.TRAIN has no stuff_classes"):
         checked(*on(tiny_coco, "MODEL.META_ARCHITECTURE", "DeepLab"))
+
+
+DEEPLAB = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"]
+
+
+@contextmanager
+def label_maps(folder: Path, count: int, value: int, name: str = "label_maps") -> Iterator[str]:
+    """Registers a data set with one label map for each image, all of one value; yields its name."""
+    folder.mkdir()
+    records = []
+    for index in range(count):
+        files = [str(folder / f"{index:03d}{end}.png") for end in ("", "_labels")]
+        for file, size in zip(files, (3, 1), strict=True):
+            pixels = np.full((8, 9, size), value, np.uint8)
+            Image.fromarray(pixels.squeeze()).save(file)
+        record = dict(zip(("file_name", "sem_seg_file_name"), files, strict=True))
+        records.append({**record, "height": 8, "width": 9})
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        stuff_classes=["a", "b"], ignore_label=255, evaluator_type="sem_seg"
+    )
+    try:
+        yield name
+    finally:
+        unregister(name)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((8, 9), 3, np.uint8), r"\(14\): .*must have labels from 0 to 2, .* got 3 \(72 p"),
+        (np.zeros((8, 7), np.uint8), r"\(14\): .*000_labels\.png has 7 x 8 pixels"),
+        (np.full((8, 9, 3), [0, 90, 0], np.uint8), r"must be a label map of one channel, got 3"),
+    ],
+)
+def test_a_sample_of_the_label_maps_is_read(
+    pixels: np.ndarray, message: str, tmp_path: Path
+) -> None:
+    with label_maps(tmp_path / "data", 40, 2) as name:
+        words = on(name, *DEEPLAB, "DATASETS.TEST", "()")
+        checked(*words)
+        for path in (tmp_path / "data").glob("*_labels.png"):
+            Image.fromarray(pixels).save(path)
+        with pytest.raises(UserError, match=f"label maps cannot be used, of 14 .*{message}"):
+            checked(*words)
+        checked(*on(name, "DATASETS.TEST", "()"))  # Faster R-CNN does not read them
+        with pytest.raises(UserError, match=r"DATASETS\.TEST: .*label maps cannot be used, of 14"):
+            checked(*on(name), training=False)
+
+
+def test_training_needs_pixels_that_are_not_ignored(tmp_path: Path, caplog) -> None:
+    with (
+        label_maps(tmp_path / "ignored", 3, 255) as name,
+        label_maps(tmp_path / "labelled", 3, 1, "labelled") as other,
+    ):
+        with pytest.raises(UserError, match=r"ignored pixels only \(1\): all 3 that were read"):
+            checked(*on(name, *DEEPLAB))
+        checked(
+            *on(name, *DEEPLAB, "DATASETS.TRAIN", f"('{name}', '{other}')", "DATASETS.TEST", "()")
+        )
+        assert "ignored pixels only" in caplog.text
+        Image.new("L", (9, 8)).save(tmp_path / "ignored/001_labels.png")
+        caplog.clear()
+        checked(*on(name, *DEEPLAB, "DATASETS.TEST", "()"))
+        assert "ignored" not in caplog.text
 
 
 def test_custom_architectures_and_data_sets_pass(tiny_coco) -> None:
