@@ -9,7 +9,8 @@
 
 Prints a line for each kind of fault, with its count and the first places. The exit code is 1 if
 there are errors, which training or evaluation would fail on or be wrong with; warnings are about
-what Detectron2 ignores. train_net.py does what --annotations-only does, at each start.
+what Detectron2 ignores. train_net.py does what --annotations-only does, at each start, and reads a
+sample of the label maps of semantic segmentation.
 """
 
 from __future__ import annotations
