@@ -75,7 +75,7 @@ def labels_from_memory(
     Args:
         evaluator: whose `process` is called for one image.
         image: path of the image.
-        labels: whole numbers below 2^31.
+        labels: integers below 2^31.
     """
     if hasattr(sem_seg_evaluation, "load_image_into_numpy_array"):  # main
         original = evaluator.sem_seg_loading_fn

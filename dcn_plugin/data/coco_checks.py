@@ -359,7 +359,7 @@ def rle_fault(value: dict[str, Any], size: Size) -> str | None:
         return "RLE has another size than the image"
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts):
-            return "RLE has counts that are not whole numbers from 0 on"
+            return "RLE has counts that are not integers from 0 on"
         if size and sum(counts) != math.prod(size):
             return "RLE has counts that do not add up to the image's pixels"
     elif not isinstance(counts, str) or not counts:
@@ -367,7 +367,7 @@ def rle_fault(value: dict[str, Any], size: Size) -> str | None:
     else:
         runs = decode_runs(counts)
         if runs is None or (runs < 0).any():
-            return "RLE has counts that are not COCO's code of whole numbers from 0 on"
+            return "RLE has counts that are not COCO's code of integers from 0 on"
         if size and runs.sum() != math.prod(size):
             return "RLE has counts that do not add up to the image's pixels"
     return None

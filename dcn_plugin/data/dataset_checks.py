@@ -221,6 +221,8 @@ def _read_sample(
     ]
     sample = local[:: -(-len(local) // SAMPLE) or 1]
     _read_files(sample, faults, classes, ignored, (split,), of=f", of {len(sample)} that were read")
+    if len(sample) < len(local):  # the others may have labels
+        faults.make_warning(IGNORED_ONLY)
 
 
 def _read_files(

@@ -126,7 +126,7 @@ def clipped_fault(path: str) -> str | None:
         return None
     at = tuple(np.argwhere(values != read)[0])
     return (
-        f"{path} is an image of mode {image.mode}, which Detectron2 clips to whole numbers from 0 "
+        f"{path} is an image of mode {image.mode}, which Detectron2 clips to integers from 0 "
         f"to 255: it reads {read[at]} for {values[at]:g}. Scale its values and save 8 bits"
     )
 
@@ -278,7 +278,7 @@ def labels_fault(labels: np.ndarray, path: str, classes: int, ignore_label: int)
     """Returns what is wrong with the values of a label map, in one line.
 
     Args:
-        labels: of whole numbers.
+        labels: integers.
         path: of its file.
         classes: number of classes.
         ignore_label: label of pixels that do not count.

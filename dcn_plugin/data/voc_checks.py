@@ -128,7 +128,7 @@ def _is_size(text: str | None) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    """Returns whether text is a whole number for Detectron2, which reads it with `int`."""
+    """Returns whether text is an integer for Detectron2, which reads it with `int`."""
     try:
         int(text)
     except ValueError:

@@ -91,7 +91,7 @@ def check_config(
     output = cfg.OUTPUT_DIR
     if not output or ("://" not in output and not can_write(Path(output))):
         raise UserError(f"OUTPUT_DIR must be a folder that can be written to, got {output!r}")
-    check_datasets(cfg, training)
+    check_datasets(cfg, training, stock_mapper=stock_trainer)
     _check_backbone(cfg)
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if not resume or not (PathManager.isfile(last) or checkpoint_names(cfg.OUTPUT_DIR)):
@@ -111,12 +111,13 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
         )
 
 
-def check_datasets(cfg: CfgNode, training: bool) -> None:
+def check_datasets(cfg: CfgNode, training: bool, *, stock_mapper: bool = False) -> None:
     """Checks that the files of data sets and proposals exist, and the numbers of classes.
 
     Args:
         cfg: with DATASETS.
         training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
+        stock_mapper: whether label maps are read as by `DatasetMapper`, and so can be checked.
 
     Raises:
         UserError: if a name is unknown, a file does not exist (then it is a FileNotFoundError too),
@@ -134,7 +135,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
             _check_files(name, key)
             if part == "TEST":
                 _check_evaluator(name, key)
-        _check_contents(cfg, names, part.lower())
+        _check_contents(cfg, names, part.lower(), stock_mapper)
         for name in names:
             _check_task(cfg, name, key)
             _check_classes(cfg, name, key)
@@ -165,7 +166,7 @@ def _check_files(name: str, key: str) -> None:
         raise MissingFileError(f"{key}: {name} is incomplete, {describe_missing(missing)}")
 
 
-def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
+def _check_contents(cfg: CfgNode, names: Sequence[str], split: str, stock_mapper: bool) -> None:
     model, required = cfg.MODEL, ["bbox"]
     read = ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
     if split == "train" and _has_architecture(cfg, GeneralizedRCNN):  # others ignore both
@@ -182,7 +183,7 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
             ),
             mask_format=cfg.INPUT.MASK_FORMAT,
             outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
-            labels=_read_labels(cfg, name, split),
+            labels=_labels(cfg, name, split) if stock_mapper else None,
         )
         for name in names
     ]
@@ -197,13 +198,13 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str) -> None:
         faults.raise_error(f"DATASETS.{split.upper()}: {name}")
 
 
-def _read_labels(cfg: CfgNode, name: str, split: str) -> tuple[int | None, int] | None:
+def _labels(cfg: CfgNode, name: str, split: str) -> tuple[int | None, int] | None:
     """Returns number of classes and ignored label, if the label maps of a data set are read."""
     if split == "train":
         head = cfg.MODEL.SEM_SEG_HEAD
         return (head.NUM_CLASSES, head.IGNORE_VALUE) if is_sem_seg(cfg) else None
     metadata = MetadataCatalog.get(name)
-    if not _counts_pixels(metadata, "stuff_classes"):
+    if metadata.get("evaluator_type") not in COUNTS_PIXELS:
         return None
     return len(metadata.get("stuff_classes", ())) or None, metadata.get("ignore_label", 255)
 
