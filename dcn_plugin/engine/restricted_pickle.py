@@ -441,7 +441,7 @@ class RestrictedCheckpointer(DetectionCheckpointer, _TorchFiles):
             elif isinstance(error, (AssertionError, AttributeError, TypeError)):
                 reason = "but it has no dict of tensors"
             elif isinstance(error, LookupError):  # of the stack of the unpickler
-                reason = "but it is not one of torch.save or pickle"
+                reason = "but it is damaged, or not one of torch.save or pickle"
             raise UserError(f"{filename} must be a checkpoint, {reason}") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
+from dcn_plugin.data import workers
 from dcn_plugin.data.workers import ignore_sigterm_of_others, sigterm_blocked
 
 
@@ -19,9 +20,8 @@ def test_workers_end_by_their_parents_signal_alone() -> None:
     loader = DataLoader(range(200), num_workers=2, worker_init_fn=ignore_sigterm_of_others)
     with sigterm_blocked():  # until the workers' own threads wait for it
         batches = iter(loader)
-    workers = batches._workers
     taken = [int(next(batches))]
-    for worker in workers:  # from another process, as by a scheduler
+    for worker in batches._workers:  # from another process, as by a scheduler
         os.system(f"kill -TERM {worker.pid}")
     taken += [int(batch) for batch in batches]
     assert taken == list(range(200))
@@ -31,6 +31,17 @@ def test_workers_end_by_their_parents_signal_alone() -> None:
         worker.terminate()
         worker.join(5)
         assert worker.exitcode == 0
+
+
+def test_workers_end_later_by_the_signal_of_others(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "SECONDS", 0.5)  # inherited by forked workers
+    loader = DataLoader(range(200), num_workers=1, worker_init_fn=ignore_sigterm_of_others)
+    with sigterm_blocked():
+        batches = iter(loader)
+    (worker,) = batches._workers
+    os.system(f"kill -TERM {worker.pid}")
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")

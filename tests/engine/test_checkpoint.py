@@ -208,7 +208,7 @@ def test_a_damaged_file_is_an_error(tmp_path) -> None:
     whole = path.read_bytes()
     for content, message in (
         (b"", "but it is empty or cut off"),
-        (b"half of a file", "KeyError: "),
+        (b"half of a file", "but it is damaged, or not one of torch.save or pickle"),
         (whole[: len(whole) // 2], "RuntimeError: "),
     ):
         path.write_bytes(content)

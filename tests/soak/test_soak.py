@@ -38,7 +38,7 @@ def test_results_that_depend_on_threads_fail(monkeypatch, restore_threads: None,
     torch.set_num_threads(2)
     done = Progress("ops", 0.1, bounded=False)
     ops.run(done, seed=1)
-    assert "call 1: its results depend on the threads" in done.failures
+    assert done.failures and "its results depend on the threads" in done.failures[0]
     assert "FAILED: ops: call 1: " in capsys.readouterr().out
 
 

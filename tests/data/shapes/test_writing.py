@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from dcn_plugin import files
+from dcn_plugin.data import workers
 from dcn_plugin.data.shapes import NAMES, SETS, Settings, writing
 from dcn_plugin.data.shapes.drawing import draw_image
 from dcn_plugin.data.shapes.registration import split_folder
@@ -254,6 +255,7 @@ def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
 
 def generate_in_a_group(folder: Path) -> None:
     os.setsid()
+    workers.SECONDS = 2.0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     generate_large(folder)
 
