@@ -220,7 +220,8 @@ class Checkpointer(RestrictedCheckpointer):
                 return name
             message = f"{path} cannot be resumed from: {problem}"
             self.logger.warning(message)
-            if last or not problem.startswith(NO_STATE):  # else perhaps pretrained weights
+            # Pretrained weights are none of this run's, which are named model_*.
+            if last or name.startswith("model_") or not problem.startswith(NO_STATE):
                 problems.append(message)
         if not problems:
             return ""

@@ -316,6 +316,10 @@ def test_weights_alone_are_not_resumed_from(tmp_path, caplog) -> None:
     (tmp_path / "last_checkpoint").write_text(path.name)
     with pytest.raises(UserError, match="no intact checkpoint"):
         loading.resume_or_load(str(path), resume=True)
+    (tmp_path / "last_checkpoint").unlink()
+    path.rename(tmp_path / "model_final.pth")  # training would overwrite it
+    with pytest.raises(UserError, match="no intact checkpoint"):
+        loading.resume_or_load("", resume=True)
 
 
 def test_a_buffer_that_starts_as_infinite_is_saved(tmp_path) -> None:
