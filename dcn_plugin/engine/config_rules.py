@@ -509,8 +509,8 @@ RULES: RuleGroups = {
         "MODEL.RETINANET.BBOX_REG_WEIGHTS": BOX_WEIGHTS,
         "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": LOSS,
         "MODEL.RETINANET.NORM": norm(),
-        **anchor_rules("RETINANET"),
     },
+    "retinanet anchors": anchor_rules("RETINANET"),
     "semantic segmentation": {
         "MODEL.SEM_SEG_HEAD.IN_FEATURES": NAMES,
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": POSITIVE,

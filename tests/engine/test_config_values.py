@@ -129,6 +129,12 @@ WRONG = [
     ("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p2"], "twice the stride", ("cascade",)),
     ("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p2"], "twice the stride", ("cascade",)),
     ("MODEL.BACKBONE.NAME", "build_deform", "registered, got .*; the nearest: build_def", ALL),
+    (
+        "MODEL.ANCHOR_GENERATOR.NAME",
+        "Anchors",
+        "registered, got 'Anchors'",
+        (*TWO_STAGES, "retinanet"),
+    ),
     ("MODEL.ROI_HEADS.NAME", "Standard", "registered, got 'Standard'", TWO_STAGES),
     ("MODEL.ROI_HEADS.OHEM", -1, "an integer, 0 or more", ("rfcn",)),
     ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 0, "a positive integer", TWO_STAGES),
