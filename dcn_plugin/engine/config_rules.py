@@ -272,7 +272,7 @@ RULES: RuleGroups = {
         "SEED": Rule("below 2**32 (negative: random)", integer(high=2**32 - 1)),
         "VIS_PERIOD OFFSET_MONITOR_PERIOD": PERIOD,
         "DATALOADER.NUM_WORKERS": COUNT,
-        "CUDNN_BENCHMARK": one_of(True, False),
+        "CUDNN_BENCHMARK MODEL.MASK_ON MODEL.KEYPOINT_ON": one_of(True, False),
     },
     "training": {
         "SOLVER.MAX_ITER SOLVER.IMS_PER_BATCH": POSITIVE,
@@ -355,6 +355,12 @@ RULES: RuleGroups = {
     "normalization": {
         "MODEL.PIXEL_STD": Rule(
             "as long as MODEL.PIXEL_MEAN", lambda v, cfg: len(v) == len(cfg.MODEL.PIXEL_MEAN)
+        )
+    },
+    "broadcast normalization": {
+        "MODEL.PIXEL_STD": Rule(
+            "as long as MODEL.PIXEL_MEAN, or one number",
+            lambda v, cfg: len(v) in (1, len(cfg.MODEL.PIXEL_MEAN)),
         )
     },
     "resnet": {
@@ -499,7 +505,8 @@ RULES: RuleGroups = {
     "retinanet": {
         "MODEL.RETINANET.IN_FEATURES": NAMES,
         "MODEL.RETINANET.NUM_CLASSES": POSITIVE,
-        "MODEL.RETINANET.NUM_CONVS MODEL.RETINANET.TOPK_CANDIDATES_TEST": COUNT,
+        "MODEL.RETINANET.NUM_CONVS": POSITIVE,
+        "MODEL.RETINANET.TOPK_CANDIDATES_TEST": COUNT,
         "MODEL.RETINANET.IOU_THRESHOLDS": THRESHOLDS,
         "MODEL.RETINANET.IOU_LABELS": Rule(LABELS, are_labels("RETINANET")),
         "MODEL.RETINANET.PRIOR_PROB": Rule("above 0 and below 1", lambda v, cfg: 0 < v < 1),

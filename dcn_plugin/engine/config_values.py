@@ -138,6 +138,8 @@ def active_groups(cfg: CfgNode, training: bool, stock_trainer: bool) -> Iterator
         yield "retinanet"
         if _stock(ANCHOR_GENERATOR_REGISTRY, cfg, "ANCHOR_GENERATOR.NAME"):
             yield "retinanet anchors"
+    if issubclass(architecture, SemanticSegmentor):
+        yield "broadcast normalization"
     if issubclass(architecture, (SemanticSegmentor, PanopticFPN)):
         head = _stock(modeling.SEM_SEG_HEADS_REGISTRY, cfg, "SEM_SEG_HEAD.NAME")
         if head is not None:
