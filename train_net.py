@@ -107,8 +107,8 @@ def invoke_main() -> None:
     with exit_on_error("train_net"):
         torchrun = dist.is_torchelastic_launched()  # it has started all processes
         if not torchrun or int(os.environ["LOCAL_RANK"]) == 0:
-            processes = max(args.num_gpus, 1) * max(args.num_machines, 1)
-            processes = int(os.environ["WORLD_SIZE"]) if torchrun else processes
+            started = max(args.num_gpus, 1) * max(args.num_machines, 1)
+            processes = int(os.environ["WORLD_SIZE"]) if torchrun else started
             check_config(
                 read_config(args), not args.eval_only, args.resume, processes, stock_trainer=True
             )

@@ -32,6 +32,7 @@ from dcn_plugin.data.dataset_checks import (
     is_voc,
 )
 from dcn_plugin.data.file_checks import describe_missing, is_missing
+from dcn_plugin.evaluation.sem_seg import LABEL_MAPS
 from dcn_plugin.files import can_write
 from dcn_plugin.messages import MissingFileError, UserError, got
 
@@ -51,7 +52,7 @@ EVALUATOR_PACKAGES = {
     "cityscapes_instance": "cityscapesscripts",
 }
 # Values of evaluator_type whose evaluation counts the pixels of each class.
-COUNTS_PIXELS = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
+COUNTS_PIXELS = (*LABEL_MAPS, "coco_panoptic_seg")
 # Architectures, their section of the config, and the metadata that names their classes.
 SEM_SEG = (SemanticSegmentor, PanopticFPN)
 CLASSES = (
@@ -220,13 +221,14 @@ def _check_evaluator(name: str, key: str) -> None:
 
 
 def _check_task(cfg: CfgNode, name: str, key: str) -> None:
-    metadata, kind = MetadataCatalog.get(name), MetadataCatalog.get(name).get("evaluator_type")
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
     architecture = modeling.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     detects = _has_architecture(cfg, (GeneralizedRCNN, RetinaNet)) and not is_sem_seg(cfg)
     if not detects or not architecture.__module__.startswith(STOCK):
         return
     if key == "DATASETS.TRAIN":
-        without = kind in COUNTS_PIXELS[:2] and (
+        without = kind in LABEL_MAPS and (
             is_loaded_from_json(name) or metadata.get("thing_classes") is None
         )
     else:

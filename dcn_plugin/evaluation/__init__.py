@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from .coco import DetectionEvaluator
 from .sem_seg import (
+    LABEL_MAPS,
     MeanIoUEvaluator,
     NetworkSizeMapper,
     NetworkSizeSemSegEvaluator,
@@ -55,7 +56,7 @@ def build_evaluator(
         return d2_evaluation.DatasetEvaluators([sem_seg, coco, panoptic])
     if at_network_size(cfg, dataset_name):
         return NetworkSizeSemSegEvaluator(dataset_name, output_dir=output_folder)
-    if evaluator_type in ("sem_seg", "cityscapes_sem_seg"):
+    if evaluator_type in LABEL_MAPS:
         return MeanIoUEvaluator(dataset_name, output_dir=output_folder)
     if evaluator_type == "cityscapes_instance":
         return d2_evaluation.CityscapesInstanceEvaluator(dataset_name)

@@ -23,6 +23,7 @@ from dcn_plugin.compat import labels_from_memory
 from dcn_plugin.data.faults import DataError
 from dcn_plugin.data.file_checks import labels_fault, read_label_map
 
+LABEL_MAPS = ("sem_seg", "cityscapes_sem_seg")  # values of evaluator_type
 logger = logging.getLogger(__name__)
 
 
@@ -34,8 +35,7 @@ def at_network_size(cfg: CfgNode, dataset_name: str) -> bool:
         dataset_name: a registered data set. Only semantic segmentation is affected: boxes and
             masks of objects are always evaluated at the image's size.
     """
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    is_sem_seg = evaluator_type in ("sem_seg", "cityscapes_sem_seg")
+    is_sem_seg = MetadataCatalog.get(dataset_name).get("evaluator_type") in LABEL_MAPS
     return is_sem_seg and cfg.TEST.get("SEM_SEG_AT_NETWORK_SIZE", False)
 
 
