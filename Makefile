@@ -200,10 +200,10 @@ soak: setup
 # $(call emulated,build,tests): tests of the CUDA kernels on a build of the emulator
 emulated = DCN_CUDA_EMULATOR=$(CURDIR)/build/cuda_emulator/$(1)/emulator.so \
   $(PYTEST) -m "cuda and not slow and not gpu" $(2) $(PYTEST_ARGS)
-EMULATED_TESTS := tests/ops tests/layers tests/cuda_emulator/test_far_indices.py
+EMULATED_TESTS := tests/ops tests/layers tests/cuda_emulator
 # The checked build takes three times as long: in CI, the comparisons with the references.
 CHECKED_TESTS := tests/ops/test_deform_conv2d.py tests/ops/test_roi_pool.py tests/ops/test_sanitizer_calls.py \
-  tests/cuda_emulator/test_far_indices.py
+  tests/cuda_emulator
 
 emulator: setup
 	$(call stage,build of the CUDA emulator,$(V)/python -m tests.cuda_emulator.faults copy && \

@@ -28,10 +28,11 @@ struct BuiltIns {
 extern thread_local BuiltIns built_ins;
 
 // Runs all threads of a launch. `kernel` is the address of the kernel, for the
-// report. Throws c10::Error where a GPU would fail, or the result could differ
-// between runs.
+// report; `value_bytes` is the size of the elements of its vectors. Throws
+// c10::Error where a GPU would fail, or the result could differ between runs.
 void run(
     const void* kernel,
+    size_t value_bytes,
     int64_t blocks,
     int threads,
     const std::function<void()>& thread);
@@ -61,7 +62,7 @@ bool is_private(const void* address);
 
 void count_atomic();
 
-// Selects the kernel whose memory accesses are counted.
-void begin_memory_counts(const void* kernel);
+// Selects the kernel whose memory accesses are checked and counted.
+void begin_memory_checks(const void* kernel, size_t value_bytes);
 
 } // namespace cuda_emulator

@@ -65,6 +65,11 @@ class Emulator:
                 found[match[1]] = base + int(value, 16)
         return found
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether memory accesses are checked."""
+        return bool(self._library.dcn_emulator_is_checked())
+
     def counts(self) -> Counts:
         out = (ctypes.c_int64 * 5)()
         self._library.dcn_emulator_counts(out)

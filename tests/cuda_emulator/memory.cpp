@@ -41,6 +41,7 @@ constexpr size_t kGap = 256;
 // Larger allocations are not filled, so that only what is touched takes memory.
 constexpr size_t kHugeBytes = size_t{1} << 30;
 // As float16, bfloat16, float32 and float64: a NaN that no computation gives.
+// Half of a float64 may hold it.
 constexpr uint16_t kUninitialized = 0xffe9;
 constexpr size_t kCellBytes = 2;
 constexpr uint32_t kSeveral = 0xffffffff;
@@ -82,6 +83,7 @@ auto& allocations_mutex = *new std::mutex;
 std::atomic<int64_t> bytes_now{0}, bytes_peak{0};
 auto& traffic = *new std::map<const void*, Traffic>;
 thread_local Traffic* kernel_traffic = nullptr;
+thread_local size_t kernel_value_bytes = 0;
 thread_local Allocation* last_allocation = nullptr;
 thread_local uint64_t last_version = 0;
 std::atomic<uint64_t> version{0}; // changes with the allocations
@@ -189,9 +191,11 @@ Allocation* allocation_at(const char* address) {
   fail(fault, details.str());
 }
 
-// Whether a whole element of the access, of at most 4 bytes, was never written.
+// Whether a whole element of the access was never written. Longer accesses than
+// 8 bytes are vectors; of 16-bit values, two at a time are looked at.
 bool reads_uninitialized(const char* address, size_t bytes) {
-  const size_t element = std::min<size_t>(bytes, 4);
+  const size_t element =
+      bytes <= 8 ? bytes : std::max<size_t>(kernel_value_bytes, 4);
   for (size_t i = 0; i + element <= bytes; i += element) {
     size_t same = 0;
     for (; same < element; same += kCellBytes) {
@@ -295,8 +299,9 @@ const bool registered = [] {
 
 } // namespace
 
-void begin_memory_counts(const void* kernel) {
+void begin_memory_checks(const void* kernel, size_t value_bytes) {
   const std::lock_guard<std::mutex> lock(allocations_mutex);
+  kernel_value_bytes = value_bytes;
   kernel_traffic = &traffic[kernel];
   ++kernel_traffic->launches;
 }
@@ -386,6 +391,10 @@ extern "C" void __tsan_atomic_thread_fence(int) {}
 
 // The interface to Python (library.py).
 extern "C" {
+
+int dcn_emulator_is_checked() {
+  return cuda_emulator::kChecked;
+}
 
 // Restarts the measurement of the peak; returns the bytes allocated now.
 int64_t dcn_emulator_reset_peak() {

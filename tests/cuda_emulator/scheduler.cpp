@@ -367,6 +367,7 @@ void Warp::lane_main() {
 
 void run(
     const void* kernel,
+    size_t value_bytes,
     int64_t blocks,
     int threads,
     const std::function<void()>& thread) {
@@ -375,7 +376,7 @@ void run(
     warp = std::make_unique<Warp>();
   }
   current_launch = ++launches;
-  begin_memory_counts(kernel);
+  begin_memory_checks(kernel, value_bytes);
   warp->run_grid(kernel, blocks, threads, thread);
   TORCH_CHECK(warp->fault().empty(), warp->fault());
 }
