@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -68,16 +69,30 @@ def test_processes_are_started_on_several_machines_too(
     assert found == [handler]
 
 
-def test_sigterm_is_forwarded_to_the_processes_that_were_started() -> None:
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not that of another test
+@pytest.fixture
+def default_sigterm() -> Iterator[None]:
+    """Sets the handler that a new process has, not that of another test."""
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.mark.usefixtures("default_sigterm")
+def test_sigterm_is_forwarded_to_the_processes_that_were_started(monkeypatch) -> None:
     children = [multiprocessing.Process(target=time.sleep, args=(60,)) for _ in range(2)]
+    active_children = multiprocessing.active_children
+    # Workers of a DataLoader of another test may be alive.
+    monkeypatch.setattr(
+        multiprocessing,
+        "active_children",
+        lambda: [child for child in active_children() if child in children],
+    )
     for child in children:
         child.start()
     forward_sigterm(signal.SIGTERM, None)
     for child in children:
-        child.join(10)
+        child.join(60)
         assert child.exitcode == -signal.SIGTERM
     with pytest.raises(SystemExit) as caught:  # none to wait for
         forward_sigterm(signal.SIGTERM, None)
     assert caught.value.code == 143
-    signal.signal(signal.SIGTERM, previous)

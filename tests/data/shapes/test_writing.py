@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -271,14 +272,24 @@ def test_a_signal_to_all_processes_leaves_no_files(tmp_path: Path) -> None:
 
 
 def test_waiting_names_the_process_and_the_time(tmp_path: Path, monkeypatch, caplog) -> None:
+    reports = FORK.Semaphore(0)
+
+    def generate_after_three_reports() -> None:
+        generate_slowly(
+            tmp_path,
+            FORK.Barrier(1),
+            tmp_path / "log",
+            lambda: [reports.acquire(timeout=60) for _ in range(3)],
+        )
+
     monkeypatch.setattr(writing, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(writing, "REPORT_SECONDS", 0.2)
-    args = (tmp_path, FORK.Barrier(2), tmp_path / "log", 0.8)
-    process = FORK.Process(target=generate_slowly, args=args)
+    process = FORK.Process(target=generate_after_three_reports)
     process.start()
-    args[1].wait()
-    while not args[2].exists():
+    while not (tmp_path / "log").exists():
         time.sleep(0.01)
+    log = logging.getLogger(writing.__name__)
+    monkeypatch.setattr(log, "filters", [lambda record: reports.release() or True])
     with caplog.at_level(logging.WARNING):
         folder = generate(tmp_path, TINY, "train")
     process.join()
@@ -286,17 +297,22 @@ def test_waiting_names_the_process_and_the_time(tmp_path: Path, monkeypatch, cap
     assert len(waiting) >= 3
     assert waiting[0].startswith(f"Waiting for process {process.pid} on ")
     assert f"which generates {folder}: 0 s so far" in waiting[0]
-    assert args[2].read_text() == "generated\n"
+    assert (tmp_path / "log").read_text() == "generated\n"
 
 
-def generate_slowly(folder: Path, barrier: Barrier, log: Path, seconds: float = 0.5) -> None:
+def generate_slowly(
+    folder: Path,
+    barrier: Barrier,
+    log: Path,
+    wait: Callable[[], object] = lambda: time.sleep(0.5),
+) -> None:
     cv2.setNumThreads(0)
     write = writing._write
 
     def slow(*args: Any) -> None:
         with log.open("a") as file:
             file.write("generated\n")
-        time.sleep(seconds)
+        wait()
         write(*args)
 
     writing._write = slow
