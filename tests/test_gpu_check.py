@@ -33,7 +33,7 @@ BENCHMARK = {"environment": {"GPU": "Fake GPU"}, "problems": [], "rows": ROWS}
 
 @pytest.fixture
 def check(tmp_path):
-    return Check(tmp_path / "report", minutes=1)
+    return Check(tmp_path / "report", minutes=9)
 
 
 def python(script):
@@ -78,7 +78,7 @@ class Machine:
         return self.start(python(f"{script}sys.exit({status})"), log, variables)
 
     def run(self, *arguments):
-        gpu_check.main(["--output", str(self.output), "--minutes", "1", *arguments])
+        gpu_check.main(["--output", str(self.output), *arguments])
 
     def sanitized(self):
         return [command for command in self.commands if "--tool" in command]
