@@ -141,6 +141,16 @@ def test_every_label_map_is_read(root: Path, capsys) -> None:
     assert "error: " in line and maps[0].name in line
 
 
+def test_absent_files_of_cityscapes_are_one_line(root: Path, capsys) -> None:
+    for path in (root / "cityscapes/gtFine/train").rglob("*_labelTrainIds.png"):
+        path.unlink()
+    (line,) = check(capsys, CITYSCAPES, code=1)
+    assert "Detectron2 needs them: Please generate labelTrainIds.png with" in line
+    shutil.rmtree(root / "cityscapes/gtFine/train/ulm")
+    (line,) = check(capsys, CITYSCAPES, code=1)
+    assert f"Detectron2 needs them: {root}/cityscapes/gtFine/train/ulm/" in line
+
+
 def test_a_torch_data_set_is_not_checked(capsys) -> None:
     DatasetCatalog.register("torch_data", lambda: range(3))  # as good as any other sequence
     try:

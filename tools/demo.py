@@ -154,7 +154,7 @@ def print_visualize_command(args: argparse.Namespace, dataset: str) -> None:
 def read_settings(args: argparse.Namespace) -> CfgNode:
     """Reads and checks the config."""
     cfg = read_config(args)
-    check_config(cfg, True)
+    check_config(cfg, True, stock_trainer=True)
     check_no_precomputed_proposals(cfg)
     if len(cfg.DATASETS.TEST) != 1:
         raise UserError(f"DATASETS.TEST must be one data set, got {cfg.DATASETS.TEST}")

@@ -58,7 +58,7 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError("MODEL.LOAD_PROPOSALS must be False: the RPN has to compute the proposals")
     cfg.DATASETS.TEST = tuple(args.dataset)
-    check_config(cfg, training=False)
+    check_config(cfg, training=False, stock_trainer=True)
     return cfg
 
 

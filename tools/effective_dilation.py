@@ -70,7 +70,7 @@ def read_settings(args: argparse.Namespace) -> CfgNode:
     cfg = read_trained_config(args)
     if args.dataset:
         cfg.DATASETS.TEST = (args.dataset,)
-    check_datasets(cfg, training=False)
+    check_datasets(cfg, training=False, stock_trainer=True)
     return cfg
 
 

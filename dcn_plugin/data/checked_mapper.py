@@ -58,13 +58,15 @@ class CheckedMapper:
         return mapped
 
     def _label_fault(self, mapped: dict[str, Any], record: dict[str, Any]) -> str | None:
-        labels = np.asarray(mapped["sem_seg"])
+        labels, image = np.asarray(mapped["sem_seg"]), mapped.get("image")
         path = record.get("sem_seg_file_name", "sem_seg")
-        if labels.shape != mapped["image"].shape[-2:]:
+        # Others may turn colours into labels, or return labels in a form of their own.
+        is_stock = type(self.mapper).__call__ is DatasetMapper.__call__
+        if image is None or labels.shape != image.shape[-2:]:
+            if not is_stock:
+                return None
             return self._find_fault(record) or f"{path} has another size than its image"
         if "sem_seg_file_name" in record:
-            # Others may turn colours into labels.
-            is_stock = type(self.mapper).__call__ is DatasetMapper.__call__
             fault = seen_fault(path, labels, self.ignored, is_stock)
             if fault:
                 return fault

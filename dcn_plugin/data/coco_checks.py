@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""Checks of annotations in COCO's format, as Detectron2 and COCO's API read them.
+"""Checks of annotations in the formats of COCO and LVIS, as Detectron2 and their APIs read them.
 
-Real COCO files pass: crowds, boxes without width or height, and annotations of images that are
+Real files pass: crowds, boxes without width or height, and annotations of images that are
 not in the file are at most warnings.
 """
 
@@ -23,6 +23,7 @@ from detectron2.utils.file_io import PathManager
 
 from .faults import DataError, Faults, short
 
+READ = ("segmentation", "keypoints")  # what annotations have beside boxes
 LIMIT = 1e30  # of coordinates: beyond, float32 is infinite
 NO_IMAGE_LEFT = (
     "training sets have no image left, none has an annotation that is not a crowd, or enough "
@@ -164,9 +165,10 @@ def check_categories(content: dict[str, Any], faults: Faults) -> set[int]:
 
 
 def check_images(
-    content: dict[str, Any], faults: Faults, loaded: bool = True
+    content: dict[str, Any], faults: Faults, loaded: bool = True, lvis: bool = False
 ) -> dict[Any, dict[str, Any]]:
     """Checks the images, unless `loaded` only their ids; returns those with an id by that."""
+    key = "coco_url" if lvis else "file_name"
     images: dict[Any, dict[str, Any]] = {}
     for index, item in enumerate(content.get("images", [])):
         place = f"images[{index}]"
@@ -181,12 +183,15 @@ def check_images(
             faults.error("images have the id of another one", place, item)
         if not loaded:
             continue
-        name = item.get("file_name")
+        name = item.get(key)
         if name is None or name == "":
-            faults.error("images have no file_name", place, item)
+            faults.error(f"images have no {key}", place, item)
         elif not isinstance(name, str) or "\0" in name:
-            kind = "images have a file_name that is not text, or has a NUL character"
-            faults.error(kind, place, item)
+            faults.error(
+                f"images have a {key} that is not text, or has a NUL character", place, item
+            )
+        elif lvis and "/" not in name:
+            faults.error("images have a coco_url that does not end in folder/file", place, item)
         if not (is_size(item.get("height")) and is_size(item.get("width"))):
             faults.error("images have no height and width, in whole pixels above 0", place, item)
     if len({isinstance(number, str) for number in images}) > 1:
@@ -209,6 +214,7 @@ class AnnotationChecks:
         *,
         read: Container[str],
         loaded: bool = True,
+        lvis: bool = False,
         min_keypoints: int = 0,
         mask_format: str | None = None,
     ) -> None:
@@ -223,10 +229,12 @@ class AnnotationChecks:
             faults: where to add faults.
             read: as for `check_annotations`.
             loaded: likewise.
+            lvis: likewise.
             min_keypoints: likewise.
             mask_format: likewise.
         """
         self.testing, self.loaded, self.read = split == "test", loaded, read
+        self.lvis = lvis
         self.sizes = {key: _size(item) for key, item in images.items()}
         self.categories = categories
         self.required, self.unique_ids, self.faults = required, unique_ids, faults
@@ -272,7 +280,7 @@ class AnnotationChecks:
                 self.incomplete.append((index, item, key))
         if self.testing and "area" in item and not (is_number(item["area"]) and item["area"] >= 0):
             self._error("annotations have an area that is not a number from 0 on")
-        if isinstance(item.get("segmentation"), dict) and not crowd:
+        if isinstance(item.get("segmentation"), dict) and not crowd and not self.lvis:
             self.encoded.append((index, item))
         if item.get("segmentation"):
             self._check_segmentation(item["segmentation"], size)
@@ -339,8 +347,8 @@ class AnnotationChecks:
             self._warning("annotations have a bbox outside the image")
 
     def _check_segmentation(self, value: Any, size: Size) -> None:
-        report = self._error if "segmentation" in self.read else self._warning
-        if isinstance(value, dict):
+        report = self._error if "segmentation" in self.read or self.lvis else self._warning
+        if isinstance(value, dict) and not self.lvis:
             fault = rle_fault(value, size)
             if fault:
                 report(f"annotations have a segmentation whose {fault}")
@@ -349,7 +357,12 @@ class AnnotationChecks:
         elif not all(map(are_finite, value)):
             report("annotations have a polygon that is not finite numbers")
         elif any(len(polygon) % 2 or len(polygon) < 6 for polygon in value):
-            self._warning("annotations have a polygon that is not 3 or more points, and is ignored")
+            if self.lvis:
+                self._error("annotations have a polygon that is not 3 or more points")
+            else:
+                self._warning(
+                    "annotations have a polygon that is not 3 or more points, and is ignored"
+                )
 
 
 def rle_fault(value: dict[str, Any], size: Size) -> str | None:
@@ -407,9 +420,10 @@ def check_annotations(
     split: str,
     *,
     required: Sequence[str] = ("bbox",),
-    read: Container[str] = ("segmentation", "keypoints"),
+    read: Container[str] = READ,
     filter_empty: bool = True,
     loaded: bool = True,
+    lvis: bool = False,
     unique_ids: bool = True,
     min_keypoints: int = 0,
     mask_format: str | None = None,
@@ -425,6 +439,8 @@ def check_annotations(
             are warnings.
         filter_empty: whether images without annotations are left out of training.
         loaded: whether Detectron2 loads images from the file, or evaluates by it only.
+        lvis: whether the format is that of LVIS: images have a `coco_url`, and all annotations
+            polygons.
         unique_ids: whether ids of annotations must be unique.
         min_keypoints: number of visible keypoints, below which an image is left out of training.
         mask_format: INPUT.MASK_FORMAT, with which training reads the masks that are required; None
@@ -433,16 +449,18 @@ def check_annotations(
     Returns:
         the images that are used.
     """
-    categories, images = check_categories(content, faults), check_images(content, faults, loaded)
+    categories = check_categories(content, faults)
+    images = check_images(content, faults, loaded, lvis)
     checks = AnnotationChecks(
         split,
         images,
         categories,
-        required,
+        ("bbox", "segmentation") if lvis else required,
         unique_ids,
         faults,
         read=read,
         loaded=loaded,
+        lvis=lvis,
         min_keypoints=min_keypoints,
         mask_format=mask_format,
     )

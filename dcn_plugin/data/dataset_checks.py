@@ -9,14 +9,24 @@ images, which takes seconds; `read_all_files` reads every image and label map.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from multiprocessing.pool import ThreadPool
+from numbers import Integral
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dcn_plugin.messages import one_line
+
 from . import voc
-from .coco_checks import are_finite, check_annotations, class_names, collection_paused, read_coco
+from .coco_checks import (
+    READ,
+    are_finite,
+    check_annotations,
+    class_names,
+    collection_paused,
+    read_coco,
+)
 from .faults import DataError, Faults, short
 from .file_checks import (
     FILES,
@@ -28,9 +38,12 @@ from .file_checks import (
 )
 from .voc_checks import check_voc
 
-COCO_FORMAT = ("coco", "coco_panoptic_seg", None)  # values of evaluator_type
+# Values of evaluator_type whose evaluation reads `json_file`.
+JSON_EVALUATORS = ("coco", "coco_panoptic_seg", "lvis")
 IGNORED_ONLY = "data sets have label maps of ignored pixels only"
 SAMPLE = 16  # images
+ANNOTATION = ("category_id", "bbox")  # what messages have of an annotation
+PATH = (str, os.PathLike)
 Records = list[dict[str, Any]]
 
 
@@ -38,83 +51,99 @@ def find_faults(
     name: str,
     split: str,
     *,
-    required: Sequence[str] = ("bbox",),
-    read: Container[str] = ("segmentation", "keypoints"),
-    filter_empty: bool = True,
-    min_keypoints: int = 0,
-    mask_format: str | None = None,
     outside: bool = False,
+    files: bool = True,
     labels: tuple[int | None, int] | None = None,
+    **options: Any,
 ) -> Faults:
     """Checks annotations, that files exist, and a sample of the label maps, in seconds.
 
-    Files in the formats of COCO and VOC are checked as they are, other data sets as the records
-    that their loader returns. Annotations at an address, of LVIS, of Shapes that are not yet drawn,
+    Files in the formats of COCO, LVIS and VOC are checked as they are, other data sets as the
+    records that their loader returns. Annotations at an address, of Shapes that are not yet drawn,
     and data sets that are not lists are not checked.
 
     Args:
         name: of a registered data set.
         split: how it is used, train or test.
-        required: keys that annotations in COCO's format must have.
-        read: those of segmentation and keypoints whose values are used: wrong ones of the others
-            are warnings.
-        filter_empty: whether training leaves out images without annotations.
-        min_keypoints: number of visible keypoints, below which training leaves out an image.
-        mask_format: INPUT.MASK_FORMAT, None if it is not known.
         outside: whether files may be outside the folders of the data set.
+        files: whether images are looked for; a mapper may read them from elsewhere.
         labels: number of classes, or None if it is not known, and the ignored label, with which a
             sample of the label maps and their images is read; None: they are not read.
+        **options: required, read, filter_empty, min_keypoints and mask_format, as for
+            `check_annotations`.
     """
     faults, metadata = Faults(), MetadataCatalog.get(name)
-    kind, json_file = metadata.get("evaluator_type"), os.fspath(metadata.get("json_file") or "")
-    if metadata.get("generated_in") and is_missing(json_file):
+    json_file = metadata.get("json_file")
+    json_file = os.fspath(json_file) if isinstance(json_file, PATH) else ""
+    if "://" in json_file or (metadata.get("generated_in") and is_missing(json_file)):
         return faults
     if is_voc(name):
         folder = os.fspath(metadata.dirname)
         check_voc(folder, metadata.split, metadata.thing_classes, faults, outside, split == "test")
-    elif kind == "lvis" or "://" in json_file:
-        pass
-    elif (
-        kind in COCO_FORMAT
-        and json_file
-        and (is_loaded_from_json(name) or (kind and split == "test"))
-    ):
+        return faults
+    loaded = is_loaded_from_json(name)
+    evaluated = split == "test" and metadata.get("evaluator_type") in JSON_EVALUATORS
+    if loaded or (json_file and evaluated):
         with collection_paused():
             content, faults.path = read_coco(json_file), json_file
-            images = check_annotations(
+            used = check_annotations(
                 content,
                 faults,
                 split,
-                required=required,
-                read=read,
-                filter_empty=filter_empty,
-                loaded=is_loaded_from_json(name),
+                loaded=loaded,
+                lvis=is_lvis(name),
                 unique_ids="minival" not in json_file,  # as Detectron2
-                min_keypoints=min_keypoints,
-                mask_format=mask_format,
+                **options,
             )
-        _check_images(name, images, faults, outside)
-        if (
-            not faults.errors
-            and is_loaded_from_json(name)
-            and "thing_classes" not in metadata.as_dict()
-        ):
-            # As Detectron2 does when it loads them.
+    if loaded:
+        if files:
+            _check_images(name, used, faults, outside)
+        records = _label_maps(name, content.get("images", []), faults, outside)
+        if not faults.errors and not is_lvis(name) and "thing_classes" not in metadata.as_dict():
+            # As Detectron2 does when it loads them; classes of LVIS are its own.
             metadata.thing_classes = class_names(content, json_file)
     else:
         records = load_records(name)
-        check_records(records, faults, metadata.as_dict(), outside)
-        if labels and isinstance(records, list) and not faults.errors:
-            _read_sample(records, faults, *labels, split)
+        check_records(
+            records, faults, metadata.as_dict(), outside, files, options.get("read", READ)
+        )
+    if labels and isinstance(records, list) and not faults.errors:
+        _read_sample(records, faults, *labels, split)
     return faults
 
 
 def _check_images(name: str, images: Records, faults: Faults, outside: bool) -> None:
-    root = MetadataCatalog.get(name).get("image_root")
-    if root is not None and is_loaded_from_json(name):
+    metadata = MetadataCatalog.get(name)
+    root = metadata.get("image_root")
+    if root is None:
+        return
+    if is_lvis(name):  # as Detectron2 does
+        parts = [str(item.get("coco_url")).split("/")[-2:] for item in images]
+        files = [root + "/".join(names) for names in parts if len(names) == 2]
+    else:
         names = [item.get("file_name") for item in images]
         files = [os.path.join(root, name) for name in names if isinstance(name, str)]
-        check_files(files, faults, root, outside)
+    check_files(files, faults, root, outside)
+
+
+def _label_maps(name: str, images: Records, faults: Faults, outside: bool) -> Records:
+    """Checks the label maps of a panoptic set, one for each image; returns what they are of."""
+    metadata = MetadataCatalog.get(name)
+    root = metadata.get("sem_seg_root")
+    if root is None or metadata.get("evaluator_type") != "coco_panoptic_seg" or faults.errors:
+        return []
+    records = []
+    for item in images:
+        stem, suffix = os.path.splitext(item["file_name"])
+        if suffix != ".jpg":  # Detectron2 looks for no others
+            faults.error("images of a panoptic data set are not .jpg files", item["file_name"])
+        files = {
+            "file_name": os.path.join(metadata.image_root, item["file_name"]),
+            "sem_seg_file_name": os.path.join(root, f"{stem}.png"),
+        }
+        records.append({**files, "height": item["height"], "width": item["width"]})
+    check_files([record["sem_seg_file_name"] for record in records], faults, root, outside)
+    return records
 
 
 def is_voc(name: str) -> bool:
@@ -124,10 +153,25 @@ def is_voc(name: str) -> bool:
     return kind == "pascal_voc" and _has_loader_of(name, *loaders)
 
 
-def is_loaded_from_json(name: str) -> bool:
-    """Returns whether a data set is loaded by Detectron2's or our loader of COCO's format."""
+def is_lvis(name: str) -> bool:
+    """Returns whether a data set is loaded by Detectron2's loader of LVIS's format."""
+    return _has_loader_of(name, "detectron2.data.datasets.lvis")
+
+
+def is_builtin(name: str) -> bool:
+    """Returns whether Detectron2 loads a data set, or this package from the same format."""
     generated = bool(MetadataCatalog.get(name).get("generated_in"))
     return generated or _has_loader_of(name, "detectron2.data.datasets.")
+
+
+def is_loaded_from_json(name: str) -> bool:
+    """Returns whether Detectron2's or our loader reads `json_file`, in COCO's or LVIS's format."""
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("json_file") or not is_builtin(name):
+        return False
+    if metadata.get("panoptic_json") and not metadata.get("sem_seg_root"):
+        return False  # by `register_coco_panoptic`, whose list of images is another file
+    return metadata.get("evaluator_type") in (*JSON_EVALUATORS, None)
 
 
 def _has_loader_of(name: str, *modules: str) -> bool:
@@ -141,7 +185,8 @@ def load_records(name: str) -> Records:
         name: of a registered data set.
 
     Raises:
-        DataError: if a file does not exist or cannot be read.
+        DataError: if a file does not exist or cannot be read, or an assertion of Detectron2's
+            loaders about files fails.
     """
     try:
         return DatasetCatalog.get(name)
@@ -150,10 +195,22 @@ def load_records(name: str) -> Records:
             raise
         cause = f"{error.filename}: {error.strerror}"
         raise DataError(f"{name} cannot be loaded: {cause}") from error
+    except AssertionError as error:
+        if not (is_builtin(name) and str(error)):
+            raise
+        raise DataError(
+            f"{name} cannot be loaded, its files are not as Detectron2 needs them: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def check_records(
-    records: Records, faults: Faults, metadata: Mapping[str, Any], outside: bool = False
+    records: Records,
+    faults: Faults,
+    metadata: Mapping[str, Any],
+    outside: bool = False,
+    files: bool = True,
+    read: Container[str] = READ,
 ) -> None:
     """Checks the records of a data set in Detectron2's format.
 
@@ -162,6 +219,8 @@ def check_records(
         faults: where to add faults.
         metadata: of the data set.
         outside: whether files may be outside the folders in the metadata.
+        files: whether files are looked for.
+        read: those of segmentation and keypoints whose values are used.
     """
     if not isinstance(records, list):  # a torch Dataset, which may read files or have no end
         faults.warning(
@@ -170,20 +229,37 @@ def check_records(
         return
     if not records:
         faults.error("data sets are empty, there must be at least one image", "the records")
-    for key, attributes in FILES.items():
-        paths = [os.fspath(record[key]) for record in records if record.get(key)]
-        roots = [metadata[attribute] for attribute in attributes if metadata.get(attribute)]
-        root = os.fspath(roots[0]) if roots else ""
-        # Loaders may return local copies of what is at an address.
-        check_files(paths, faults, root, outside or "://" in root)
+    for key, attributes in FILES.items() if files else ():
+        paths = [os.fspath(r[key]) for r in records if isinstance(r.get(key), PATH) and r[key]]
+        roots = [metadata[name] for name in attributes if isinstance(metadata.get(name), PATH)]
+        # Loaders may return local copies of what is at an address, or use other folders.
+        root = next((os.fspath(root) for root in roots if os.path.isdir(root)), "")
+        check_files(paths, faults, root, outside)
+    classes = len(metadata.get("thing_classes", ()))
     for record in records:
         for item in record.get("annotations", ()):
-            if "bbox" in item and not are_finite(item["bbox"]):
+            for kind in _annotation_faults(item, classes, read):
                 place = f"image {short(record.get('image_id', record.get('file_name')))}"
-                faults.error(
-                    "annotations have a bbox that is not finite numbers",
-                    f"{place}: {short(item['bbox'])}",
-                )
+                values = ", ".join(f"{k} {short(item[k])}" for k in ANNOTATION if k in item)
+                faults.error(f"annotations have {kind}", f"{place}: {values}")
+
+
+def _annotation_faults(
+    item: Mapping[str, Any], classes: int, read: Container[str]
+) -> Iterator[str]:
+    """Yields what is wrong with an annotation of a record, if there are `classes`, or 0."""
+    if "bbox" in item and not are_finite(item["bbox"]):
+        yield "a bbox that is not finite numbers"
+    category = item.get("category_id", 0)
+    counted = classes and not item.get("iscrowd")  # in the table of instances that is logged
+    if counted and not (isinstance(category, Integral) and 0 <= category < classes):
+        yield f"a category_id that is not an integer from 0 to {classes - 1}"
+    polygons = item.get("segmentation")
+    if "segmentation" in read and isinstance(polygons, list) and not all(map(are_finite, polygons)):
+        yield "a polygon that is not finite numbers"
+    points = item.get("keypoints")
+    if "keypoints" in read and points is not None and not are_finite(points):
+        yield "keypoints that are not finite numbers"
 
 
 def read_all_files(

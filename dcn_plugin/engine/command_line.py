@@ -154,7 +154,7 @@ def read_trained_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.WEIGHTS = args.weights
     check_no_precomputed_proposals(cfg)
     check_device(cfg.MODEL.DEVICE)
-    check_values(cfg, training=False)
+    check_values(cfg, training=False, stock_trainer=True)
     return cfg
 
 

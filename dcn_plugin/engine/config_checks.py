@@ -28,7 +28,7 @@ from dcn_plugin.data.coco_checks import NO_IMAGE_LEFT
 from dcn_plugin.data.dataset_checks import (
     IGNORED_ONLY,
     find_faults,
-    is_loaded_from_json,
+    is_builtin,
     is_voc,
 )
 from dcn_plugin.data.file_checks import describe_missing, is_missing
@@ -92,7 +92,7 @@ def check_config(
     output = cfg.OUTPUT_DIR
     if not output or ("://" not in output and not can_write(Path(output))):
         raise UserError(f"OUTPUT_DIR must be a folder that can be written to, got {output!r}")
-    check_datasets(cfg, training, stock_mapper=stock_trainer)
+    check_datasets(cfg, training, stock_trainer=stock_trainer)
     _check_backbone(cfg)
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if not resume or not (PathManager.isfile(last) or checkpoint_names(cfg.OUTPUT_DIR)):
@@ -112,13 +112,14 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
         )
 
 
-def check_datasets(cfg: CfgNode, training: bool, *, stock_mapper: bool = False) -> None:
+def check_datasets(cfg: CfgNode, training: bool, *, stock_trainer: bool = False) -> None:
     """Checks that the files of data sets and proposals exist, and the numbers of classes.
 
     Args:
         cfg: with DATASETS.
         training: whether DATASETS.TRAIN is used, or only DATASETS.TEST.
-        stock_mapper: whether label maps are read as by `DatasetMapper`, and so can be checked.
+        stock_trainer: whether `DatasetMapper` reads images and label maps, so that they can be
+            checked, and evaluators are those of the data sets.
 
     Raises:
         UserError: if a name is unknown, a file does not exist (then it is a FileNotFoundError too),
@@ -134,12 +135,12 @@ def check_datasets(cfg: CfgNode, training: bool, *, stock_mapper: bool = False) 
             if name not in DatasetCatalog.list():
                 raise UserError(f"{key} must be registered, {got(name, DatasetCatalog.list())}")
             _check_files(name, key)
-            if part == "TEST":
+            if part == "TEST" and stock_trainer:
                 _check_evaluator(name, key)
-        _check_contents(cfg, names, part.lower(), stock_mapper)
+        _check_contents(cfg, names, part.lower(), stock_trainer)
         for name in names:
             _check_task(cfg, name, key)
-            _check_classes(cfg, name, key)
+            _check_classes(cfg, name, key, stock_trainer)
         if cfg.MODEL.LOAD_PROPOSALS:
             files = cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
             if len(files) != len(names):
@@ -158,7 +159,9 @@ def _check_files(name: str, key: str) -> None:
         if not PathManager.exists(metadata.json_file) and not can_write(folder):
             raise UserError(f"{key}: {name} is generated in {folder}, which is not writable")
         return
-    attributes = IMAGES + GROUND_TRUTH + (EVALUATION if key == "DATASETS.TEST" else ())
+    attributes = EVALUATION if key == "DATASETS.TEST" else ()
+    if is_builtin(name) or is_voc(name):  # other loaders may use these names otherwise
+        attributes += IMAGES + GROUND_TRUTH
     paths = [metadata.get(attribute) for attribute in attributes]
     if is_voc(name):
         paths.append(os.path.join(metadata.dirname, f"ImageSets/Main/{metadata.split}.txt"))
@@ -184,6 +187,7 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str, stock_mapper
             ),
             mask_format=cfg.INPUT.MASK_FORMAT,
             outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
+            files=stock_mapper,
             labels=_labels(cfg, name, split) if stock_mapper else None,
         )
         for name in names
@@ -228,9 +232,8 @@ def _check_task(cfg: CfgNode, name: str, key: str) -> None:
     if not detects or not architecture.__module__.startswith(STOCK):
         return
     if key == "DATASETS.TRAIN":
-        without = kind in LABEL_MAPS and (
-            is_loaded_from_json(name) or metadata.get("thing_classes") is None
-        )
+        classes = metadata.get("thing_classes")
+        without = kind in LABEL_MAPS and (is_builtin(name) or classes is None)
     else:
         without = kind in COUNTS_PIXELS
     if without:
@@ -240,7 +243,7 @@ def _check_task(cfg: CfgNode, name: str, key: str) -> None:
         )
 
 
-def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
+def _check_classes(cfg: CfgNode, name: str, key: str, stock_mapper: bool) -> None:
     metadata, training = MetadataCatalog.get(name), key == "DATASETS.TRAIN"
     for base, section, attribute in CLASSES:
         if not _has_architecture(cfg, base):
@@ -250,7 +253,7 @@ def _check_classes(cfg: CfgNode, name: str, key: str) -> None:
         if classes is None:
             if training and attribute == "stuff_classes" and metadata.get("thing_classes"):
                 raise UserError(f"{message}no stuff_classes, and so no labels of pixels")
-        elif training and number < len(classes):
+        elif training and number < len(classes) and stock_mapper:
             raise UserError(f"{message}{len(classes)} classes: it must be at least as many")
         elif (
             number > len(classes)

@@ -93,18 +93,13 @@ def norm(section: str = "", channels: str = "") -> Rule:
 
 def channels_of(image_format: str | None) -> int:
     """Returns the number of channels of INPUT.FORMAT; an error if PIL has no such mode."""
-    mode = "RGB" if image_format in (None, "BGR", "YUV-BT.601") else image_format
+    mode = "RGB" if image_format in (None, "BGR") else image_format
     return len(Image.new("RGB", (1, 1)).convert(mode).getbands())
 
 
 def is_image_format(value: Any, cfg: CfgNode) -> bool:
     """Returns whether Detectron2 can read images in a format."""
     return channels_of(value) > 1 or value == "L"  # of the modes with one channel
-
-
-def are_means(value: Any, cfg: CfgNode) -> bool:
-    """Returns whether there is a mean for each channel; a custom mapper may add channels."""
-    return each(number())(value, cfg) and len(value) >= channels_of(cfg.INPUT.FORMAT)
 
 
 def is_mean_per_channel(value: Any, cfg: CfgNode) -> bool:
@@ -341,15 +336,13 @@ RULES: RuleGroups = {
         "TEST.AUG.MAX_SIZE": POSITIVE,
     },
     "images": {
-        "INPUT.FORMAT": Rule("BGR or a mode of PIL such as RGB or L", is_image_format),
-        "MODEL.PIXEL_MEAN": Rule("a finite number for each channel of INPUT.FORMAT", are_means),
+        "MODEL.PIXEL_MEAN": Rule("finite numbers, at least one", each(number())),
         "MODEL.PIXEL_STD": Rule(
             "finite numbers other than 0", each(lambda v, cfg: v != 0 and math.isfinite(v))
         ),
     },
     "stock mapper": {
-        # Of float64, which no model takes.
-        "INPUT.FORMAT": Rule("other than YUV-BT.601", lambda v, cfg: v != "YUV-BT.601"),
+        "INPUT.FORMAT": Rule("BGR or a mode of PIL such as RGB or L", is_image_format),
         "MODEL.PIXEL_MEAN": Rule("a number for each channel of INPUT.FORMAT", is_mean_per_channel),
     },
     "normalization": {

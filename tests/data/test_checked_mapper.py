@@ -196,6 +196,18 @@ def test_a_mapper_may_read_labels_from_colours_and_return_an_array(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    "mapped",
+    [
+        {"image": torch.zeros(3, 40, 60), "sem_seg": torch.zeros(10, 15)},  # stride 4
+        {"image": torch.zeros(3, 40, 60), "sem_seg": torch.zeros(19, 40, 60)},  # one-hot
+        {"inputs": torch.zeros(3, 40, 60), "sem_seg": torch.zeros(40, 60)},
+    ],
+)
+def test_a_mapper_may_return_labels_in_a_form_of_its_own(mapped: dict, tmp_path: Path) -> None:
+    assert CheckedMapper(lambda record: mapped, 19)(write_record(tmp_path)) is mapped
+
+
+@pytest.mark.parametrize(
     ("dtype", "scale", "message"),
     [
         (

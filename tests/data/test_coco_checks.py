@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from detectron2.data import (
@@ -44,7 +45,7 @@ from dcn_plugin.data.coco_checks import (
 from dcn_plugin.data.dataset_checks import check_records, find_faults
 from dcn_plugin.data.faults import DataError, Faults
 from dcn_plugin.evaluation import DetectionEvaluator
-from tests.datasets import unregister
+from tests.datasets import tiny_lvis, tiny_panoptic, unregister
 from tests.tiny_coco import write_json, write_tiny_coco
 
 
@@ -215,6 +216,55 @@ def test_faults_are_errors(fault: str, split: str, content: dict) -> None:
     errors = [line for line in faults_of(content, split).lines() if line.startswith("error: ")]
     assert [line for line in errors if re.search(message, line)], errors
     assert all("\n" not in line and len(line) < 1000 for line in errors)
+
+
+NO_POLYGONS = "segmentation that is not a list of lists"
+LVIS_ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
+    "NaN": (setter("annotations", "bbox", [NAN, 1, 2, 3]), BOX),
+    "no box": (remover("annotations", "bbox"), "annotations have no bbox"),
+    "category": (setter("annotations", "category_id", 9), "category_id that is not in categories"),
+    "polygon": (setter("annotations", "segmentation", [[1, 1, NAN, 2, 3, 3]]), "polygon that is"),
+    "line": (setter("annotations", "segmentation", [[1, 1, 2, 2]]), "is not 3 or more points"),
+    "no polygon": (setter("annotations", "segmentation", []), "annotations have no segmentation"),
+    "RLE": (setter("annotations", "segmentation", {"size": [9, 9], "counts": [81]}), NO_POLYGONS),
+    "no address": (remover("images", "coco_url"), "images have no coco_url"),
+    "address": (setter("images", "coco_url", "0.jpg"), "does not end in folder/file"),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("fault", LVIS_ERRORS)
+def test_faults_of_lvis_are_errors(fault: str, split: str, tmp_path: Path) -> None:
+    change, message = LVIS_ERRORS[fault]
+    with tiny_lvis(tmp_path) as name:
+        path = Path(MetadataCatalog.get(name).json_file)
+        assert find_faults(name, split).lines() == []
+        content = json.loads(path.read_text())
+        change(content)
+        write_json(path, content)
+        (line,) = find_faults(name, split, read=()).lines()  # masks are read without MASK_ON too
+        assert line.startswith("error: ") and message in line
+
+
+def test_images_of_lvis_are_looked_for(tmp_path: Path) -> None:
+    with tiny_lvis(tmp_path) as name:
+        image = sorted((tmp_path / "train2017").glob("*.png"))[1]
+        image.unlink()
+        (line,) = find_faults(name, "train").lines()
+        assert f"or are not regular files (1): '{image}'" in line
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_panoptic_data_sets_need_all_label_maps(split: str, tmp_path: Path) -> None:
+    with tiny_panoptic(tmp_path) as name:
+        path = tmp_path / "sem_seg/001.png"
+        assert find_faults(name, split, labels=(2, 255)).lines() == []
+        Image.new("L", Image.open(path).size, 60).save(path)
+        (line,) = find_faults(name, split, labels=(2, 255)).lines()
+        assert f"label maps cannot be used, of 4 that were read (1): {path} must have" in line
+        path.unlink()
+        (line,) = find_faults(name, split).lines()
+        assert f"or are not regular files (1): '{path}'" in line
 
 
 def test_categories_of_the_same_name_are_a_warning(content: dict) -> None:
@@ -430,11 +480,41 @@ def test_boxes_of_records_are_finite(box: Any) -> None:
     assert "bbox that is not finite numbers (1): image 7" in line
 
 
-def test_local_copies_of_an_address_are_inside(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bbox": [NAN, 1, 2, 3]}, "a bbox that is not finite numbers"),
+        ({"category_id": 2}, "a category_id that is not an integer from 0 to 1"),
+        ({"category_id": -1}, "a category_id that is not"),
+        ({"category_id": "disc"}, "a category_id that is not"),
+        ({"segmentation": [[1, 1, 5, 1, 5, INF]]}, "a polygon that is not finite numbers"),
+        ({"keypoints": [1, NAN, 2]}, "keypoints that are not finite numbers"),
+    ],
+)
+def test_faults_of_records_are_errors(values: dict, message: str) -> None:
+    item = {"bbox": [1, 1, 5, 5], "category_id": np.int64(1), "segmentation": [[1, 1, 5, 1, 5, 5]]}
+    metadata = {"thing_classes": ["disc", "square"]}
+    for changed, count in ((item, 0), ({**item, **values}, 1)):
+        faults = Faults()
+        check_records([{"image_id": 7, "annotations": [changed]}], faults, metadata)
+        assert len(faults.errors) == count
+    assert re.match(f"error: annotations have {message}.* image 7: categ", faults.lines()[0])
+
+
+def test_values_of_records_that_are_not_read_are_ignored() -> None:
+    item = {"bbox": [1, 1, 5, 5], "segmentation": [[NAN] * 6], "category_id": 9, "iscrowd": 1}
+    faults = Faults()
+    check_records([{"annotations": [item]}], faults, {"thing_classes": ["disc"]}, read=())
+    assert not faults.errors
+
+
+def test_files_need_not_be_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
     copy_of = tmp_path / "labels.png"
     copy_of.touch()
     records = [{"sem_seg_file_name": str(copy_of)}]
-    for folder, count in (("s3://bucket/labels", 0), ("/bucket/labels", 1)):
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder, count in (("s3://bucket/labels", 0), (str(other), 1), ("/no/folder", 0)):
         faults = Faults()
         check_records(records, faults, {"gt_dir": folder})
         assert len(faults.errors) == count

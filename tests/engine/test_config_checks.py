@@ -22,6 +22,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.structures import BoxMode
 
 from dcn_plugin.engine import UserError, check_config, exit_on_error, read_config
 from tests.datasets import tiny_panoptic, unregister
@@ -116,10 +117,11 @@ def test_unregistered_names_end_the_program_with_one_line(
         build_model(read_config(arguments(key, name, "MODEL.RPN.IN_FEATURES", "['res5']")))
 
 
-def checked(*words: str, training: bool = True, **options: Any) -> None:
+def checked(*words: str, training: bool = True, stock_trainer: bool = True, **options: Any) -> None:
     weights = "" if training else "https://example.org/model.pth"
     given = ["MODEL.WEIGHTS", weights, *DEFAULTS, *words]
-    check_config(read_config(arguments(*given)), training, **options)
+    cfg = read_config(arguments(*given))
+    check_config(cfg, training, stock_trainer=stock_trainer, **options)
 
 
 DEFAULTS = [
@@ -384,14 +386,48 @@ def test_a_sample_of_the_label_maps_is_read(
 ) -> None:
     with label_maps(tmp_path / "data", 40, 2) as name:
         words = on(name, *DEEPLAB, "DATASETS.TEST", "()")
-        checked(*words, stock_trainer=True)
+        checked(*words)
         for path in (tmp_path / "data").glob("*_labels.png"):
             Image.fromarray(pixels).save(path)
         with pytest.raises(UserError, match=f"label maps cannot be used, of 14 .*{message}"):
-            checked(*words, stock_trainer=True)
-        checked(*words)  # another mapper may read them
+            checked(*words)
+        checked(*words, stock_trainer=False)  # another mapper may read them
         with pytest.raises(UserError, match=r"DATASETS\.TEST: .*label maps cannot be used, of 14"):
-            checked(*on(name), training=False, stock_trainer=True)
+            checked(*on(name), training=False)
+
+
+FOUR = ("MODEL.PIXEL_MEAN", str([0.0] * 4), "MODEL.PIXEL_STD", str([1.0] * 4))
+
+
+@pytest.mark.parametrize(
+    ("file_name", "classes", "words"),
+    [
+        ("train.zip@/1.jpg", 1, ()),
+        (17, 1, ()),  # a key of a database
+        ("", 1, ("INPUT.FORMAT", "RGBD", *FOUR)),
+        ("", 2, ()),  # of which the mapper makes one
+    ],
+)
+def test_another_trainer_may_read_other_data(
+    file_name: object, classes: int, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (9, 8)).save(image)
+    item = {"bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYWH_ABS, "category_id": classes - 1}
+    record = {"height": 8, "width": 9, "annotations": [item]}
+    record["file_name"] = file_name or str(image)
+    DatasetCatalog.register("own_data", lambda: [record])
+    MetadataCatalog.get("own_data").set(
+        thing_classes=["disc", "square"][:classes], image_root="of another machine", gt_dir=[1]
+    )
+    words = (*words, "MODEL.ROI_HEADS.NUM_CLASSES", "1", "DATASETS.TEST", "()")
+    try:
+        checked(*on("own_data", *words), stock_trainer=False)
+        item["category_id"] = 3
+        with pytest.raises(UserError, match="a category_id that is not an integer from 0 to"):
+            checked(*on("own_data", *words), stock_trainer=False)
+    finally:
+        unregister("own_data")
 
 
 def test_training_needs_pixels_that_are_not_ignored(tmp_path: Path, caplog) -> None:
@@ -400,13 +436,13 @@ def test_training_needs_pixels_that_are_not_ignored(tmp_path: Path, caplog) -> N
         label_maps(tmp_path / "labelled", 3, 1, "labelled") as other,
     ):
         with pytest.raises(UserError, match=r"ignored pixels only \(1\): all 3 that were read"):
-            checked(*on(name, *DEEPLAB), stock_trainer=True)
+            checked(*on(name, *DEEPLAB))
         words = on(name, *DEEPLAB, "DATASETS.TEST", "()")
-        checked(*words, "DATASETS.TRAIN", f"('{name}', '{other}')", stock_trainer=True)
+        checked(*words, "DATASETS.TRAIN", f"('{name}', '{other}')")
         assert "ignored pixels only" in caplog.text
         Image.new("L", (9, 8)).save(tmp_path / "ignored/001_labels.png")
         caplog.clear()
-        checked(*words, stock_trainer=True)
+        checked(*words)
         assert "ignored" not in caplog.text
 
 

@@ -130,7 +130,7 @@ def test_a_generated_set_may_be_read_only(few: str, monkeypatch) -> None:
     annotations = Path(MetadataCatalog.get(f"{few}_val").json_file)
     annotations.unlink()
     with pytest.raises(UserError, match="shapes_few_val is generated in"):
-        check_datasets(cfg, True)
+        check_datasets(cfg, True, stock_trainer=True)
     assert len(DatasetCatalog.get(f"{few}_val")) == 2 and annotations.is_file()
 
 
@@ -158,4 +158,4 @@ def test_the_number_of_classes_is_checked(few: str) -> None:
     with pytest.raises(
         ValueError, match=r"MODEL.ROI_HEADS.NUM_CLASSES is 7, shapes_few_train in .* has 8 classes"
     ):
-        check_datasets(cfg, True)
+        check_datasets(cfg, True, stock_trainer=True)
