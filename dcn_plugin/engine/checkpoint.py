@@ -218,13 +218,8 @@ class Checkpointer(RestrictedCheckpointer):
             if not problem:
                 self._warn_of_newer(name)
                 return name
-            message = f"{path} cannot be resumed from: {problem}"
-            self.logger.warning(message)
-            # Pretrained weights are none of this run's, which are named model_*.
-            if last or name.startswith("model_") or not problem.startswith(NO_STATE):
-                problems.append(message)
-        if not problems:
-            return ""
+            problems.append(f"{path} cannot be resumed from: {problem}")
+            self.logger.warning(problems[-1])
         raise UserError(
             f"{self.save_dir} has no intact checkpoint to resume from: {'; '.join(problems)}. "
             "Write the name of another file to last_checkpoint, or train without --resume"
@@ -264,7 +259,7 @@ class Checkpointer(RestrictedCheckpointer):
             return "it has no weights"
         missing = [key for key in self.checkpointables if key not in content]
         if missing and len(missing) == len(self.checkpointables):
-            return f"{NO_STATE}{' or the '.join(missing)}"
+            return f"it has no state of the {' or the '.join(missing)}"
         if wrong := self._not_finite(weights) - self._not_finite_at_start:
             return f"{len(wrong)} of its tensors are not finite, {names_of(wrong)}"
         if missing:  # such as an average of the weights that has been added to the run
@@ -404,7 +399,6 @@ class Checkpointer(RestrictedCheckpointer):
 
 BATCH_COUNT = ".num_batches_tracked"
 STATISTICS = ("running_mean", "running_var")  # of batch normalization
-NO_STATE = "it has no state of the "  # a problem of files of weights alone
 
 
 def offset_parameters(model: nn.Module) -> set[str]:

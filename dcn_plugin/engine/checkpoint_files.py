@@ -20,8 +20,8 @@ from torch.nn.parameter import is_lazy
 from dcn_plugin.files import atomic_write
 from dcn_plugin.messages import DISK_FULL, UserError, one_line
 
-# As `PeriodicCheckpointer` names them.
-NAME = re.compile(r".+_(\d{7,}|final)\.pth")
+# As Detectron2's hooks name them by default; others are found by last_checkpoint.
+NAME = re.compile(r"model_(\d{7,}|final|best)\.pth")
 CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # to be finite
 # What zipfile raises for a damaged file.
 DAMAGED = (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -99,7 +99,7 @@ def checkpoint_names(folder: str) -> list[str]:
 def iteration_in_name(name: str) -> int | None:
     """Returns the iteration in the name of a checkpoint, or None, as for model_final.pth."""
     match = NAME.fullmatch(name)
-    return int(match[1]) if match and match[1] != "final" else None
+    return int(match[1]) if match and match[1].isdecimal() else None
 
 
 def damage(path: str) -> str:

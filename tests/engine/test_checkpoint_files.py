@@ -248,6 +248,15 @@ def test_checkpoints_are_used_without_last_checkpoint(lost, tmp_path, caplog) ->
     assert resume(tmp_path) == (2, 2)
 
 
+def test_the_best_checkpoint_is_used_if_there_is_no_other(tmp_path) -> None:
+    save(tmp_path, 2, 4)
+    (tmp_path / "last_checkpoint").unlink()
+    (tmp_path / "model_0000002.pth").rename(tmp_path / "model_best.pth")
+    assert resume(tmp_path) == (4, 4)
+    (tmp_path / "model_0000004.pth").unlink()
+    assert resume(tmp_path) == (2, 2)
+
+
 def test_the_final_checkpoint_is_ordered_by_its_iteration(tmp_path) -> None:
     save(tmp_path, 2, 4, final=True)  # of a run that has been extended
     save(tmp_path, 6)
@@ -307,12 +316,13 @@ def test_buffers_that_are_infinite_by_design_are_saved(tmp_path) -> None:
     assert (tmp_path / "model_0000002.pth").exists()
 
 
-def test_weights_alone_are_not_resumed_from(tmp_path, caplog) -> None:
+def test_weights_alone_are_not_resumed_from(tmp_path) -> None:
     loading = checkpointer(tmp_path)
     path = tmp_path / "pretrained_final.pth"
     torch.save({"model": loading.model.state_dict()}, path)
     loading.resume_or_load(str(path), resume=True)
-    assert loading.filename == str(path) and "it has no state of the trainer" in caplog.text
+    # Detectron2's trainer starts at 0 only if there is no checkpoint.
+    assert loading.filename == str(path) and not loading.has_checkpoint()
     (tmp_path / "last_checkpoint").write_text(path.name)
     with pytest.raises(UserError, match="no intact checkpoint"):
         loading.resume_or_load(str(path), resume=True)
