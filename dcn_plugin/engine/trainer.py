@@ -27,6 +27,7 @@ from dcn_plugin.compat import INNER_TRAINER, ddp_on_cpu
 from dcn_plugin.data.checked_mapper import CheckedMapper
 from dcn_plugin.data.workers import ignore_sigterm_of_others
 from dcn_plugin.evaluation import NetworkSizeMapper, at_network_size, build_evaluator
+from dcn_plugin.evaluation.non_finite import warn_of_non_finite_heads
 from dcn_plugin.modeling import check_deformable
 from dcn_plugin.modeling.test_time_augmentation import build_model_with_tta
 
@@ -91,6 +92,26 @@ class Trainer(DefaultTrainer):
         """Builds the evaluator of a data set; results go to OUTPUT_DIR/inference by default."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates as Detectron2, and logs whether RPN and box heads return NaN or infinity.
+
+        Args:
+            cfg: with DATASETS.TEST.
+            model: with the weights to evaluate.
+            evaluators: by default those of `build_evaluator`.
+
+        Returns:
+            results by task; with several data sets by their names first.
+        """
+        with warn_of_non_finite_heads(model):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

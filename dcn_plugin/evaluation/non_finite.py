@@ -5,12 +5,18 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
@@ -82,3 +88,43 @@ def is_finite(instances: Instances) -> Tensor:
         if isinstance(value, Tensor) and value.is_floating_point():
             keep &= value.isfinite().unsqueeze(-1).flatten(1).all(dim=1).cpu()
     return keep
+
+
+@contextmanager
+def warn_of_non_finite_heads(model: nn.Module) -> Iterator[None]:
+    """Logs how often RPN and box heads return NaN or infinity.
+
+    Detectron2 drops their proposals and detections before an evaluator sees them. All processes of
+    a distributed evaluation must leave the context.
+
+    Args:
+        model: to evaluate.
+    """
+    heads = {
+        f"{name}.rpn_head" if isinstance(module, RPN) else name: (
+            module.rpn_head if isinstance(module, RPN) else module
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, (RPN, FastRCNNOutputLayers))
+    }
+    wrong: dict[str, Tensor] = {}  # on the device: no synchronization for each image
+
+    def count(name: str, head: nn.Module, args: object, output: Any) -> None:
+        tensors = [t for part in output for t in (part if isinstance(part, list) else [part])]
+        is_wrong = torch.stack([~tensor.isfinite().all() for tensor in tensors]).any().int()
+        wrong[name] = wrong.get(name, 0) + is_wrong
+
+    handles = [head.register_forward_hook(partial(count, name)) for name, head in heads.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = comm.gather({name: int(number) for name, number in wrong.items()})
+    for name, number in sum(map(Counter, counts), Counter()).items():
+        logger.warning(
+            "%s returned NaN or infinity in %d batches, and Detectron2 drops what it predicts "
+            "there: the model has diverged, or overflows float16",
+            name,
+            number,
+        )
