@@ -58,7 +58,7 @@ class StopOnSigterm(HookBase):
     SIGNAL_DELAY = 2.0  # seconds between the signals to workers and to their parent
 
     def before_train(self) -> None:
-        self._received = self._evaluating = False
+        self._stopping = self._evaluating = False
         # Not the backend of training: NCCL would wait for the GPU.
         self._group = None
         if comm.get_world_size() > 1:
@@ -81,6 +81,7 @@ class StopOnSigterm(HookBase):
             self._save(self.trainer.iter - 1, saved=True, cause="an error in another process")
             raise
         if stop:
+            self._stopping = True  # also in a process that did not get the signal itself
             self._stop(self.trainer.iter - 1, saved=True, agreed=True)
 
     def _run_step(self) -> None:
@@ -89,7 +90,7 @@ class StopOnSigterm(HookBase):
         except RuntimeError as error:
             if f"signal: {signal.strsignal(signal.SIGTERM)}" in str(error):  # of a worker
                 time.sleep(self.SIGNAL_DELAY)
-            if not self._received:
+            if not self._stopping:
                 raise
             # Without workers, the step has not changed the weights.
             self._stop(self.trainer.iter - 1, saved=True, agreed=False)
@@ -101,27 +102,27 @@ class StopOnSigterm(HookBase):
         try:
             self.trainer.after_train()
         finally:
-            if not self._received:
+            if not self._stopping:
                 set_handler(self._previous)
             for hook in self._evaluations:
                 del hook._do_eval
-        if self._received and self.trainer.iter == self.trainer.max_iter:  # in the last step
+        if self._stopping and self.trainer.iter == self.trainer.max_iter:  # in the last step
             raise SystemExit(EXIT_CODE)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        self._stopping = True
         if self._evaluating:
             self._evaluating = False
             raise SystemExit(EXIT_CODE)
 
     def _agree_to_stop(self) -> bool:
         if self._group is None:
-            return self._received
-        received = torch.tensor([self._received], dtype=torch.uint8)
+            return self._stopping
+        received = torch.tensor([self._stopping], dtype=torch.uint8)
         try:
             dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group)
         except RuntimeError:  # a process has stopped in an evaluation
-            if not self._received:
+            if not self._stopping:
                 raise
             return True
         return bool(received)
@@ -130,14 +131,14 @@ class StopOnSigterm(HookBase):
         def run() -> None:
             try:
                 self._evaluating = True
-                if self._received:
+                if self._stopping:
                     raise SystemExit(EXIT_CODE)
                 evaluate()
                 self._evaluating = False
             except BaseException as error:
                 self._evaluating = False
                 saved_now = saved or self.trainer.iter >= self.trainer.max_iter
-                if not self._received:
+                if not self._stopping:
                     if self._group is not None and isinstance(error, RuntimeError):
                         # Perhaps of a collective, since another process has ended.
                         self._save(self.trainer.iter, saved_now, cause="an error")
@@ -168,10 +169,10 @@ class StopOnSigterm(HookBase):
         raise SystemExit(EXIT_CODE)
 
     def _save(self, iteration: int, saved: bool, cause: str = "SIGTERM") -> None:
-        """Saves, if this is the main process; the arguments are those of `_stop`."""
+        """Sets the iteration, and saves in the main process; the arguments are those of `_stop`."""
+        self.trainer.iter = iteration  # before the last one, EvalHook.after_train does nothing
         if not comm.is_main_process():
             return
-        self.trainer.iter = iteration
         log = logging.getLogger(__name__)
         if iteration < self.trainer.start_iter:
             log.warning("Stopped by %s before the first iteration", cause)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from detectron2.engine import SimpleTrainer, hooks
@@ -136,6 +138,31 @@ def test_a_signal_in_the_last_step_skips_the_evaluation(tmp_path) -> None:
     trainer = Stock(tmp_path, {9: terminate})
     assert trainer.stopped() == "model_final.pth"
     assert trainer.evaluated == [2, 5, 8]
+
+
+def train_in_two_processes(folder: Path, rank: int) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    trainer = Stock(folder, {7: terminate} if rank == 0 else {})
+    if rank > 0:
+        trainer._hooks.remove(trainer.periodic)
+    try:
+        trainer.train(0, 9)
+    finally:
+        (folder / f"evaluated{rank}").write_text(str(trainer.evaluated))
+
+
+def test_all_processes_stop_before_the_last_step_without_evaluation(tmp_path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(target=train_in_two_processes, args=(tmp_path, rank)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [143, 143]
+    assert [(tmp_path / f"evaluated{rank}").read_text() for rank in range(2)] == ["[2, 5]"] * 2
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.pth"
 
 
 @pytest.mark.parametrize("first", [False, True])
