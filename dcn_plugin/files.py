@@ -73,8 +73,18 @@ def output_folder(text: str) -> Path:
     return Path(text)
 
 
-# A process can take a lock of fcntl.lockf twice, and closing the file once releases it.
-_held: dict[tuple[int, Path], str] = {}
+_held: set[IO[str]] = set()  # the files of the locks of this process
+
+
+def _close_inherited() -> None:
+    """Closes the parent's lock files in a forked process, which would keep the locks."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 @contextmanager
@@ -91,21 +101,20 @@ def file_lock(path: Path) -> Iterator[None]:
         NoLocksError: if its file system does not support locks.
         OSError: if the file cannot be written.
     """
-    key = os.getpid(), path.resolve()
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     owner = f"process {os.getpid()} on {socket.gethostname()} since {now}"
-    if _held.setdefault(key, owner) is not owner:
-        raise FileLockedError(path, _held[key])
-    try:
-        with path.open("a+") as file:
+    with path.open("a+") as file:
+        _held.add(file)
+        try:
             _lock(file, path)
             file.truncate(0)
             file.write(f"{owner}\n")
             file.flush()
             yield
-            file.truncate(0)
-    finally:
-        del _held[key]
+            if not file.closed:  # as it is in a forked process
+                file.truncate(0)
+        finally:
+            _held.discard(file)
 
 
 def _lock(file: IO[str], path: Path) -> None:
@@ -113,9 +122,9 @@ def _lock(file: IO[str], path: Path) -> None:
         if os.name == "nt":
             file.seek(LOCKED_BYTE)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:  # not flock, whose locks forked processes inherit and keep
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES
+        else:  # not lockf, whose lock ends once this process closes any descriptor of the file
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # EWOULDBLOCK; EACCES on Windows
         file.seek(0)
         raise FileLockedError(path, file.readline().strip() or "another process") from error
     except OSError as error:

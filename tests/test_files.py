@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -54,6 +56,34 @@ def test_a_lock_is_exclusive_and_names_its_process(tmp_path: Path) -> None:
         finally:
             holder.kill()
             os.kill(child, signal.SIGKILL)
+
+
+def test_reading_the_lock_file_does_not_release_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "folder/lock"
+    path.parent.mkdir()
+    code = HOLDER.replace("time.sleep(60)", "print('second holder')")
+    command = [sys.executable, "-c", code, str(path)]
+    with file_lock(path):
+        path.read_text()
+        shutil.copytree(path.parent, tmp_path / "copy")  # such as a hook that uploads OUTPUT_DIR
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"is locked by process {os.getpid()} on " in done.stderr and not done.stdout
+
+
+def test_a_forked_process_that_leaves_the_context_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = file_lock(path)
+    lock.__enter__()
+    leave = multiprocessing.get_context("fork").Process(target=lock.__exit__, args=(None,) * 3)
+    leave.start()
+    leave.join()
+    assert leave.exitcode == 0
+    assert path.read_text().startswith(f"process {os.getpid()} on ")
+    with pytest.raises(FileLockedError), file_lock(path):
+        pass
+    lock.__exit__(None, None, None)
+    with file_lock(path):
+        pass
 
 
 def test_threads_and_nested_calls_exclude_each_other(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_what_is_not_protected_is_said_once(case, tmp_path, monkeypatch, caplog)
         def refuse(*arguments: object) -> None:
             raise OSError(37, "No locks available")
 
-        monkeypatch.setattr(fcntl, "lockf", refuse)
+        monkeypatch.setattr(fcntl, "flock", refuse)
     else:
         folder = "s3://bucket/run"
     with caplog.at_level(logging.WARNING), lock_output_dir(folder):

@@ -208,7 +208,7 @@ def test_a_file_system_without_locks_is_explained(tmp_path: Path, monkeypatch) -
     def refused(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "lockf", refused)
+    monkeypatch.setattr(files.fcntl, "flock", refused)
     with pytest.raises(
         files.NoLocksError, match=r"val\.lock cannot be locked \(No locks available\)"
     ):
