@@ -45,8 +45,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, and renames it to `path` when that has succeeded.
 
     File and folder are flushed to the disk, so that `path` is either the old or the whole new file,
-    also after a power failure; a folder as far as its file system supports that.
+    also after a power failure; a folder as far as its file system supports that. If `path` is a
+    symbolic link, the file that it leads to is written, and the link stays.
     """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

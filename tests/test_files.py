@@ -135,6 +135,20 @@ def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch
     assert len(refused) == 1 and (tmp_path / "file").read_text() == "content"
 
 
+@pytest.mark.parametrize("before", ["old", None])
+def test_a_link_is_written_through(before, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk/target", tmp_path / "link"
+    link.symlink_to("disk/target")
+    if before:
+        target.write_text(before)
+    with atomic_write(link) as temporary:
+        assert temporary.parent == target.parent  # one file system, where a rename is atomic
+        temporary.write_text("new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "disk", target, link]
+
+
 def test_a_link_to_nowhere_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert can_write(tmp_path / "nowhere") and not can_write(tmp_path / "link")
