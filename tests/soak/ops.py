@@ -29,7 +29,7 @@ _global_generator = threading.Lock()  # of PyTorch's random numbers
 
 
 def run(progress: Progress, seed: int) -> None:
-    """Makes calls until the time is over.
+    """Makes calls until the time is over, at least one in each thread.
 
     Args:
         progress: of the part; a part of its time is left for the comparisons.
@@ -39,7 +39,7 @@ def run(progress: Progress, seed: int) -> None:
 
     def work(thread: int) -> None:
         number = seed + thread
-        while not progress.is_over(0.85):
+        while number < seed + THREADS or not progress.is_over(0.85):
             try:
                 name, digest = call(number)
             except Exception as error:
@@ -57,7 +57,7 @@ def run(progress: Progress, seed: int) -> None:
         thread.join()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for number, digest in digests.items():
+    for number, digest in sorted(digests.items()):
         if progress.is_over() and progress.counts["compared"]:
             break
         if call(number)[1] != digest:

@@ -31,12 +31,12 @@ def test_ops_are_called_and_compared(restore_threads: None) -> None:
 
 def test_results_that_depend_on_threads_fail(monkeypatch, restore_threads: None, capsys) -> None:
     def call(number: int) -> tuple[str, str]:
-        time.sleep(0.01)
+        time.sleep(0.001 * (9 - number))  # call 1 ends last
         return "op", str(torch.get_num_threads())
 
     monkeypatch.setattr(ops, "call", call)
     torch.set_num_threads(2)
-    done = Progress("ops", 0.1, bounded=False)
+    done = Progress("ops", 0.0, bounded=False)
     ops.run(done, seed=1)
     assert done.failures and "its results depend on the threads" in done.failures[0]
     assert "FAILED: ops: call 1: " in capsys.readouterr().out
@@ -68,10 +68,12 @@ def test_gradients_that_are_not_finite_fail(monkeypatch, capsys) -> None:
 def test_growing_memory_fails(monkeypatch, capsys) -> None:
     memory = iter([1000, 1100, 1100 + progress.MAX_GROWTH + 1])
     monkeypatch.setattr(progress, "resident", lambda: next(memory) * progress.MIB)
+    now = 0.0
+    monkeypatch.setattr(Progress, "elapsed", lambda done: now)
     done = Progress("ops", 0.3)
     assert not done.is_over()  # while it warms up
     assert not done.is_over()
-    time.sleep(0.3)
+    now = 0.3
     assert done.is_over()
     done.finish()
     assert done.failures == [
