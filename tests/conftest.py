@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.devices import CUDA, EMULATOR
 
@@ -23,6 +24,9 @@ OPTIONAL = {
     *("cv2", "matplotlib", "PIL", "tqdm"),
     *("onnx", "onnxruntime", "onnxscript"),
 }
+
+
+settings.load_profile("ci")  # Hypothesis: the same examples in every run, without deadlines
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ def windows(draw: st.DrawFn) -> nn.Module:
     return nn.Conv2d(2, 2, kernel, stride, padding, dilation, bias=False)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(windows(), max_size=3), st.booleans())
 def test_stride_times_position_is_the_centre_of_the_gradient(
     stem: list[nn.Module], inference: bool

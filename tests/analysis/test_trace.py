@@ -50,7 +50,7 @@ layers = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(layers, min_size=1, max_size=3), st.booleans(), st.integers(0, 99), st.data())
 def test_traces_end_on_the_pixels_with_a_gradient(
     specs: list[dict[str, int]], modulated: bool, seed: int, data: st.DataObject
@@ -86,7 +86,7 @@ class Branches(nn.Module):
         return self.last(self.left(x) + self.more(self.right(x).relu()))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 99), st.integers(0, 15), st.integers(0, 15))
 def test_parallel_branches_are_all_traced(seed: int, row: int, column: int) -> None:
     model = Branches(seed).double()

@@ -381,7 +381,11 @@ def test_a_shared_container_is_copied_once() -> None:
 
 # Random pickles.
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 1000))
+# FUZZ_EXAMPLES=100000 searches at random.
+FUZZ = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 1000)),
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+)
 WATCHED = ("os.", "subprocess.", "shutil.", "socket.", "ctypes.", "sqlite3.", "import", "exec")
 watching: list[str] | None = None
 
@@ -438,14 +442,14 @@ def asks_for_memory(stream: bytes) -> bool:
 
 
 @pytest.mark.usefixtures("audit_hook")
-@settings(max_examples=EXAMPLES, deadline=None)
+@FUZZ
 @given(st.lists(FRAGMENTS, max_size=25))
 def test_random_pickles_do_nothing(fragments: list[bytes]) -> None:
     assert load_and_watch(pickled(b"".join(fragments))) == []
 
 
 @pytest.mark.usefixtures("audit_hook")
-@settings(max_examples=EXAMPLES, deadline=None)
+@FUZZ
 @given(st.data())
 def test_changed_pickles_do_nothing(data: st.DataObject) -> None:
     streams = [*FILES.values(), *PROPOSALS.values(), *malicious("/dev/null/nothing").values()]

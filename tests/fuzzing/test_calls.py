@@ -22,13 +22,7 @@ EXAMPLES = int(os.environ.get("DCN_EXAMPLES", "200"))
 
 
 @given(call=calls())
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-    print_blob=True,
-)
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @pytest.mark.usefixtures("restore_threads")
 def test_random_calls_return_or_raise_documented_errors(call: Call) -> None:
     with limited_memory():

@@ -79,11 +79,8 @@ ARGUMENTS = {
 
 @given(**ARGUMENTS)
 @settings(
-    max_examples=EXAMPLES,
-    deadline=None,  # the first call is slow, and the machine may be busy
-    derandomize=True,  # the same examples in every run; DCN_EXAMPLES=10000 runs more
+    max_examples=EXAMPLES,  # DCN_EXAMPLES=10000 runs more
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    print_blob=True,
 )
 def test_equals_torchvision_in_float64(
     torchvision, device, case, dtype, coordinates, layouts, spread, seed
@@ -118,7 +115,7 @@ def test_examples_are_not_degenerate():
     """The strategy must draw groups that do not divide each other, and so on."""
     drawn = []
 
-    @settings(max_examples=EXAMPLES, derandomize=True, deadline=None)
+    @settings(max_examples=EXAMPLES)
     @given(conv_cases())
     def collect(case):
         drawn.append(case)
