@@ -169,7 +169,7 @@ def interrupt(
         printed, _ = training.communicate(timeout=60)
         assert time.monotonic() - start < 30
     with pytest.raises(ProcessLookupError):  # no process is left
-        for _ in range(100):
+        for _ in range(600):
             os.killpg(training.pid, 0)
             time.sleep(0.1)
     return training.returncode, printed

@@ -16,7 +16,8 @@ from dcn_plugin.data import workers
 from dcn_plugin.data.workers import ignore_sigterm_of_others, sigterm_blocked
 
 
-def test_workers_end_by_their_parents_signal_alone() -> None:
+def test_workers_end_by_their_parents_signal_alone(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "SECONDS", 600.0)  # inherited by forked workers
     loader = DataLoader(range(200), num_workers=2, worker_init_fn=ignore_sigterm_of_others)
     with sigterm_blocked():  # until the workers' own threads wait for it
         batches = iter(loader)
@@ -25,11 +26,12 @@ def test_workers_end_by_their_parents_signal_alone() -> None:
         os.system(f"kill -TERM {worker.pid}")
     taken += [int(batch) for batch in batches]
     assert taken == list(range(200))
-    batches = iter(loader)
+    with sigterm_blocked():
+        batches = iter(loader)
     next(batches)
     for worker in batches._workers:
         worker.terminate()
-        worker.join(5)
+        worker.join(60)
         assert worker.exitcode == 0
 
 
@@ -40,7 +42,7 @@ def test_workers_end_later_by_the_signal_of_others(monkeypatch) -> None:
         batches = iter(loader)
     (worker,) = batches._workers
     os.system(f"kill -TERM {worker.pid}")
-    worker.join(10)
+    worker.join(60)
     assert worker.exitcode == 0
 
 

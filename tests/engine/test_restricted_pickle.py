@@ -10,6 +10,7 @@ import contextlib
 import copyreg
 import datetime
 import decimal
+import gc
 import io
 import os
 import pickle
@@ -399,6 +400,7 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
 def audit_hook() -> None:
     """Notes in `watching` what code of a pickle would do, until the process ends."""
     load_bytes(pickled(TENSOR))  # the first torch.load imports modules of PyTorch
+    gc.collect()  # objects of other tests may remove files when they are deleted
     sys.addaudithook(watch)
 
 
