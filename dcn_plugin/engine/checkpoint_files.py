@@ -65,7 +65,7 @@ def save_atomically(path: Path, write: Callable[[Any], object]) -> None:
         if cause.errno in DISK_FULL:
             counter = ByteCounter()
             write(counter)
-            free = shutil.disk_usage(path.parent).free
+            free = shutil.disk_usage(path.resolve().parent).free  # of the target of a link
             sizes = f": it needs {counter.size:,} bytes, {free:,} are free on the disk"
         raise CheckpointWriteError(
             f"{path} cannot be written, {cause.strerror}{sizes}; earlier checkpoints are unchanged"
