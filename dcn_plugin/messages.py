@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def exit_on_error(program: str) -> Iterator[None]:
             raise
         sys.exit(f"{program}: {error.filename}: {error.strerror}")
     except KeyError as error:
-        if "registry" not in str(error):  # not of Detectron2's Registry.get
+        if not re.search("No object named .+ found in .+ registry", str(error)):  # of Registry.get
             raise
         sys.exit(f"{program}: {error.args[0]}")
 

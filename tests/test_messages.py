@@ -43,6 +43,7 @@ def test_errors_of_the_user_are_one_line(error: Exception, line: str) -> None:
         UnicodeDecodeError("utf-8", b"\x89", 0, 1, "invalid start byte"),
         OSError("image file is truncated"),
         KeyError("a key"),
+        KeyError("image_registry"),
         AssertionError(),
         ModuleNotFoundError("No module named 'x'", name="x"),
     ],
