@@ -129,7 +129,12 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     with _naming("command line", cfg):
-        cfg.merge_from_list(options)
+        try:
+            cfg.merge_from_list(options)
+        except TypeError as error:  # of a key below one that has a value
+            known = {*_keys(cfg)}
+            unknown = [key for key in options[::2] if key not in known]
+            raise (KeyError(f"Non-existent key: {unknown[0]}") if unknown else error) from error
     data = getattr(args, "train_data", None), getattr(args, "test_data", None)
     if any(data):
         use_custom_data(cfg, *data)

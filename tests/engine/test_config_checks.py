@@ -63,6 +63,12 @@ def test_only_cuda_in_the_file_is_replaced_without_a_gpu(device, tmp_path, monke
         (["SOLVER.MAX_ITER=3"], r"write SOLVER\.MAX_ITER 3 instead of SOLVER\.MAX_ITER=3"),
         (["SOLVER", "3"], r"<class 'int'>\) for config key: SOLVER; it is a section, whose keys"),
         (["SOLVER.BASELR", "1"], r"key: SOLVER\.BASELR; the nearest: SOLVER\.BASE_LR"),
+        (["SEED.X", "1"], r"^command line: Non-existent key: SEED\.X; the nearest: .*SEED"),
+        (
+            ["SEED", "1", "SOLVER.MAX_ITER.X", "1"],
+            r"key: SOLVER\.MAX_ITER\.X; the nearest: SOLVER\.MAX_ITER",
+        ),
+        (["MODEL.DEVICE.c", "1"], r"key: MODEL\.DEVICE\.c; the nearest: MODEL\.DEVICE"),
         (["MODEL.RESNET.DEPTH", "1"], r"key: MODEL\.RESNET\.DEPTH; the nearest: .*RESNETS\.DEPTH"),
         (
             ["SOLVER.MAX_ITER", "many"],
