@@ -134,7 +134,8 @@ def not_finite(state: Mapping[str, Any], names: Container[str]) -> list[str]:
 
     Args:
         state: of a model.
-        names: of the tensors to check. Those of sparse layouts and 8 bits pass.
+        names: of the tensors to check. Those of sparse layouts, of 8 bits and on the meta device
+            pass.
     """
     return [
         name
@@ -144,5 +145,6 @@ def not_finite(state: Mapping[str, Any], names: Container[str]) -> list[str]:
         and value.dtype in CHECKED
         and value.layout == torch.strided
         and not is_lazy(value)
+        and not value.is_meta
         and not value.isfinite().all()
     ]

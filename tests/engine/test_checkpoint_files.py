@@ -316,6 +316,15 @@ def test_buffers_that_are_infinite_by_design_are_saved(tmp_path) -> None:
     assert (tmp_path / "model_0000002.pth").exists()
 
 
+def test_a_model_on_the_meta_device_is_loaded_once_it_has_memory(tmp_path) -> None:
+    save(tmp_path, 3)
+    model = nn.Linear(30, 40, device="meta")
+    loading = Checkpointer(model, str(tmp_path), trainer=State())
+    model.to_empty(device="cpu")
+    loading.resume_or_load("", resume=True)
+    assert (model.weight == 3).all() and (model.bias == 3).all()
+
+
 def test_weights_alone_are_not_resumed_from(tmp_path) -> None:
     loading = checkpointer(tmp_path)
     path = tmp_path / "pretrained_final.pth"
