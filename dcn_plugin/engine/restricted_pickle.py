@@ -438,13 +438,20 @@ class RestrictedCheckpointer(DetectionCheckpointer, _TorchFiles):
             reason = f"{type(error).__name__}: {_printable(message)}"
             if isinstance(error, EOFError):
                 reason = "but it is empty or cut off"
+            elif "TorchScript" in str(error):
+                reason = "but it is TorchScript: save model.state_dict()"
             elif isinstance(error, (AssertionError, AttributeError, TypeError)):
                 reason = "but it has no dict of tensors"
-            elif isinstance(error, LookupError):  # of the stack of the unpickler
-                reason = "but it is damaged, or not one of torch.save or pickle"
+            elif isinstance(error, LookupError) or re.search(NO_PICKLE, str(error)):
+                reason = (
+                    "but it is damaged, or not one of torch.save or pickle (which must be named "
+                    ".pkl)"
+                )
             raise UserError(f"{filename} must be a checkpoint, {reason}") from error
 
 
+# PyTorch's words about files that are neither; a LookupError is of the stack of its unpickler.
+NO_PICKLE = "Unsupported operand|Invalid magic number"
 # What reading another file raises.
 NOT_A_CHECKPOINT = (
     *(EOFError, LookupError, RuntimeError, AttributeError, TypeError, AssertionError),

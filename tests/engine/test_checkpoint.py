@@ -216,6 +216,32 @@ def test_a_damaged_file_is_an_error(tmp_path) -> None:
             Checkpointer(torch.nn.Linear(1, 1)).load(str(path))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        b"[11/30 02:00:00 detectron2]: Rank of current process: 0\n",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        bytes(100),
+        pickle.dumps({"weight": 1}, 2),
+        pickle.dumps({"weight": 1}, 4),
+    ],
+    ids=["PNG", "log", "text", "zeros", "pickle 2", "pickle 4"],
+)
+def test_a_file_of_another_kind_is_an_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(content)
+    message = r"but it is damaged, or not one of torch\.save or pickle \(which must be named \.pkl"
+    with pytest.raises(UserError, match=message):
+        Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "model.pth"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.load, and of torch.jit
+def test_torchscript_is_an_error(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(1, 1)).save(tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"but it is TorchScript: save model\.state_dict\(\)$"):
+        Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "model.pth"))
+
+
 def test_other_errors_in_loading_are_not_changed(tmp_path) -> None:
     with pytest.raises(IsADirectoryError):
         Checkpointer(torch.nn.Linear(1, 1))._load_file(str(tmp_path))
