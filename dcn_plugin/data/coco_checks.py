@@ -25,6 +25,7 @@ from .faults import DataError, Faults, short
 
 READ = ("segmentation", "keypoints")  # what annotations have beside boxes
 LIMIT = 1e30  # of coordinates: beyond, float32 is infinite
+NUMBERS = "finite numbers between -1e30 and 1e30"
 NO_IMAGE_LEFT = (
     "training sets have no image left, none has an annotation that is not a crowd, or enough "
     "keypoints"
@@ -141,7 +142,7 @@ def check_categories(content: dict[str, Any], faults: Faults) -> set[int]:
     """Checks names and ids of the categories; returns the ids."""
     categories = content.get("categories", [])
     if not categories:
-        faults.error("lists of categories are empty, there must be at least one", "the file")
+        faults.error("there are no categories, at least one is needed", "the file")
     seen: Counter[int] = Counter()
     names: set[str] = set()
     for index, item in enumerate(categories):
@@ -196,7 +197,7 @@ def check_images(
             faults.error("images have no height and width, in whole pixels above 0", place, item)
     if len({isinstance(number, str) for number in images}) > 1:
         text = next(number for number in images if isinstance(number, str))
-        faults.error("lists of images have ids of mixed types", f"the file: text like {text!r}")
+        faults.error("images have ids of mixed types", f"the file: text like {text!r}")
     return images
 
 
@@ -330,7 +331,7 @@ class AnnotationChecks:
         self.boxes += 1
         is_list = isinstance(box, list) and len(box) in (4, 5) and bool not in map(type, box)
         if not is_list or not are_finite(box):
-            self._error("annotations have a bbox that is not 4 finite numbers (5 if rotated)")
+            self._error(f"annotations have a bbox that is not 4 {NUMBERS} (5 if rotated)")
             return
         x, y, width, height = box[:4]
         if width < 0 or height < 0:
@@ -355,7 +356,7 @@ class AnnotationChecks:
         elif not isinstance(value, list) or not all(isinstance(p, list) for p in value):
             report("annotations have a segmentation that is not a list of lists")
         elif not all(map(are_finite, value)):
-            report("annotations have a polygon that is not finite numbers")
+            report(f"annotations have a polygon that is not {NUMBERS}")
         elif any(len(polygon) % 2 or len(polygon) < 6 for polygon in value):
             if self.lvis:
                 self._error("annotations have a polygon that is not 3 or more points")
@@ -469,7 +470,7 @@ def check_annotations(
         checks.add(index, item)
     used = checks.used_images(filter_empty)
     if not images:
-        faults.error("lists of images are empty, there must be at least one", "the file")
+        faults.error("there are no images, at least one is needed", "the file")
     elif not used:
         faults.error(
             NO_IMAGE_LEFT,
@@ -477,14 +478,14 @@ def check_annotations(
         )
     elif annotations and not any(_is_key(a.get("image_id"), images) for a in annotations):
         faults.error(
-            "lists of annotations are of other images only",
+            "annotations are of other images only",
             f"the file: image_id {short(annotations[0].get('image_id'))}, "
             f"images have ids like {short(next(iter(images)))}",
         )
     if checks.boxes and checks.empty_boxes == checks.boxes:
-        faults.error("files have no bbox with width and height", "all annotations")
+        faults.error("no annotation has a bbox with width and height", "the file")
     if split == "test" and annotations == [] and "annotations" in content:  # test-dev has no key
-        faults.warning("lists of annotations are empty: there is nothing to evaluate", "the file")
+        faults.warning("there are no annotations to evaluate by", "the file")
     return [item for key, item in images.items() if key in used]
 
 

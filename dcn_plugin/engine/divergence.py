@@ -153,7 +153,7 @@ class DivergenceReport(HookBase):
             with torch.no_grad():
                 model(*inputs, **options)
         except Exception as error:  # as the RPN's for NaN: the layers before have been measured
-            problem = f", of the layers before {type(error).__name__}"
+            problem = f" (the forward pass failed with {type(error).__name__}; layers before it)"
         rows = monitor.stop()
         # NaN first, then the largest.
         worst = sorted(rows, key=lambda name: (math.isfinite(rows[name][0]), -rows[name][0]))

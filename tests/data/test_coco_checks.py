@@ -130,7 +130,9 @@ def all_annotations(**values: Any) -> Callable[[dict], None]:
     return change
 
 
-BOX = "bbox that is not 4 finite numbers"
+NUMBERS = "finite numbers between -1e30 and 1e30"
+BOX = rf"bbox that is not 4 {NUMBERS} \(5 if rotated\)"
+POLYGON = f"polygon that is not {NUMBERS}"
 ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "NaN": (setter("annotations", "bbox", [NAN, 1, 2, 3]), BOX),
     "infinite": (setter("annotations", "bbox", [1, 1, INF, 3]), BOX),
@@ -143,15 +145,18 @@ ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "booleans": (setter("annotations", "bbox", [True, False, True, True]), BOX),
     "huge": (setter("annotations", "bbox", [1, 2, 3, 10**400]), BOX),
     "negative": (setter("annotations", "bbox", [5, 5, -2, 3]), "negative width or height"),
-    "all empty": (all_annotations(bbox=[5, 5, 0, 3]), "no bbox with width and height"),
+    "all empty": (
+        all_annotations(bbox=[5, 5, 0, 3]),
+        r"no annotation has a bbox with width and height \(1\): the file",
+    ),
     "no box": (
         remover("annotations", "bbox"),
         r"have no bbox \(1\): annotations\[0\]: id 1",
     ),
-    "polygon": (setter("annotations", "segmentation", [[1, 1, NAN, 2, 3, 3]]), "polygon that is"),
+    "polygon": (setter("annotations", "segmentation", [[1, 1, NAN, 2, 3, 3]]), POLYGON),
     "huge polygon": (
         setter("annotations", "segmentation", [[1, 1, 9, 1, 9, 9], [1e39, 1, -1e39, 1, 5, 5]]),
-        "polygon that is",
+        POLYGON,
     ),
     "RLE": (
         setter("annotations", "segmentation", {"size": [3, 3], "counts": [9]}),
@@ -165,13 +170,19 @@ ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "text category": (setter("annotations", "category_id", "1"), "category_id that is not a numb"),
     "text categories": (setter("categories", "id", "disc"), "categories have an id that is not a"),
     "same categories": (setter("categories", "id", 2), "categories have the id of another one"),
-    "no categories": (lambda content: content.pop("categories"), "lists of categories are empty"),
+    "no categories": (
+        lambda content: content.pop("categories"),
+        "there are no categories, at least one",
+    ),
     "crowd": (setter("annotations", "iscrowd", "0"), "iscrowd that is neither 0 nor 1"),
     "ignore": (setter("annotations", "ignore", 1), '"ignore", which Detectron2 does not support'),
     "same ids": (setter("annotations", "id", 2), "annotations have the id of another one"),
     "no id": (remover("annotations", "id"), "annotations have an id that is not a number"),
     "same images": (setter("images", "id", 2), "images have the id of another one"),
-    "mixed ids": (setter("images", "id", "1"), r"ids of mixed types \(1\): the file: text like"),
+    "mixed ids": (
+        setter("images", "id", "1"),
+        r"images have ids of mixed types \(1\): the file: text like",
+    ),
     "no image id": (remover("images", "id"), "images have an id that is neither"),
     "no size": (remover("images", "height"), "images have no height and width"),
     "null size": (setter("images", "width", None), "images have no height and width"),
@@ -179,9 +190,12 @@ ERRORS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "NUL": (setter("images", "file_name", "a\0"), "file_name that is not text, or has a NUL"),
     "category name": (setter("categories", "name", 5), "categories have a name that is not text"),
     "no name": (remover("images", "file_name"), "images have no file_name"),
-    "no images": (lambda content: content.update(images=[]), "lists of images are empty"),
+    "no images": (lambda content: content.update(images=[]), "there are no images, at least one"),
     "no image": (remover("annotations", "image_id"), "image_id that is neither a number nor text"),
-    "other images": (all_annotations(image_id=99), "no image left|of other images only"),
+    "other images": (
+        all_annotations(image_id=99),
+        "no image left|: annotations are of other images only",
+    ),
 }
 
 
@@ -289,7 +303,7 @@ def test_faults_of_one_use_only(content: dict) -> None:
     assert faults_of(content, filter_empty=False).lines() == []
     content["annotations"] = []
     (line,) = faults_of(content, "test").lines()
-    assert line.startswith("warning: lists of annotations are empty")
+    assert line.startswith("warning: there are no annotations")
     del content["annotations"]  # as COCO's test-dev
     assert faults_of(content, "test").lines() == []
 

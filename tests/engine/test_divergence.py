@@ -144,6 +144,24 @@ def test_a_stock_trainer_gets_the_report(caplog) -> None:
     assert "    and 1 layers with smaller ones" in lines
 
 
+def test_offsets_of_layers_before_an_error_are_reported() -> None:
+    trainer = toy([[record("a.png", torch.nan)]])
+
+    def fail(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if trainer.model.calls == 2:  # the forward pass of the report
+            raise ValueError("NaN")
+
+    trainer.model[3].register_forward_pre_hook(fail)
+    trainer.register_hooks([DivergenceReport()])
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train(0, 1)
+    _, _, rows = str(caught.value).partition(
+        "offsets of this batch in pixels (the forward pass failed with ValueError; layers before "
+        "it):\n"
+    )
+    assert rows.count("mean nan") == 3
+
+
 def test_nothing_is_left_after_training() -> None:
     trainer = toy([[record("a.png", 1)]])
     hook = DivergenceReport()
