@@ -39,9 +39,9 @@ from dcn_plugin.engine import (
     read_config,
     write_results,
 )
-from dcn_plugin.engine.launch import git_revision
 from dcn_plugin.engine.output_dir import warn_of_training
 from dcn_plugin.engine.trainer import uses_tta
+from dcn_plugin.env import git_revision
 
 
 def argument_parser() -> argparse.ArgumentParser:

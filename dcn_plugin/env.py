@@ -7,6 +7,10 @@ It works without Detectron2, and if the compiled ops are missing or do not load.
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import torch
 from torch.utils.collect_env import get_pretty_env_info
 
@@ -54,6 +58,16 @@ def loaded() -> list[tuple[str, str]]:
         kernels = [torch._C._dispatch_has_kernel_for_dispatch_key(name, device) for name in names]
         counts.append(f"{sum(kernels)} with {device} kernels" if any(kernels) else f"no {device}")
     return [("Library", f"loads: {len(names)} ops, {', '.join(counts)}")]
+
+
+def git_revision() -> str:
+    """Returns the commit of this package, with "-dirty" if files have changed since."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"  # Git refuses the repositories of other users
 
 
 def report() -> str:

@@ -14,6 +14,8 @@ import torch
 
 from dcn_plugin import _library, env
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def test_reports_versions_and_the_build() -> None:
     pytest.importorskip("detectron2", reason="the report of versions is Detectron2's")
@@ -33,6 +35,16 @@ def test_reports_how_and_for_what_the_ops_were_compiled(wheel, how, monkeypatch)
         ("Compiler", "c++ 12"),
         ("CUDA kernels", "compiled with CUDA 13.0 for 8.0 9.0+PTX"),
     ]
+
+
+def test_the_revision_is_the_commit_that_is_checked_out() -> None:
+    def commit(name: str) -> str:
+        command = ["git", "-C", str(ROOT), "rev-parse", f"{name}^{{commit}}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a Git repository")
+    assert commit(env.git_revision().removesuffix("-dirty")) == commit("HEAD")
 
 
 def test_works_without_compiled_ops_and_detectron2(tmp_path) -> None:
