@@ -169,6 +169,8 @@ class Checkpointer(RestrictedCheckpointer):
 
     def _tag(self) -> str:
         path = Path(self.save_dir) / "last_checkpoint"
+        if path.is_dir():
+            raise UserError(f"{path} must be a file, but is a folder: remove it")
         return path.read_text(errors="replace").strip() if path.is_file() else ""
 
     def _last_name(self) -> str:

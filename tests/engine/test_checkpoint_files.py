@@ -360,6 +360,16 @@ def test_intact_checkpoints_are_resumed_in_silence(tmp_path, caplog) -> None:
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_last_checkpoint_that_is_a_folder_is_named(saved, tmp_path) -> None:
+    if saved:
+        save(tmp_path, 1)
+        (tmp_path / "last_checkpoint").unlink()
+    (tmp_path / "last_checkpoint").mkdir()
+    with pytest.raises(UserError, match="last_checkpoint must be a file, but is a folder"):
+        resume(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["model_final.pth\nmodel_0000001.pth", "x" * 9999, "a/" * 9999])
 def test_a_last_checkpoint_that_is_no_name_is_one_short_line(text, tmp_path) -> None:
     (tmp_path / "last_checkpoint").write_text(text)
