@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from table.report import flatten
 from table.runs import METRICS, OUTPUT, RESULTS, ROOT, WEIGHTS, metrics_backwards, watch
 from tqdm import tqdm
 from viewer.drawing import points_of_interest, prediction_panel, sampling_panel, visualizer
@@ -134,9 +135,12 @@ def save_pictures(predictor: RecordingPredictor, dataset: str, output: Path) -> 
 
 def report(args: argparse.Namespace, times: dict[str, float], pictures: list[str]) -> None:
     """Prints metrics, times and the files to look at."""
-    metrics = json.loads((args.output / RESULTS).read_text())["bbox"]
+    metrics = flatten(json.loads((args.output / RESULTS).read_text()))
     names = ["AP", "AP50", "AP70", "AP75"]
-    values = [*(f"{metrics[name]:.1f}" for name in names), *(f"{s:.0f}" for s in times.values())]
+    values = [
+        *(f"{metrics[f'bbox/{name}']:.1f}" for name in names),
+        *(f"{s:.0f}" for s in times.values()),
+    ]
     lines = [[*names, *(f"{name}, s" for name in times)], ["---"] * len(values), values]
     print("", *(f"| {' | '.join(line)} |" for line in lines), "", sep="\n")
     print(*pictures, f"{args.output / RESULTS}, log.txt: metrics and log", sep="\n")

@@ -265,5 +265,7 @@ def write_results(cfg: CfgNode, results: dict[str, Any]) -> None:
         results: by task, or by data set and task.
     """
     if comm.is_main_process():
+        # JSON has no NaN, such as AP of small objects where there are none: null.
+        valid = json.loads(json.dumps(results, default=float), parse_constant=lambda name: None)
         with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as file:
-            file.write(json.dumps(results, indent=2, default=float) + "\n")
+            file.write(json.dumps(valid, indent=2) + "\n")

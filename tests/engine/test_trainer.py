@@ -11,17 +11,19 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from iopath.common.file_io import PathHandler
 from torch.optim.lr_scheduler import MultiStepLR, _LRScheduler
 
+from detectron2.config import get_cfg
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.file_io import PathManager
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from dcn_plugin.engine import Trainer, read_config
+from dcn_plugin.engine import Trainer, read_config, write_results
 from dcn_plugin.evaluation import DetectionEvaluator
 from dcn_plugin.messages import UserError
 from tests.test_train_net import ITERATIONS, arguments, read_metrics
@@ -133,6 +135,16 @@ def test_a_custom_evaluator_is_used_with_augmentation(tiny_coco, tmp_path) -> No
     assert Custom.test_with_TTA(cfg, model).keys() == {"bbox_TTA"}
     assert (tmp_path / "inference_TTA/coco_instances_results.json").is_file()
     assert Without.test_with_TTA(cfg, model) == {}
+
+
+def test_results_that_are_not_finite_are_null(tmp_path) -> None:
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    bbox = {"AP": np.float64(1.5), "APs": np.nan, "APm": -np.inf, "AP-disc": torch.tensor(2.0)}
+    write_results(cfg, {"a": {"bbox": bbox}, "b": {}})
+    written = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    expected = {"AP": 1.5, "APs": None, "APm": None, "AP-disc": 2.0}
+    assert written == {"a": {"bbox": expected}, "b": {}}
 
 
 def test_empty_results_are_written(tiny_coco, tmp_path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def collect(
 def flatten(results: Mapping[str, Any]) -> dict[str, float]:
     """Returns the metrics of one data set by "task/metric"."""
     return {
-        f"{task}/{metric}": float(value)
+        f"{task}/{metric}": math.nan if value is None else float(value)
         for task, metrics in results.items()
         for metric, value in metrics.items()
         if not isinstance(value, Mapping)
