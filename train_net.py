@@ -39,7 +39,7 @@ from dcn_plugin.engine import (
     read_config,
     write_results,
 )
-from dcn_plugin.engine.output_dir import warn_of_training
+from dcn_plugin.engine.output_dir import require_space, warn_of_training
 from dcn_plugin.engine.trainer import uses_tta
 from dcn_plugin.env import git_revision
 
@@ -66,6 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Trains and evaluates, or with --eval-only evaluates; returns the results."""
     with exit_on_error("train_net"):
         cfg = read_config(args)
+        require_space(cfg.OUTPUT_DIR)
         return evaluate(cfg, args) if args.eval_only else train(cfg, args)
 
 

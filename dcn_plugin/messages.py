@@ -55,12 +55,15 @@ def exit_on_error(program: str) -> Iterator[None]:
         sys.exit(f"{program}: {' '.join(str(error).splitlines())}")
     except URLError as error:
         sys.exit(f"{program}: a download failed, {error}: name a local file instead")
-    except OSError as error:
-        if error.errno in DISK_FULL and not error.filename:  # in a flush
-            sys.exit(f"{program}: {error.strerror}: free some where it writes, as in OUTPUT_DIR")
-        if not error.filename or not error.strerror:
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # of torch.save
+        if not isinstance(cause, OSError):
             raise
-        sys.exit(f"{program}: {error.filename}: {error.strerror}")
+        if cause.errno in DISK_FULL and not cause.filename:  # in a flush
+            sys.exit(f"{program}: {cause.strerror}: free some where it writes, as in OUTPUT_DIR")
+        if cause is not error or not cause.filename or not cause.strerror:
+            raise
+        sys.exit(f"{program}: {cause.filename}: {cause.strerror}")
     except KeyError as error:
         if not re.search("No object named .+ found in .+ registry", str(error)):  # of Registry.get
             raise

@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pickle
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dcn_plugin.messages import MissingFileError, UserError, exit_on_error
+
+FULL = Path("/dev/full")  # refuses what is written to it
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,22 @@ def test_unforeseen_errors_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, exit_on_error("program"):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="Linux only")
+def test_a_full_disk_is_one_line_in_torch_save_too() -> None:
+    file = FULL.open("wb")
+    with pytest.raises(SystemExit) as caught, exit_on_error("program"):
+        torch.save({"weight": torch.ones(9999)}, file)
+    with contextlib.suppress(OSError):
+        file.close()
+    assert str(caught.value).startswith("program: No space left on device: free some")
+    assert isinstance(caught.value.__context__, RuntimeError)
+    with pytest.raises(RuntimeError, match="another"), exit_on_error("program"):
+        try:
+            raise OSError(errno.EIO, "Input/output error")
+        finally:
+            raise RuntimeError("another")
 
 
 class Damaged(Dataset[int]):

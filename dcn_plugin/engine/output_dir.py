@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""One training run at a time in OUTPUT_DIR."""
+"""One training run at a time in OUTPUT_DIR, and full disks."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +20,7 @@ from dcn_plugin.messages import UserError
 from .checkpoint_files import remove_unfinished
 
 LOCK = ".lock"
+SPACE = 2**20  # bytes, more than the log of a start
 
 
 @contextlib.contextmanager
@@ -60,6 +63,27 @@ def warn_of_training(folder: str) -> None:
             "now those of this evaluation",
             *(folder, owner),
         )
+
+
+def require_space(folder: str) -> None:
+    """Tries to write 1 MiB to a local folder, in the main process.
+
+    Args:
+        folder: OUTPUT_DIR, made if it does not exist.
+
+    Raises:
+        UserError: if that fails, as on a full disk.
+    """
+    if "://" in folder or not comm.is_main_process():
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(SPACE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {folder} cannot be written to: {error.strerror}") from error
 
 
 def _lock(folder: str, stack: ExitStack) -> None:

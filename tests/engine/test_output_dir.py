@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) dcn_plugin contributors
-"""The lock of OUTPUT_DIR: who gets it, and what the others are told."""
+"""The lock of OUTPUT_DIR: who gets it, and what the others are told; full disks."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from dcn_plugin.engine import UserError, lock_output_dir
-from dcn_plugin.engine.output_dir import warn_of_training
+from dcn_plugin.engine.output_dir import require_space, warn_of_training
 from tests.test_train_net import arguments, train_net
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,3 +103,21 @@ def test_an_evaluation_warns_of_a_training_run(tmp_path, caplog) -> None:
     caplog.clear()
     warn_of_training(str(tmp_path))
     assert not caplog.text
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_a_full_disk_is_one_line_at_the_start(flags, tmp_path, monkeypatch, capfd) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    message = f"^train_net: OUTPUT_DIR {tmp_path}/a cannot be written to: Disk quota exceeded$"
+    with pytest.raises(SystemExit, match=message):
+        train_net.main(arguments("shapes_tiny_train", tmp_path / "a", *flags))
+    assert capfd.readouterr().out == "" and not list((tmp_path / "a").iterdir())
+
+
+def test_space_is_left_as_it_was(tmp_path) -> None:
+    require_space(str(tmp_path / "a/b"))
+    assert not list((tmp_path / "a/b").iterdir())
+    require_space("remote://a")
