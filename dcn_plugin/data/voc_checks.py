@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_plugin.messages import got
 
-from .coco_checks import is_number
+from .coco_checks import NUMBERS, is_number
 from .faults import Faults, short
 from .file_checks import check_files
 
@@ -112,7 +112,7 @@ def _check_object(
     values = [_number(text) for text in texts]
     place = f"{place}: {', '.join(f'{s} {short(t)}' for s, t in zip(SIDES, texts, strict=True))}"
     if not all(map(is_number, values)):
-        faults.error("objects have a bndbox that is not 4 finite numbers", place)
+        faults.error(f"objects have a bndbox that is not 4 {NUMBERS}", place)
         return False
     width, height = values[2] - values[0] + 1, values[3] - values[1] + 1  # both ends inclusive
     if width < 0 or height < 0:

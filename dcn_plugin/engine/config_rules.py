@@ -522,7 +522,7 @@ RULES: RuleGroups = {
         "MODEL.SEM_SEG_HEAD.NORM": norm("SEM_SEG_HEAD", "CONVS_DIM"),
     },
 }
-# Values that work, though hardly as meant.
+# Values that run, but are probably mistakes.
 WARNINGS: RuleGroups = {
     "training": {
         "SOLVER.BASE_LR": ABOVE_0,
