@@ -52,7 +52,7 @@ def find_faults(
     split: str,
     *,
     outside: bool = False,
-    files: bool = True,
+    stock_mapper: bool = True,
     labels: tuple[int | None, int] | None = None,
     **options: Any,
 ) -> Faults:
@@ -66,7 +66,8 @@ def find_faults(
         name: of a registered data set.
         split: how it is used, train or test.
         outside: whether files may be outside the folders of the data set.
-        files: whether images are looked for; a mapper may read them from elsewhere.
+        stock_mapper: whether images and categories are read as by Detectron2's `DatasetMapper`, and
+            so can be checked.
         labels: number of classes, or None if it is not known, and the ignored label, with which a
             sample of the label maps and their images is read; None: they are not read.
         **options: required, read, filter_empty, min_keypoints and mask_format, as for
@@ -96,7 +97,7 @@ def find_faults(
                 **options,
             )
     if loaded:
-        if files:
+        if stock_mapper:
             _check_images(name, used, faults, outside)
         records = _label_maps(name, content.get("images", []), faults, outside)
         if not faults.errors and not is_lvis(name) and "thing_classes" not in metadata.as_dict():
@@ -105,7 +106,7 @@ def find_faults(
     else:
         records = load_records(name)
         check_records(
-            records, faults, metadata.as_dict(), outside, files, options.get("read", READ)
+            records, faults, metadata.as_dict(), outside, stock_mapper, options.get("read", READ)
         )
     if labels and isinstance(records, list) and not faults.errors:
         _read_sample(records, faults, *labels, split)
@@ -209,7 +210,7 @@ def check_records(
     faults: Faults,
     metadata: Mapping[str, Any],
     outside: bool = False,
-    files: bool = True,
+    stock_mapper: bool = True,
     read: Container[str] = READ,
 ) -> None:
     """Checks the records of a data set in Detectron2's format.
@@ -219,7 +220,7 @@ def check_records(
         faults: where to add faults.
         metadata: of the data set.
         outside: whether files may be outside the folders in the metadata.
-        files: whether files are looked for.
+        stock_mapper: as for `find_faults`.
         read: those of segmentation and keypoints whose values are used.
     """
     if not isinstance(records, list):  # a torch Dataset, which may read files or have no end
@@ -229,13 +230,13 @@ def check_records(
         return
     if not records:
         faults.error("data sets are empty, there must be at least one image", "the records")
-    for key, attributes in FILES.items() if files else ():
+    for key, attributes in FILES.items() if stock_mapper else ():
         paths = [os.fspath(r[key]) for r in records if isinstance(r.get(key), PATH) and r[key]]
         roots = [metadata[name] for name in attributes if isinstance(metadata.get(name), PATH)]
         # Loaders may return local copies of what is at an address, or use other folders.
         root = next((os.fspath(root) for root in roots if os.path.isdir(root)), "")
         check_files(paths, faults, root, outside)
-    classes = len(metadata.get("thing_classes", ()))
+    classes = len(metadata.get("thing_classes", ())) if stock_mapper else 0
     for record in records:
         for item in record.get("annotations", ()):
             for kind in _annotation_faults(item, classes, read):

@@ -187,7 +187,7 @@ def _check_contents(cfg: CfgNode, names: Sequence[str], split: str, stock_mapper
             ),
             mask_format=cfg.INPUT.MASK_FORMAT,
             outside=cfg.DATASETS.get("ALLOW_FILES_OUTSIDE", False),
-            files=stock_mapper,
+            stock_mapper=stock_mapper,
             labels=_labels(cfg, name, split) if stock_mapper else None,
         )
         for name in names

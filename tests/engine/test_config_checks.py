@@ -429,8 +429,10 @@ def test_another_trainer_may_read_other_data(
     words = (*words, "MODEL.ROI_HEADS.NUM_CLASSES", "1", "DATASETS.TEST", "()")
     try:
         checked(*on("own_data", *words), stock_trainer=False)
-        item["category_id"] = 3
-        with pytest.raises(UserError, match="a category_id that is not an integer from 0 to"):
+        item["category_id"] = 90  # the mapper may map it
+        checked(*on("own_data", *words), stock_trainer=False)
+        item["bbox"] = [float("nan"), 1, 5, 5]
+        with pytest.raises(UserError, match="a bbox that is not finite numbers"):
             checked(*on("own_data", *words), stock_trainer=False)
     finally:
         unregister("own_data")
