@@ -178,7 +178,7 @@ def test_folders_videos_and_data_sets(weights, image: Path, tmp_path: Path) -> N
         (["--limit", "0"], r"--limit must be at least 1, got 0"),
         (["--score", "nan"], r"--score must be from 0 to 1, got nan"),
         (["--weights", "none.pth"], r"--weights must be a file or an address, got 'none.pth'"),
-        (["--weights", "{tmp}/broken.jpg"], r"broken.jpg must be a checkpoint, \w+: [^\n]+$"),
+        (["--weights", "{tmp}/broken.jpg"], r"broken.jpg must be a checkpoint, but it is damaged"),
         (
             ["--config-file", config("ca_rpn_slim_plain")],
             r"has neither deformable convolutions nor",
