@@ -160,9 +160,8 @@ def is_lvis(name: str) -> bool:
 
 
 def is_builtin(name: str) -> bool:
-    """Returns whether Detectron2 loads a data set, or this package from the same format."""
-    generated = bool(MetadataCatalog.get(name).get("generated_in"))
-    return generated or _has_loader_of(name, "detectron2.data.datasets.")
+    """Returns whether a data set is loaded by a loader of Detectron2 or of this package."""
+    return _has_loader_of(name, "detectron2.data.datasets.", "dcn_plugin.data.")
 
 
 def is_loaded_from_json(name: str) -> bool:

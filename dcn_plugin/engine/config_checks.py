@@ -160,7 +160,7 @@ def _check_files(name: str, key: str) -> None:
             raise UserError(f"{key}: {name} is generated in {folder}, which is not writable")
         return
     attributes = EVALUATION if key == "DATASETS.TEST" else ()
-    if is_builtin(name) or is_voc(name):  # other loaders may use these names otherwise
+    if is_builtin(name):  # other loaders may use these names otherwise
         attributes += IMAGES + GROUND_TRUTH
     paths = [metadata.get(attribute) for attribute in attributes]
     if is_voc(name):

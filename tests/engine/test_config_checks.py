@@ -160,6 +160,7 @@ def test_a_correct_config_passes(tiny_coco) -> None:
             r".*Main/test\.txt\. .*DETECTRON2_DATASETS.*docs/data\.md",
         ),
         (["DATASETS.TEST", "('lvis_v1_val',)"], "lvis_v1_val is incomplete"),
+        (["DATASETS.TEST", "('voc_2012_sem_seg_val',)"], "voc_2012_sem_seg_val is incomplete"),
         (["MODEL.WEIGHTS", "/"], r"MODEL\.WEIGHTS must be a file.* got '/'"),
         (["MODEL.WEIGHTS", "none.pth"], r"MODEL\.WEIGHTS must be a file.* got 'none\.pth'"),
         (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE must be cpu, cuda or cuda:<n>, got 'gpu'"),
