@@ -22,7 +22,7 @@ from detectron2.utils import comm
 
 from dcn_plugin.compat import LAUNCHES_ON_CPU, create_local_process_group
 
-from .sigterm import exit_on_sigterm, set_handler
+from .sigterm import exit_after_sigterm, exit_on_sigterm, set_handler
 
 
 def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
@@ -35,9 +35,9 @@ def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namesp
         args: of Detectron2's `default_argument_parser`.
     """
     if dist.is_torchelastic_launched():
-        set_handler(exit_on_sigterm)
-        join_torchrun()
-        main_func(args)
+        with exit_after_sigterm():
+            join_torchrun()
+            main_func(args)
         return
     if args.num_gpus < 0 or args.num_machines < 1:
         sys.exit(
@@ -76,8 +76,8 @@ def launch(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namesp
 
 def run(main_func: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs a function in a process that `launch` has started."""
-    set_handler(exit_on_sigterm)
-    main_func(args)
+    with exit_after_sigterm():
+        main_func(args)
 
 
 def forward_sigterm(number: int, frame: FrameType | None) -> None:

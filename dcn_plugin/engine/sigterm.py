@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -40,6 +41,19 @@ def exit_on_sigterm(number: int, frame: FrameType | None) -> None:
     """A handler that exits with code 143, as a shell reports it, and cleans up before."""
     set_handler(signal.SIG_IGN)
     raise SystemExit(EXIT_CODE)
+
+
+@contextmanager
+def exit_after_sigterm() -> Iterator[None]:
+    """Exits with code 143 after SIGTERM, also if what it has interrupted raises another error."""
+    set_handler(exit_on_sigterm)
+    try:
+        yield
+    except BaseException:
+        # A library that cleans up on the way out may fail on what was left half done.
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # by `exit_on_sigterm`
+            raise SystemExit(EXIT_CODE) from None
+        raise
 
 
 class StopOnSigterm(HookBase):

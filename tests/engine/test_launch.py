@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from dcn_plugin.engine import launch
-from dcn_plugin.engine.launch import forward_sigterm
+from dcn_plugin.engine.launch import forward_sigterm, run
 from dcn_plugin.engine.sigterm import exit_on_sigterm
 
 
@@ -96,3 +97,19 @@ def test_sigterm_is_forwarded_to_the_processes_that_were_started(monkeypatch) ->
     with pytest.raises(SystemExit) as caught:  # none to wait for
         forward_sigterm(signal.SIGTERM, None)
     assert caught.value.code == 143
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, SystemExit), (0, RuntimeError)])
+@pytest.mark.usefixtures("default_sigterm")
+def test_an_error_in_place_of_the_exit_changes_no_exit_code(number: int, kind: type) -> None:
+    """Seen with OmegaConf, whose clean-up failed on a config that was half made."""
+
+    def interrupted(args: Namespace) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            raise RuntimeError("half made")
+
+    with pytest.raises(kind) as caught:
+        run(interrupted, Namespace())
+    assert getattr(caught.value, "code", 143) == 143
