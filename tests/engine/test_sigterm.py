@@ -140,8 +140,9 @@ def test_a_signal_in_the_last_step_skips_the_evaluation(tmp_path) -> None:
     assert trainer.evaluated == [2, 5, 8]
 
 
-def train_in_two_processes(folder: Path, rank: int) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+def train_in_two_processes(folder: Path, rank: int, port: int) -> None:
+    store = dist.TCPStore("127.0.0.1", port)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     trainer = Stock(folder, {7: terminate} if rank == 0 else {})
     if rank > 0:
         trainer._hooks.remove(trainer.periodic)
@@ -153,8 +154,11 @@ def train_in_two_processes(folder: Path, rank: int) -> None:
 
 def test_all_processes_stop_before_the_last_step_without_evaluation(tmp_path) -> None:
     spawn = multiprocessing.get_context("spawn")
+    # Not a file, which the first process to end may remove while the other one opens it.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
-        spawn.Process(target=train_in_two_processes, args=(tmp_path, rank)) for rank in range(2)
+        spawn.Process(target=train_in_two_processes, args=(tmp_path, rank, store.port))
+        for rank in range(2)
     ]
     for process in processes:
         process.start()

@@ -32,6 +32,7 @@ KEYS = {
     "DATALOADER.NUM_WORKERS": 1,
 }
 DRAWN = "shapes_demo_val"  # 250 images: enough that they are drawn by worker processes
+LEFT_SECONDS = 30  # until workers notice that their parent has ended
 RUN_SECONDS = 300  # a resumed run that takes longer hangs
 
 
@@ -74,6 +75,14 @@ class Runs:
             return f"it did not end within {RUN_SECONDS} s"
         lines = output.with_suffix(".txt").read_text(errors="replace").splitlines()
         return f"exit code {code}: {' | '.join(lines[-3:])}" if code else ""
+
+
+def left_in(groups: list[int]) -> list[int]:
+    """Returns the processes of these groups that do not end within LEFT_SECONDS."""
+    deadline = time.monotonic() + LEFT_SECONDS
+    while (found := running_in(groups)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
 
 
 def running_in(groups: list[int]) -> list[int]:
@@ -127,8 +136,9 @@ def run(progress: Progress, seed: int, folder: Path) -> None:
             output = folder / "killed"
             kill(progress, runs, output, rng)
             progress.count(kind)
-            if left := running_in(runs.started):
-                progress.fail(f"{kind}: {len(left)} processes of killed runs still run")
+            if left := left_in(runs.started):
+                names = [Path(f"/proc/{pid}/cmdline").read_bytes()[:100] for pid in left]
+                progress.fail(f"{kind}: {len(left)} processes of killed runs still run: {names}")
                 for pid in left:
                     os.kill(pid, signal.SIGKILL)
             runs.started.clear()
