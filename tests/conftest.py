@@ -26,7 +26,7 @@ OPTIONAL = {
 }
 
 
-settings.load_profile("ci")  # Hypothesis: the same examples in every run, without deadlines
+settings.load_profile("ci")  # Hypothesis: without deadlines, and with the same seeds in every run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

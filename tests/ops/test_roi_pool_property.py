@@ -91,7 +91,8 @@ def test_examples_are_not_degenerate():
     """The strategy must draw sizes that do not divide each other, and so on."""
     drawn = []
 
-    @settings(max_examples=EXAMPLES)
+    # Many: Hypothesis takes constants of the modules that are loaded, so that runs differ.
+    @settings(max_examples=1000)
     @given(roi_cases())
     def collect(case):
         drawn.append(case)
