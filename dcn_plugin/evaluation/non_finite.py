@@ -100,12 +100,11 @@ def warn_of_non_finite_heads(model: nn.Module) -> Iterator[None]:
     Args:
         model: to evaluate.
     """
+    rpn_heads = {module.rpn_head for module in model.modules() if isinstance(module, RPN)}
     heads = {
-        f"{name}.rpn_head" if isinstance(module, RPN) else name: (
-            module.rpn_head if isinstance(module, RPN) else module
-        )
+        name: module
         for name, module in model.named_modules()
-        if isinstance(module, (RPN, FastRCNNOutputLayers))
+        if module in rpn_heads or isinstance(module, FastRCNNOutputLayers)
     }
     wrong: dict[str, Tensor] = {}  # on the device: no synchronization for each image
 
