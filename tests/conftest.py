@@ -26,7 +26,7 @@ OPTIONAL = {
 }
 
 
-settings.load_profile("ci")  # Hypothesis: without deadlines, and with the same seeds in every run
+settings.load_profile("ci")  # Hypothesis: without deadlines, and with fixed seeds
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
