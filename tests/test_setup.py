@@ -205,7 +205,7 @@ if [ "$(cat FAIL)" = $step ]; then echo "$step does not work"; exit 1; fi
 
 
 class TestMakeSetup:
-    """`make setup` in a copy of the project with a stand-in for Python and pip."""
+    """`make setup` in a copy of the project with stand-ins for Python, pip and df."""
 
     ALL = ("venv", "packages", "detectron2", "ops")
 
@@ -222,12 +222,14 @@ class TestMakeSetup:
         (tmp_path / "dcn_plugin").mkdir()
         (tmp_path / "FAIL").touch()
         script(tmp_path / "python", FAKE_PYTHON.replace("{python}", sys.executable))
+        script(tmp_path / "bin/df", "echo head; echo disk 9 9 ${FREE_DISK:-8000000} 9% /")
         return tmp_path
 
     def make(self, project: Path, *words: str, error: str | None = None) -> tuple[str, ...]:
         """Runs `make setup`; returns the steps that it took."""
         (project / "calls.txt").write_text("")
         environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_CPU", "MAKEFLAGS")}
+        environment["PATH"] = f"{project}/bin:{environment['PATH']}"
         command = ["make", "setup", *(words or ("PYTHON=./python",))]
         done = subprocess.run(
             command, cwd=project, env=environment, capture_output=True, text=True, timeout=60
@@ -291,9 +293,8 @@ class TestMakeSetup:
 
     def test_a_full_disk_and_a_missing_python_are_named(self, project, monkeypatch) -> None:
         assert self.make(project, "PYTHON=no-python", error="no-python was not found") == ()
-        script(project / "bin/df", "echo head; echo disk 9 9 1000000 9% /")
-        monkeypatch.setenv("PATH", f"{project}/bin:{os.environ['PATH']}")
-        assert self.make(project, error="has 1 GB of free disk, but 8 GB are needed") == ()
+        monkeypatch.setenv("FREE_DISK", "7999999")
+        assert self.make(project, error="has 7 GB of free disk, but 8 GB are needed") == ()
 
 
 class TestDetectron2Edits:
