@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,36 @@ BOMS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 Size = tuple[float, ...]  # height and width of an image, or empty
+
+
+@dataclass(frozen=True)
+class AnnotationUse:
+    """How a file in COCO's or LVIS's format is used, on which depends what is a fault.
+
+    Attributes:
+        split: train, or test, which evaluation reads too.
+        required: keys that annotations must have.
+        read: those of segmentation and keypoints whose values are used: wrong ones of the others
+            are warnings.
+        filter_empty: whether images without annotations are left out of training.
+        loaded: whether Detectron2 loads images from the file, or evaluates by it only.
+        lvis: whether the format is that of LVIS: images have a `coco_url`, and all annotations
+            polygons.
+        unique_ids: whether ids of annotations must be unique.
+        min_keypoints: number of visible keypoints, below which an image is left out of training.
+        mask_format: INPUT.MASK_FORMAT, with which training reads the masks that are required; None
+            if it is not known.
+    """
+
+    split: str
+    required: Sequence[str] = ("bbox",)
+    read: Container[str] = READ
+    filter_empty: bool = True
+    loaded: bool = True
+    lvis: bool = False
+    unique_ids: bool = True
+    min_keypoints: int = 0
+    mask_format: str | None = None
 
 
 @contextmanager
@@ -166,10 +197,10 @@ def check_categories(content: dict[str, Any], faults: Faults) -> set[int]:
 
 
 def check_images(
-    content: dict[str, Any], faults: Faults, loaded: bool = True, lvis: bool = False
+    content: dict[str, Any], faults: Faults, use: AnnotationUse
 ) -> dict[Any, dict[str, Any]]:
-    """Checks the images, unless `loaded` only their ids; returns those with an id by that."""
-    key = "coco_url" if lvis else "file_name"
+    """Checks the images, only their ids if they are not loaded; returns those with an id by it."""
+    key = "coco_url" if use.lvis else "file_name"
     images: dict[Any, dict[str, Any]] = {}
     for index, item in enumerate(content.get("images", [])):
         place = f"images[{index}]"
@@ -182,7 +213,7 @@ def check_images(
             faults.warning("images are listed twice", place, item)
         else:
             faults.error("images have the id of another one", place, item)
-        if not loaded:
+        if not use.loaded:
             continue
         name = item.get(key)
         if name is None or name == "":
@@ -191,7 +222,7 @@ def check_images(
             faults.error(
                 f"images have a {key} that is not text, or has a NUL character", place, item
             )
-        elif lvis and "/" not in name:
+        elif use.lvis and "/" not in name:
             faults.error("images have a coco_url that does not end in folder/file", place, item)
         if not (is_size(item.get("height")) and is_size(item.get("width"))):
             faults.error("images have no height and width, in whole pixels above 0", place, item)
@@ -206,40 +237,23 @@ class AnnotationChecks:
 
     def __init__(
         self,
-        split: str,
+        use: AnnotationUse,
         images: dict[Any, dict[str, Any]],
         categories: Container[Any],
-        required: Sequence[str],
-        unique_ids: bool,
         faults: Faults,
-        *,
-        read: Container[str],
-        loaded: bool = True,
-        lvis: bool = False,
-        min_keypoints: int = 0,
-        mask_format: str | None = None,
     ) -> None:
         """Stores what annotations refer to.
 
         Args:
-            split: train, or test, which evaluation reads too.
+            use: of the file.
             images: by id.
             categories: ids.
-            required: keys that an annotation must have.
-            unique_ids: whether the ids of annotations must be unique.
             faults: where to add faults.
-            read: as for `check_annotations`.
-            loaded: likewise.
-            lvis: likewise.
-            min_keypoints: likewise.
-            mask_format: likewise.
         """
-        self.testing, self.loaded, self.read = split == "test", loaded, read
-        self.lvis = lvis
+        self.use, self.categories, self.faults = use, categories, faults
+        self.testing = use.split == "test"
+        self.required = ("bbox", "segmentation") if use.lvis else use.required
         self.sizes = {key: _size(item) for key, item in images.items()}
-        self.categories = categories
-        self.required, self.unique_ids, self.faults = required, unique_ids, faults
-        self.min_keypoints, self.mask_format = min_keypoints, mask_format
         self.ids: set[Any] = set()
         self.boxes = self.empty_boxes = 0
         self.labelled: set[Any] = set()  # images with an annotation that is not a crowd
@@ -253,11 +267,12 @@ class AnnotationChecks:
         image, category, box = item.get("image_id"), item.get("category_id"), item.get("bbox")
         crowd = item.get("iscrowd", 0)
         size = self.sizes.get(image) if is_number(image) or isinstance(image, str) else None
-        self._check_id(item, self.unique_ids and (self.testing or size is not None))
+        self._check_id(item, self.use.unique_ids and (self.testing or size is not None))
         if not is_number(category):
             self._error("annotations have a category_id that is not a number")
         elif size is not None and category not in self.categories:
-            report = self._error if self.loaded else self._warning  # COCO's API leaves them out
+            # COCO's API leaves them out.
+            report = self._error if self.use.loaded else self._warning
             report("annotations have a category_id that is not in categories")
         if size is None:
             if is_number(image) or isinstance(image, str):
@@ -271,7 +286,7 @@ class AnnotationChecks:
             self._error("annotations have an iscrowd that is neither 0 nor 1")
         elif not crowd:
             self.labelled.add(image)
-        if self.loaded and item.get("ignore", 0) != 0:
+        if self.use.loaded and item.get("ignore", 0) != 0:
             self._error('annotations have "ignore", which Detectron2 does not support')
         if box is not None or "bbox" in item:
             self._check_box(box, size)
@@ -281,30 +296,30 @@ class AnnotationChecks:
                 self.incomplete.append((index, item, key))
         if self.testing and "area" in item and not (is_number(item["area"]) and item["area"] >= 0):
             self._error("annotations have an area that is not a number from 0 on")
-        if isinstance(item.get("segmentation"), dict) and not crowd and not self.lvis:
+        if isinstance(item.get("segmentation"), dict) and not crowd and not self.use.lvis:
             self.encoded.append((index, item))
         if item.get("segmentation"):
             self._check_segmentation(item["segmentation"], size)
         if item.get("keypoints"):
             points = item["keypoints"]
             if not isinstance(points, list) or len(points) % 3 or not are_finite(points):
-                report = self._error if "keypoints" in self.read else self._warning
+                report = self._error if "keypoints" in self.use.read else self._warning
                 report("annotations have keypoints that are not triples of numbers")
-            elif self.min_keypoints:
+            elif self.use.min_keypoints:
                 self.keypoints[image] += sum(visible > 0 for visible in points[2::3])
 
-    def used_images(self, filter_empty: bool) -> set[Any]:
+    def used_images(self) -> set[Any]:
         """Returns the ids of images that Detectron2 uses; adds what their annotations lack."""
         used = set(self.sizes)
         if not self.testing:
-            used = self.labelled if filter_empty else used
-            used = {image for image in used if self.keypoints[image] >= self.min_keypoints}
+            used = self.labelled if self.use.filter_empty else used
+            used = {image for image in used if self.keypoints[image] >= self.use.min_keypoints}
         for index, item, key in self.incomplete:
             if item["image_id"] in used:
                 self.faults.error(f"annotations have no {key}", describe_annotation(index, item))
         masks = not self.testing and "segmentation" in self.required
-        if masks and self.mask_format != "bitmask":
-            report = self.faults.error if self.mask_format else self.faults.warning
+        if masks and self.use.mask_format != "bitmask":
+            report = self.faults.error if self.use.mask_format else self.faults.warning
             for index, item in self.encoded:
                 if item["image_id"] in used:
                     report(RLE_MASKS, describe_annotation(index, item))
@@ -348,8 +363,8 @@ class AnnotationChecks:
             self._warning("annotations have a bbox outside the image")
 
     def _check_segmentation(self, value: Any, size: Size) -> None:
-        report = self._error if "segmentation" in self.read or self.lvis else self._warning
-        if isinstance(value, dict) and not self.lvis:
+        report = self._error if "segmentation" in self.use.read or self.use.lvis else self._warning
+        if isinstance(value, dict) and not self.use.lvis:
             fault = rle_fault(value, size)
             if fault:
                 report(f"annotations have a segmentation whose {fault}")
@@ -358,7 +373,7 @@ class AnnotationChecks:
         elif not all(map(are_finite, value)):
             report(f"annotations have a polygon that is not {NUMBERS}")
         elif any(len(polygon) % 2 or len(polygon) < 6 for polygon in value):
-            if self.lvis:
+            if self.use.lvis:
                 self._error("annotations have a polygon that is not 3 or more points")
             else:
                 self._warning(
@@ -416,59 +431,25 @@ def decode_runs(counts: str) -> np.ndarray | None:
 
 
 def check_annotations(
-    content: dict[str, Any],
-    faults: Faults,
-    split: str,
-    *,
-    required: Sequence[str] = ("bbox",),
-    read: Container[str] = READ,
-    filter_empty: bool = True,
-    loaded: bool = True,
-    lvis: bool = False,
-    unique_ids: bool = True,
-    min_keypoints: int = 0,
-    mask_format: str | None = None,
+    content: dict[str, Any], faults: Faults, use: AnnotationUse
 ) -> list[dict[str, Any]]:
     """Checks the content of a file in COCO's format; the files of images are not looked up.
 
     Args:
         content: as `read_coco` returns it.
         faults: where to add faults.
-        split: train, or test, which evaluation reads too.
-        required: keys that annotations must have.
-        read: those of segmentation and keypoints whose values are used: wrong ones of the others
-            are warnings.
-        filter_empty: whether images without annotations are left out of training.
-        loaded: whether Detectron2 loads images from the file, or evaluates by it only.
-        lvis: whether the format is that of LVIS: images have a `coco_url`, and all annotations
-            polygons.
-        unique_ids: whether ids of annotations must be unique.
-        min_keypoints: number of visible keypoints, below which an image is left out of training.
-        mask_format: INPUT.MASK_FORMAT, with which training reads the masks that are required; None
-            if it is not known.
+        use: of the file.
 
     Returns:
         the images that are used.
     """
     categories = check_categories(content, faults)
-    images = check_images(content, faults, loaded, lvis)
-    checks = AnnotationChecks(
-        split,
-        images,
-        categories,
-        ("bbox", "segmentation") if lvis else required,
-        unique_ids,
-        faults,
-        read=read,
-        loaded=loaded,
-        lvis=lvis,
-        min_keypoints=min_keypoints,
-        mask_format=mask_format,
-    )
+    images = check_images(content, faults, use)
+    checks = AnnotationChecks(use, images, categories, faults)
     annotations = content.get("annotations", [])
     for index, item in enumerate(annotations):
         checks.add(index, item)
-    used = checks.used_images(filter_empty)
+    used = checks.used_images()
     if not images:
         faults.error("there are no images, at least one is needed", "the file")
     elif not used:
@@ -484,7 +465,7 @@ def check_annotations(
         )
     if checks.boxes and checks.empty_boxes == checks.boxes:
         faults.error("no annotation has a bbox with width and height", "the file")
-    if split == "test" and annotations == [] and "annotations" in content:  # test-dev has no key
+    if checks.testing and annotations == [] and "annotations" in content:  # test-dev has no key
         faults.warning("there are no annotations to evaluate by", "the file")
     return [item for key, item in images.items() if key in used]
 

@@ -21,6 +21,7 @@ from dcn_plugin.messages import one_line
 from . import voc
 from .coco_checks import (
     READ,
+    AnnotationUse,
     are_finite,
     check_annotations,
     class_names,
@@ -70,8 +71,8 @@ def find_faults(
             so can be checked.
         labels: number of classes, or None if it is not known, and the ignored label, with which a
             sample of the label maps and their images is read; None: they are not read.
-        **options: required, read, filter_empty, min_keypoints and mask_format, as for
-            `check_annotations`.
+        **options: required, read, filter_empty, min_keypoints and mask_format, as of
+            `AnnotationUse`.
     """
     faults, metadata = Faults(), MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
@@ -85,17 +86,16 @@ def find_faults(
     loaded = is_loaded_from_json(name)
     evaluated = split == "test" and metadata.get("evaluator_type") in JSON_EVALUATORS
     if loaded or (json_file and evaluated):
+        use = AnnotationUse(
+            split,
+            loaded=loaded,
+            lvis=is_lvis(name),
+            unique_ids="minival" not in json_file,  # as Detectron2
+            **options,
+        )
         with collection_paused():
             content, faults.path = read_coco(json_file), json_file
-            used = check_annotations(
-                content,
-                faults,
-                split,
-                loaded=loaded,
-                lvis=is_lvis(name),
-                unique_ids="minival" not in json_file,  # as Detectron2
-                **options,
-            )
+            used = check_annotations(content, faults, use)
     if loaded:
         if stock_mapper:
             _check_images(name, used, faults, outside)

@@ -37,6 +37,7 @@ from dcn_plugin.data.checked_mapper import CheckedMapper
 from dcn_plugin.data.coco_checks import (
     NO_IMAGE_LEFT,
     RLE_MASKS,
+    AnnotationUse,
     check_annotations,
     decode_runs,
     read_coco,
@@ -64,7 +65,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 def faults_of(content: Any, split: str = "train", **options: Any) -> Faults:
     faults = Faults()
-    check_annotations(content, faults, split, **options)
+    check_annotations(content, faults, AnnotationUse(split, **options))
     return faults
 
 
