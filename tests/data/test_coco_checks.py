@@ -7,10 +7,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torch.utils.data import Dataset, IterableDataset
 
 from detectron2.data import (
-    DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
     get_detection_dataset_dicts,
@@ -43,24 +39,11 @@ from dcn_plugin.data.coco_checks import (
     read_coco,
     rle_fault,
 )
-from dcn_plugin.data.dataset_checks import check_records, find_faults
+from dcn_plugin.data.dataset_checks import find_faults
 from dcn_plugin.data.faults import DataError, Faults
 from dcn_plugin.evaluation import DetectionEvaluator
-from tests.datasets import tiny_lvis, tiny_panoptic, unregister
-from tests.tiny_coco import write_json, write_tiny_coco
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three images with annotations.json."""
-    path = tmp_path_factory.mktemp("coco") / "data"
-    write_tiny_coco(path, images=3)
-    return path
-
-
-@pytest.fixture
-def content(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "annotations.json").read_text())
+from tests.datasets import tiny_lvis, unregister
+from tests.tiny_coco import write_json
 
 
 def faults_of(content: Any, split: str = "train", **options: Any) -> Faults:
@@ -261,27 +244,6 @@ def test_faults_of_lvis_are_errors(fault: str, split: str, tmp_path: Path) -> No
         assert line.startswith("error: ") and re.search(message, line)
 
 
-def test_images_of_lvis_are_looked_for(tmp_path: Path) -> None:
-    with tiny_lvis(tmp_path) as name:
-        image = sorted((tmp_path / "train2017").glob("*.png"))[1]
-        image.unlink()
-        (line,) = find_faults(name, "train").lines()
-        assert f"or are not regular files (1): '{image}'" in line
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_panoptic_data_sets_need_all_label_maps(split: str, tmp_path: Path) -> None:
-    with tiny_panoptic(tmp_path) as name:
-        path = tmp_path / "sem_seg/001.png"
-        assert find_faults(name, split, labels=(2, 255)).lines() == []
-        Image.new("L", Image.open(path).size, 60).save(path)
-        (line,) = find_faults(name, split, labels=(2, 255)).lines()
-        assert f"label maps cannot be used, of 4 that were read (1): {path} must have" in line
-        path.unlink()
-        (line,) = find_faults(name, split).lines()
-        assert f"or are not regular files (1): '{path}'" in line
-
-
 def test_categories_of_the_same_name_are_a_warning(content: dict) -> None:
     content["categories"][1]["name"] = content["categories"][0]["name"]
     (line,) = faults_of(content).lines()
@@ -384,155 +346,6 @@ def test_counts_and_first_places(content: dict) -> None:
         count > 3 and line.startswith("error: annotations have a bbox") and f" ({count}): " in line
     )
     assert "annotations[0]: id 1, image_id 1" in line and line.count("annotations[") == 3
-
-
-class TestFiles:
-    """Of registered data sets, which are looked up."""
-
-    @pytest.fixture
-    def name(self, folder: Path, tmp_path: Path):
-        self.path, self.images = tmp_path / "data.json", folder
-        register_coco_instances("checked", {}, str(self.path), str(folder))
-        yield "checked"
-        unregister("checked")
-
-    def errors(self, content: dict, **options: Any) -> str:
-        write_json(self.path, content)
-        return "\n".join(find_faults("checked", "train", **options).lines())
-
-    def test_absent_images_are_counted(self, name: str, content: dict) -> None:
-        assert self.errors(content) == ""
-        setter("images", "file_name", "sub/none.png", index=1)(content)
-        assert f"regular files (1): '{self.images}/sub/none.png'" in self.errors(content)
-
-    @pytest.mark.parametrize("outside", ["../data/000.png", "sub/../../data.png", "/etc/hostname"])
-    def test_files_outside_the_folder(self, name: str, outside: str, content: dict) -> None:
-        setter("images", "file_name", outside)(content)
-        text = self.errors(content)
-        if outside == "../data/000.png":  # ends in the folder after all
-            assert text == ""
-            return
-        assert "files are outside the folder of the data set" in text
-        assert "ALLOW_FILES_OUTSIDE" in text and str(self.images) in text
-        assert "files are outside" not in self.errors(content, outside=True)
-
-    def test_links_may_lead_out(self, name: str, content: dict, tmp_path: Path) -> None:
-        target = tmp_path / "elsewhere.png"
-        target.write_bytes((self.images / "000.png").read_bytes())
-        (self.images / "link.png").symlink_to(target)
-        setter("images", "file_name", "link.png")(content)
-        assert self.errors(content) == ""
-
-    @pytest.mark.parametrize(
-        "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("none.png", path)]
-    )
-    def test_what_is_no_regular_file_is_an_error(
-        self, make: Callable, name: str, content: dict, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "special.png"
-        make(path)
-        setter("images", "file_name", str(path))(content)
-        text = self.errors(content, outside=True)
-        assert f"files do not exist, or are not regular files (1): '{path}'" in text
-
-    def test_relative_and_absolute_paths_are_the_same(
-        self, name: str, content: dict, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(self.images.parent)
-        MetadataCatalog.get(name).__dict__["image_root"] = self.images.name
-        setter("images", "file_name", str(self.images / "000.png"))(content)
-        assert self.errors(content) == ""
-        setter("images", "file_name", "../other/000.png")(content)
-        assert "files are outside" in self.errors(content)
-        MetadataCatalog.get(name).__dict__["image_root"] = "."
-        assert "files are outside" in self.errors(content)
-
-    def test_paths_may_be_path_objects(self, name: str, content: dict) -> None:
-        unregister(name)
-        register_coco_instances(name, {}, self.path, self.images)
-        assert self.errors(content) == "" and len(DatasetCatalog.get(name)) == 3
-        setter("images", "file_name", "none.png")(content)
-        assert "files do not exist" in self.errors(content)
-
-
-class Numbered(Dataset):
-    """Records that cannot be read."""
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> dict:
-        raise AssertionError("a check must not read files")
-
-
-class Endless(IterableDataset):
-    """Records without end."""
-
-    def __iter__(self) -> Iterator[dict]:
-        while True:
-            yield {"file_name": "none.png"}
-
-
-@pytest.mark.parametrize("kind", [Numbered, Endless])
-def test_torch_data_sets_are_not_read(kind: type) -> None:
-    DatasetCatalog.register("torch_data", kind)
-    try:
-        assert find_faults("torch_data", "train").lines() == [
-            f"warning: data sets that are not a list of records are not checked (1): "
-            f"{kind.__name__}"
-        ]
-    finally:
-        unregister("torch_data")
-
-
-@pytest.mark.parametrize("box", [[1, 1, NAN, 5], [1e308, -1e308, 1, 1], None, "text", [[1, 2]]])
-def test_boxes_of_records_are_finite(box: Any) -> None:
-    records = [{"annotations": [{"bbox": box}, {"bbox": [1, 1, 2.5, 2]}, {}], "image_id": 7}]
-    records[0]["annotations"].append({"bbox": np.float32([1, 2, 3, 4])})
-    faults = Faults()
-    check_records(records, faults, {})
-    (line,) = faults.lines()
-    assert "bbox that is not finite numbers (1): image 7" in line
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"bbox": [NAN, 1, 2, 3]}, "a bbox that is not finite numbers"),
-        ({"category_id": 2}, "a category_id that is not an integer from 0 to 1"),
-        ({"category_id": -1}, "a category_id that is not"),
-        ({"category_id": "disc"}, "a category_id that is not"),
-        ({"segmentation": [[1, 1, 5, 1, 5, INF]]}, "a polygon that is not finite numbers"),
-        ({"keypoints": [1, NAN, 2]}, "keypoints that are not finite numbers"),
-    ],
-)
-def test_faults_of_records_are_errors(values: dict, message: str) -> None:
-    item = {"bbox": [1, 1, 5, 5], "category_id": np.int64(1), "segmentation": [[1, 1, 5, 1, 5, 5]]}
-    metadata = {"thing_classes": ["disc", "square"]}
-    for changed, count in ((item, 0), ({**item, **values}, 1)):
-        faults = Faults()
-        check_records([{"image_id": 7, "annotations": [changed]}], faults, metadata)
-        assert len(faults.errors) == count
-    assert re.match(f"error: annotations have {message}.* image 7: categ", faults.lines()[0])
-
-
-def test_values_of_records_that_are_not_read_are_ignored() -> None:
-    item = {"bbox": [1, 1, 5, 5], "segmentation": [[NAN] * 6], "category_id": 9, "iscrowd": 1}
-    faults = Faults()
-    check_records([{"annotations": [item]}], faults, {"thing_classes": ["disc"]}, read=())
-    assert not faults.errors
-
-
-def test_files_need_not_be_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    copy_of = tmp_path / "labels.png"
-    copy_of.touch()
-    records = [{"sem_seg_file_name": str(copy_of)}]
-    other = tmp_path / "other"
-    other.mkdir()
-    for folder, count in (("s3://bucket/labels", 0), (str(other), 1), ("/no/folder", 0)):
-        faults = Faults()
-        check_records(records, faults, {"gt_dir": folder})
-        assert len(faults.errors) == count
 
 
 # Values that a broken tool may write.
