@@ -14,7 +14,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Largest error, in eps of the dtype, relative to the largest value of the tensor.
 #
 # float64, float32: coordinates below 16 lose 4 bits compared with offsets below 1. Sums of about
-# 100 products with varying signs, in another order than in the reference, lose less.
+# 100 products (SUMMED) with varying signs, in another order than in the reference, lose less.
 # float16, bfloat16: accumulated in float32, so the result is rounded once (half an eps). On CUDA,
 # and on CPUs with bfloat16 instructions, the columns are rounded too: half an eps per term. On the
 # CPU the signs of the terms vary enough that this is negligible in sums; on CUDA the terms may be
@@ -23,6 +23,7 @@ _EPS = {
     "cpu": {torch.float64: 16, torch.float32: 16, torch.float16: 1, torch.bfloat16: 1},
     "cuda": {torch.float64: 16, torch.float32: 16, torch.float16: 4, torch.bfloat16: 4},
 }
+SUMMED = 100
 
 
 def tolerance(dtype: torch.dtype, device: str = "cpu") -> float:

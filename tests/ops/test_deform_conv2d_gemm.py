@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from dcn_plugin.ops import deform_conv2d
 from tests.devices import kernels_of
 from tests.ops.conv_cases import ConvCase, cast, gradients
-from tests.tolerances import assert_near
+from tests.tolerances import SUMMED, assert_near, tolerance
 
 ROOT = Path(__file__).resolve().parents[2]
 SQUARE = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
@@ -54,9 +55,25 @@ def assert_equals_torchvision(torchvision, case, dtype, layout, device):
     expected, expected_gradients = gradients(
         torchvision.ops.deform_conv2d, cast(call, torch.float64), grad_output.double()
     )
-    assert_near(output, expected, "output")
+    assert_near(output, expected, "output", allowed_error(case, "output", dtype, device))
     for name, gradient in expected_gradients.items():
-        assert_near(found[name], gradient, name)
+        assert_near(found[name], gradient, name, allowed_error(case, name, dtype, device))
+
+
+def allowed_error(case: ConvCase, name: str, dtype: torch.dtype, device: str) -> float:
+    """Returns the tolerance of a result, in float64 for the number of products in its sums.
+
+    GEMMs in float64 are those of the BLAS library, whose order of summation depends on the
+    processor and the memory format. Added one after the other, the error of n products with varying
+    signs grows as the square root of n. Measured against sums in long double, on an AMD EPYC and in
+    channels-last: 21 eps for 26,020 products; torchvision, whose GEMM is another one, had 4.
+    """
+    products = {
+        "output": case.in_channels // case.groups * case.taps,
+        "weight": case.batch * math.prod(case.out_size),
+    }.get(name, 0)
+    more = max(1, products / SUMMED) if dtype == torch.float64 else 1
+    return tolerance(dtype, device) * more**0.5
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
